@@ -1,0 +1,34 @@
+"""Device, dtypes and peak speed: resolved when first asked for, in the process that uses them, never at import."""
+
+import torch
+
+# Peak dense bf16 FLOP/s by a part of the device's name (vendor data sheets).
+_PEAK_BF16_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+
+
+def device() -> torch.device:
+    """Return the device to compute on: the current CUDA device when there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of matmuls and activations: bf16 on CUDA devices that have it, else fp32."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the device's peak dense bf16 FLOP/s, or None where it is not known (then there is no MFU)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock read is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

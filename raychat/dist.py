@@ -1,0 +1,49 @@
+"""What a worker knows of its world: only what `torch.distributed` tells. Everything works without a process group."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+class World(NamedTuple):
+    """This process among the data-parallel workers."""
+
+    rank: int
+    size: int
+
+
+def world() -> World:
+    """Return rank and number of workers; (0, 1) where there is no process group."""
+    if td.is_available() and td.is_initialized():
+        return World(td.get_rank(), td.get_world_size())
+    return World(0, 1)
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all workers in place and return it. Every worker must call it."""
+    if world().size > 1:
+        td.all_reduce(tensor)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait for all workers."""
+    if world().size > 1:
+        # an all-reduce on the current device: td.barrier() on nccl would have to guess the device
+        td.all_reduce(torch.zeros(1, device=_device()))
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the picklable values of all workers in rank order, on every worker."""
+    size = world().size
+    if size == 1:
+        return [value]
+    values: list[Any] = [None] * size
+    td.all_gather_object(values, value)
+    return values
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if td.get_backend() == "nccl" else torch.device("cpu")

@@ -1,0 +1,175 @@
+"""One storage helper: a laptop path and a bucket (`s3://`, `gs://`, `memory://`) behave the same.
+
+Every function takes a path or URL as a string. Whatever is written appears whole or not at all: local files and folders
+are written under a temporary name and renamed; object stores only ever show finished objects, and a folder there is
+uploaded with its `meta.json` last, which therefore marks it as complete.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+LAST_FILE = "meta.json"  # uploaded last, so that its presence says that a folder on an object store is complete
+
+
+def home() -> str:
+    """Return the folder that everything is written to: `RAYCHAT_HOME`, or ~/.cache/raychat."""
+    return os.environ.get("RAYCHAT_HOME") or os.path.expanduser("~/.cache/raychat")
+
+
+def is_local(path: str) -> bool:
+    """Tell whether `path` is a plain path of this machine (no URL scheme)."""
+    return "://" not in path
+
+
+def join(base: str, *names: str) -> str:
+    """Join path components with `/`, for local paths and URLs alike."""
+    return "/".join([base.rstrip("/") or "/", *names])
+
+
+def name(path: str) -> str:
+    """Return the last component of a path or URL."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def exists(path: str) -> bool:
+    fs, p = url_to_fs(path)
+    return bool(fs.exists(p))
+
+
+def is_folder(path: str) -> bool:
+    fs, p = url_to_fs(path)
+    return bool(fs.isdir(p))
+
+
+def names(folder: str) -> list[str]:
+    """List the entries of a folder by name, sorted; empty when the folder is absent. Temporary entries are left out."""
+    fs, p = url_to_fs(folder)
+    fs.invalidate_cache(p)
+    try:
+        entries = fs.ls(p, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted({name(e) for e in entries if not _temporary(e)})
+
+
+def _temporary(entry: str) -> bool:
+    return name(entry).startswith(".tmp-")
+
+
+def size(path: str) -> int:
+    """Return a file's size in bytes."""
+    fs, p = url_to_fs(path)
+    return int(fs.size(p))
+
+
+def open_file(path: str, mode: str = "rb") -> IO[Any]:
+    """Open a file for reading (or, non-atomically, for writing)."""
+    return fsspec.open(path, mode).open()
+
+
+def read_bytes(path: str) -> bytes:
+    fs, p = url_to_fs(path)
+    return bytes(fs.cat_file(p))
+
+
+def read_text(path: str) -> str:
+    return read_bytes(path).decode("utf-8")
+
+
+def read_json(path: str) -> Any:
+    return json.loads(read_bytes(path))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file atomically, making its folder when needed."""
+    if not is_local(path):
+        fs, p = url_to_fs(path)
+        fs.pipe_file(p, data)
+        return
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = _temporary_beside(path)
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def write_text(path: str, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _temporary_beside(path: str) -> str:
+    folder, base = os.path.split(path.rstrip("/"))
+    return os.path.join(folder, f".tmp-{base}-{uuid.uuid4().hex[:8]}")
+
+
+def remove(path: str) -> None:
+    """Remove a file or a whole folder; nothing happens when it is absent."""
+    fs, p = url_to_fs(path)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(p, recursive=True)
+
+
+def rename(source: str, target: str) -> None:
+    """Rename a local file or folder; on an object store, copy and delete."""
+    fs, p = url_to_fs(source)
+    fs.mv(p, url_to_fs(target)[1], recursive=True)
+
+
+def local(path: str) -> str:
+    """Return a local file with the same content: the file itself, or a copy downloaded once to this machine's cache."""
+    if is_local(path):
+        return path
+    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", hashlib.sha256(path.encode()).hexdigest()[:16], name(path))
+    if not os.path.exists(cached):
+        write_bytes(cached, read_bytes(path))
+    return cached
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+    """Yield an empty local folder that becomes `path`, whole, when the block ends without an error.
+
+    An older folder at `path` is replaced.
+    """
+    if is_local(path):
+        os.makedirs(os.path.dirname(path.rstrip("/")) or ".", exist_ok=True)
+        temporary = _temporary_beside(path)
+        os.makedirs(temporary)
+    else:
+        temporary = tempfile.mkdtemp(prefix="raychat-")
+    try:
+        yield temporary
+        remove(path)
+        if is_local(path):
+            os.rename(temporary, path)
+        else:
+            upload(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def upload(folder: str, path: str) -> None:
+    """Copy a local folder's files to `path` (any storage), `meta.json` last."""
+    files = [os.path.relpath(os.path.join(d, f), folder) for d, _, fs in os.walk(folder) for f in fs]
+    for file in sorted(files, key=lambda f: (f == LAST_FILE, f)):
+        with open(os.path.join(folder, file), "rb") as f:
+            write_bytes(join(path, *file.split(os.sep)), f.read())
