@@ -1,0 +1,183 @@
+"""Causal attention with sliding windows, rotary embeddings, and the key/value cache.
+
+`attend` picks the kernel when it is called, by where its tensors are: FlashAttention 3 through the `kernels` package on
+Hopper GPUs where that is installed, FlexAttention for windows on other CUDA devices, else PyTorch's own
+`scaled_dot_product_attention`. All of them compute the same function; `explicit` in the tests is its definition.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines, each (length, head_dim / 2) fp32 (RoPE, arXiv:2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of x (B, T, H, D) by minus theta; cos and sin are (T, D/2) or (B, T, D/2)."""
+    a, b = x.float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attend causally over whole sequences.
+
+    Args:
+        q: (B, T, H, D).
+        k, v: (B, T, K, D), H a multiple of K (grouped-query attention).
+        window: a query sees its own position and this many to its left; >= T - 1 means the whole context.
+
+    Returns:
+        (B, T, H, D).
+    """
+    if q.device.type == "cuda" and (flash := _flash_attention_3(q.device)) is not None and q.dtype == torch.bfloat16:
+        out = flash(q, k, v, causal=True, window_size=(window if window < q.size(1) - 1 else -1, 0))
+        return out[0] if isinstance(out, tuple) else out
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.size(1) != k.size(1)
+    length = q.size(2)
+    if window >= length - 1:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    elif q.device.type == "cuda":
+        out = _compiled_flex()(q, k, v, block_mask=_window_blocks(length, window, q.device), enable_gqa=grouped)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=_window_mask(length, window, q.device), enable_gqa=grouped)
+    return out.transpose(1, 2)
+
+
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int) -> Tensor:
+    """Attend from new positions over everything that a cache holds.
+
+    Args:
+        q: (B, T, H, D), the new positions.
+        k, v: (B, S, K, D), cached keys and values, entry s at position s.
+        positions: (B, T) int64, the queries' positions.
+        window: as in `attend`.
+
+    Returns:
+        (B, T, H, D).
+    """
+    key = torch.arange(k.size(1), device=k.device)
+    distance = positions.unsqueeze(-1) - key  # (B, T, S)
+    mask = ((distance >= 0) & (distance <= window)).unsqueeze(1)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1)).transpose(1, 2)
+
+
+@lru_cache(maxsize=16)
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance <= window)
+
+
+@lru_cache(maxsize=16)
+def _window_blocks(length: int, window: int, device: torch.device) -> BlockMask:
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (query - key <= window)
+
+    return create_block_mask(visible, None, None, length, length, device=str(device))
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=False)  # uncompiled, FlexAttention materialises the scores
+
+
+@lru_cache(maxsize=8)
+def _flash_attention_3(device: torch.device) -> Any | None:
+    """Return FlashAttention 3's function on Hopper where the `kernels` package can load it, else None."""
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return None
+    try:
+        from kernels import get_kernel
+
+        return get_kernel("kernels-community/flash-attn3").flash_attn_func
+    except Exception:  # not installed, no network for the first download, no build for this torch: FlexAttention serves
+        return None
+
+
+class KVCache:
+    """Keys, values and what else a model must remember of its past, for a fixed number of sequences ("slots").
+
+    Positions are counted per slot, so sequences of different lengths live side by side. `lengths` is kept on the CPU, so
+    that asking for it never waits for the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_layer: int,
+        n_kv_head: int,
+        head_dim: int,
+        n_embd: int,
+        num_slots: int,
+        max_len: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (n_layer, num_slots, max_len, n_kv_head, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.previous = torch.zeros((num_slots, n_embd), device=device, dtype=dtype)  # last un-smeared embedding
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64)
+        self.max_len = max_len
+
+    def at(self, slots: Tensor) -> "Slots":
+        """Return the view that a forward pass of one sequence per slot takes; slots is (B,) int64, no slot twice."""
+        return Slots(self, slots)
+
+    def reset(self, slot: int) -> None:
+        """Forget the sequence of a slot."""
+        self.lengths[slot] = 0
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a slot hold the same sequence as another: one prefill then serves many samples."""
+        n = int(self.lengths[source])
+        self.keys[:, target, :n] = self.keys[:, source, :n]
+        self.values[:, target, :n] = self.values[:, source, :n]
+        self.previous[target] = self.previous[source]
+        self.lengths[target] = n
+
+
+class Slots:
+    """Some slots of a cache during one forward pass that appends T tokens to each of them."""
+
+    def __init__(self, cache: KVCache, slots: Tensor) -> None:
+        self._cache = cache
+        self._slots_cpu = slots.cpu()
+        self._slots = slots.to(cache.keys.device)
+
+    def positions(self, length: int) -> Tensor:
+        """Return the positions (B, T) of the next T tokens. Raises ValueError where they do not fit."""
+        held = self._cache.lengths[self._slots_cpu]
+        if int(held.max()) + length > self._cache.max_len:
+            raise ValueError(f"the cache holds {int(held.max())} of {self._cache.max_len} tokens; {length} more do not fit")
+        return (held[:, None] + torch.arange(length)).to(self._cache.keys.device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, T, K, D) at their positions; return all keys and values held, each (B, S, K, D)."""
+        rows = self._slots[:, None]
+        self._cache.keys[layer].index_put_((rows, positions), k)
+        self._cache.values[layer].index_put_((rows, positions), v)
+        used = int(self._cache.lengths[self._slots_cpu].max()) + k.size(1)
+        return self._cache.keys[layer, self._slots, :used], self._cache.values[layer, self._slots, :used]
+
+    def exchange_previous(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the last embedding of x (B, T, C); return the one before x's first (B, C) and whether there is one (B,)."""
+        before = self._cache.previous[self._slots]
+        self._cache.previous[self._slots] = x[:, -1]
+        return before, (self._cache.lengths[self._slots_cpu] > 0).to(x.device)
+
+    def advance(self, length: int) -> None:
+        """Count T more tokens for these slots, at the end of the forward pass."""
+        self._cache.lengths[self._slots_cpu] += length

@@ -1,0 +1,262 @@
+"""The GPT: one class for the nanochat lineage, whose generations differ only in the config.
+
+Notation: B batch, T sequence, C width (n_embd), L layers, H query heads, K key/value heads, D head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raychat.attention import KVCache, Slots, attend, attend_cached, rotary_table, rotate
+
+SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
+GATE_CHANNELS = 12  # channels of the residual stream that gate the value embeddings
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The architecture. The defaults are the current generation; `october_2025` is the first one."""
+
+    sequence_len: int = 2048
+    vocab_size: int = 32768
+    n_layer: int = 12
+    n_head: int = 6
+    n_kv_head: int = 6
+    n_embd: int = 768
+    window_pattern: str = "SSSL"  # tiled over the layers, S = a quarter of the context, L = all; the last layer is L
+    rotary_base: float = 100_000.0
+    qk_scale: float = 1.2
+    value_embeddings: bool = True
+    residual_scalars: bool = True  # x = r_i x + s_i x0 before every layer
+    smear: bool = True
+    backout: bool = True
+    softcap: float = 15.0
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"n_embd {self.n_embd} over n_head {self.n_head} is no even head size")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(f"window_pattern {self.window_pattern!r}: expected letters S and L, such as SSSL")
+
+    @classmethod
+    def october_2025(cls, **sizes: int) -> "GPTConfig":
+        """Return the first generation's architecture (public d20 and d32 checkpoints, `nanochat` in transformers)."""
+        return cls(
+            **sizes,
+            window_pattern="L",
+            rotary_base=10_000.0,
+            qk_scale=1.0,
+            value_embeddings=False,
+            residual_scalars=False,
+            smear=False,
+            backout=False,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // 64) * 64
+
+    def windows(self) -> list[int]:
+        """Return each layer's window: positions to the left that a query sees besides its own."""
+        short = -(-self.sequence_len // 4 // 128) * 128
+        pattern = [self.window_pattern[i % len(self.window_pattern)] for i in range(self.n_layer - 1)] + ["L"]
+        return [min(short, self.sequence_len) if letter == "S" else self.sequence_len for letter in pattern]
+
+    def has_value_embedding(self, layer: int) -> bool:
+        return self.value_embeddings and layer % 2 == (self.n_layer - 1) % 2
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMSNorm without learned weight (Zhang & Sennrich 2019)."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias: the fp32 master weight is cast to the activations' dtype."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer, self.window = config, layer, config.windows()[layer]
+        width = config.n_kv_head * config.head_dim
+        self.q = Linear(config.n_embd, config.n_embd)
+        self.k = Linear(config.n_embd, width)
+        self.v = Linear(config.n_embd, width)
+        self.proj = Linear(config.n_embd, config.n_embd)
+        self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
+
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None) -> Tensor:
+        """x: (B, T, C) normalised; ve: (B, T, K * D) or None -> (B, T, C)."""
+        B, T, _ = x.shape
+        D = self.config.head_dim
+        q, k, v = (project(x).view(B, T, -1, D) for project in (self.q, self.k, self.v))
+        if self.ve_gate is not None and ve is not None:
+            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, K)
+            v = v + gate.unsqueeze(-1) * ve.view(v.shape).to(v.dtype)
+        q, k = (self.config.qk_scale * norm(rotate(z, *rotary)) for z in (q, k))
+        if cache is None or positions is None:
+            y = attend(q, k, v, self.window)
+        else:
+            k, v = cache.append(self.layer, k, v, positions)
+            y = attend_cached(q, k, v, positions, self.window)
+        return self.proj(y.reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.relu(self.fc(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None) -> Tensor:
+        x = x + self.attn(norm(x), ve, rotary, positions, cache)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """Token ids in, logits out. What loop, engine and evaluations need of a model is `forward`, `config` and `new_cache`."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        L, C = config.n_layer, config.n_embd
+        self.wte = nn.Embedding(config.padded_vocab_size, C)
+        self.value_embeds = nn.ModuleDict(
+            {str(i): nn.Embedding(config.padded_vocab_size, config.n_kv_head * config.head_dim) for i in range(L) if config.has_value_embedding(i)}
+        )
+        if config.smear:
+            self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.residual_scalars:
+            self.resid_scale = nn.Parameter(torch.ones(L))
+            self.x0_scale = nn.Parameter(torch.zeros(L))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.zeros(1))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(L))
+        self.lm_head = Linear(C, config.padded_vocab_size)
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw the initial weights (recipe: nanochat, July 2026); equal on every worker, whatever the device."""
+        generator = torch.Generator().manual_seed(seed)
+        config = self.config
+        s = math.sqrt(3 / config.n_embd)
+        depth = torch.arange(config.n_layer) / max(config.n_layer - 1, 1)
+        for name, p in self.named_parameters():
+            value = torch.empty(p.shape)
+            leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+            if leaf == "wte":
+                value.normal_(std=0.8, generator=generator)
+            elif leaf == "lm_head":
+                value.normal_(std=0.001, generator=generator)
+            elif leaf in ("q", "k", "v") or name.startswith("value_embeds"):
+                value.uniform_(-s, s, generator=generator)
+            elif leaf == "fc":
+                value.uniform_(-0.4 * s, 0.4 * s, generator=generator)
+            elif leaf in ("ve_gate", "smear_gate"):
+                value.uniform_(0, 0.02, generator=generator)
+            elif leaf == "resid_scale":
+                value = 1.15 - 0.10 * depth
+            elif leaf == "x0_scale":
+                value = 0.20 - 0.15 * depth
+            elif leaf == "backout_lambda":
+                value.fill_(0.2)
+            else:  # both output projections and smear_lambda
+                value.zero_()
+            p.copy_(value)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> "GPT":
+        """Move to a device; embeddings take the compute dtype (which makes it the activations'), the rest stays fp32."""
+        self.to(device)
+        for module in (self.wte, *self.value_embeds.values()):
+            module.to(dtype)
+        return self
+
+    def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
+        """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the model's context)."""
+        config = self.config
+        return KVCache(
+            n_layer=config.n_layer,
+            n_kv_head=config.n_kv_head,
+            head_dim=config.head_dim,
+            n_embd=config.n_embd,
+            num_slots=num_slots,
+            max_len=max_len or config.sequence_len,
+            device=self.wte.weight.device,
+            dtype=self.wte.weight.dtype,
+        )
+
+    def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:
+        """Compute the logits of every next token.
+
+        Args:
+            idx: (B, T) int64 token ids; with a cache, the tokens that follow what it holds.
+            cache: slots of a KVCache, which this pass extends by T tokens each; None = whole sequences.
+
+        Returns:
+            (B, T, V) fp32 logits, soft-capped.
+        """
+        config = self.config
+        T = idx.size(1)
+        positions = cache.positions(T) if cache is not None else None
+        cos, sin = self._rotary_table(max(T, config.sequence_len), idx.device)
+        rotary = (cos[:T], sin[:T]) if positions is None else (cos[positions], sin[positions])
+
+        x = norm(self.wte(idx))
+        if config.smear:
+            x = self._smear(x, cache)
+        x0, middle = x, x
+        for i, block in enumerate(self.blocks):
+            if config.residual_scalars:
+                x = self.resid_scale[i].to(x.dtype) * x + self.x0_scale[i].to(x.dtype) * x0
+            ve = self.value_embeds[str(i)](idx) if config.has_value_embedding(i) else None
+            x = block(x, ve, rotary, positions, cache)
+            if i == config.n_layer // 2:
+                middle = x
+        if config.backout:
+            x = x - self.backout_lambda.to(x.dtype) * middle
+        if cache is not None:
+            cache.advance(T)
+        logits = self.lm_head(norm(x))[..., : config.vocab_size].float()
+        return config.softcap * torch.tanh(logits / config.softcap)
+
+    def _smear(self, x: Tensor, cache: Slots | None) -> Tensor:
+        """Add to every embedding a gated share of the one before it (B, T, C)."""
+        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if cache is not None:
+            previous, exists = cache.exchange_previous(x)
+            before = torch.cat((previous.unsqueeze(1) * exists[:, None, None].to(x.dtype), x[:, :-1]), dim=1)
+        gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
+        return x + self.smear_lambda.to(x.dtype) * gate * before
+
+    def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._rotary is None or self._rotary[0].size(0) < length or self._rotary[0].device != device:
+            self._rotary = rotary_table(length, self.config.head_dim, self.config.rotary_base, device)
+        return self._rotary
