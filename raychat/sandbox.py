@@ -1,0 +1,182 @@
+"""Run Python that a model wrote, in a process of its own with limits. Layer 0: standard library only.
+
+What holds, where Linux has it (`Outcome.guards` says what was in force):
+- time: wall clock by the parent, CPU seconds by the kernel; the whole process group is killed;
+- memory: address space (RLIMIT_AS); files: 1 MiB each, 64 open, 64 MiB and 1,000 names in all (looked at every 50 ms);
+- system calls (seccomp): only those plain Python needs, so no sockets, no second process or thread, no signals;
+- files (Landlock): reads of Python's and the system's libraries, writes in an empty folder of its own, removed
+  afterwards; neither your home nor /etc nor /proc is readable;
+- nothing inherited: empty environment, no standard input, no other file descriptors, no capabilities, no site-packages.
+
+What does not: it is not a virtual machine (a kernel bug is a way out), and the program shares its interpreter with the
+few lines that judge it: ending early never counts as passing, but a program written against this very file could forge
+its verdict. Without seccomp (macOS, some containers) the network is open, and a warning says so.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import IO, NamedTuple
+
+MAX_OUTPUT_BYTES = 64 << 10
+MAX_FOLDER_BYTES = 64 << 20
+MAX_FOLDER_NAMES = 1000
+POLL_S = 0.05
+CHILD = Path(__file__).with_name("sandbox_child.py")
+
+
+class Outcome(NamedTuple):
+    """What became of a program: `error` is None exactly when it passed."""
+
+    passed: bool  # it ran to its last line without an exception
+    stdout: str  # its first 64 KiB
+    error: str | None = None  # "AssertionError: ...", "timed out after 5 s", "killed by SIGXCPU", ...
+    guards: tuple[str, ...] = ()  # protections in force: rlimit_*, no_new_privs, landlock, seccomp
+
+
+def run(code: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 << 20) -> Outcome:
+    """Run `code` as a program of its own and say whether it ran to its end without an exception.
+
+    `timeout_s` is wall time (CPU time is limited to the next whole second above it); `memory_bytes` is address space,
+    the interpreter's own ~30 MB included. A program that leaves early, also by `sys.exit(0)`, has not passed.
+
+    >>> run("print(6 * 7)").stdout
+    '42\\n'
+    >>> run("assert 1 + 1 == 3, 'sum'").error
+    'AssertionError: sum'
+    """
+    folder = tempfile.mkdtemp(prefix="sandbox-")
+    try:
+        return _run_in(Path(folder), code, timeout_s, memory_bytes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Outcome:
+    program = folder / "program.py"
+    try:
+        program.write_text(code, encoding="utf-8")
+    except UnicodeEncodeError as problem:  # lone surrogates, which no Python source may hold
+        return Outcome(False, "", f"SyntaxError: {problem}")
+    nonce = secrets.token_hex(8)
+    report_read, report_write = os.pipe()
+    # fmt: off
+    command = [
+        sys.executable, "-I", "-S", "-B", "-X", "utf8", str(CHILD),
+        str(program), str(report_write), nonce, str(memory_bytes), str(math.ceil(timeout_s) + 1),
+    ]
+    # fmt: on
+    with os.fdopen(report_read, "rb", buffering=0) as report:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={},
+                pass_fds=(report_write,),
+                start_new_session=True,  # a process group of its own, to be killed as one
+                bufsize=0,
+            )
+        finally:
+            os.close(report_write)
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            try:
+                output, told, stopped = _watch(stdout, report, folder, timeout_s)
+            finally:
+                _kill_group(process)
+    return _judge(output, told, stopped, nonce, process.returncode)
+
+
+def _watch(stdout: IO[bytes], report: IO[bytes], folder: Path, timeout_s: float) -> tuple[bytes, bytes, str | None]:
+    """Collect both pipes until the report's end or a limit; returns (output, report, why it was stopped or None)."""
+    deadline = time.monotonic() + timeout_s
+    output, told = bytearray(), bytearray()
+    stopped = None
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ, (stdout, output))
+        selector.register(report, selectors.EVENT_READ, (report, told))
+        looked = time.monotonic()
+        while selector.get_map():
+            now = time.monotonic()
+            if now >= deadline:
+                stopped = f"timed out after {timeout_s:g} s"
+                break
+            if now >= looked + POLL_S:
+                looked = now
+                if _too_full(folder):
+                    stopped = "wrote too much to its folder"
+                    break
+            for key, _ in selector.select(min(POLL_S, deadline - now)):
+                pipe, kept = key.data
+                chunk = pipe.read(1 << 16)
+                if not chunk:
+                    selector.unregister(pipe)
+                kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
+    return bytes(output), bytes(told), stopped
+
+
+def _too_full(folder: Path) -> bool:
+    total = names = 0
+    for root, folders, files in os.walk(folder):
+        names += len(folders) + len(files)
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+            except OSError:  # removed meanwhile
+                continue
+        if total > MAX_FOLDER_BYTES or names > MAX_FOLDER_NAMES:
+            return True
+    return False
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill the group and reap its leader; until it is reaped its number cannot belong to anybody else."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _judge(output: bytes, told: bytes, stopped: str | None, nonce: str, returncode: int) -> Outcome:
+    guards: tuple[str, ...] = ()
+    ended, error = False, None
+    for number, line in enumerate(told.split(b"\n")[:2]):
+        try:
+            message = json.loads(line)
+            if number == 0:
+                guards = tuple(message["guards"])
+            elif message["nonce"] == nonce:
+                ended, error = True, message["error"]
+        except (ValueError, KeyError, TypeError):
+            break
+    if guards and "seccomp" not in guards:
+        _warn_open()
+    if not ended:
+        if stopped is None and returncode < 0 and returncode != -signal.SIGKILL:
+            stopped = f"killed by {signal.Signals(-returncode).name}"
+        error = stopped or "ended before its last line"
+    return Outcome(ended and error is None, output.decode("utf-8", errors="replace"), error, guards)
+
+
+@functools.cache  # once a process
+def _warn_open() -> None:
+    warnings.warn(
+        "this system has no seccomp filter for the sandbox: programs of the model can open sockets and start "
+        "processes; run evaluations that execute code in a container without network",
+        RuntimeWarning,
+        stacklevel=2,
+    )
