@@ -1,0 +1,104 @@
+"""The calculator that a model may call in the middle of its answer: arithmetic and counting letters, nothing else.
+
+An expression is read as a syntax tree and evaluated node by node; no text ever reaches `eval`. Its length, the size of
+every intermediate number and therefore the time it takes are bounded.
+"""
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+from decimal import Decimal
+
+MAX_CHARS = 256  # of an expression
+MAX_MAGNITUDE = 1e30  # of every number on the way; also what bounds a power before it is computed
+SIGNIFICANT_DIGITS = 10  # of a result that is no whole number
+
+Number = int | float
+
+_BINARY: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_ARITHMETIC = re.compile(r"[0-9eE.+\-*/%()\s]+")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+class _Refused(Exception):
+    """The expression is none that the calculator computes."""
+
+
+def calculator(expression: str) -> str | None:
+    """Compute an expression as GSM8K writes it and return the result as text, or None for anything else.
+
+    Numbers (also 1,000), + - * / // % **, parentheses, signs, and how often a string occurs in another.
+
+    >>> calculator("48/2"), calculator("5 * .20"), calculator("1,000 + 0.5"), calculator("2**0.5")
+    ('24', '1', '1000.5', '1.414213562')
+    >>> calculator("'strawberry'.count('r')")
+    '3'
+    >>> calculator("1/0"), calculator("9**9**9"), calculator("__import__('os')")
+    (None, None, None)
+    """
+    text = expression.strip()
+    if len(text) > MAX_CHARS or "\\" in text:
+        return None
+    if "'" not in text and '"' not in text:
+        text = _THOUSANDS.sub("", text)
+        if not _ARITHMETIC.fullmatch(text):
+            return None
+    try:
+        return _as_text(_value(ast.parse(text, mode="eval").body))
+    except (_Refused, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        return None  # RecursionError and MemoryError: what Python's parser raises for absurd nesting
+
+
+def _value(node: ast.expr) -> Number:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return _bounded(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        operand = _value(node.operand)
+        return -operand if isinstance(node.op, ast.USub) else operand
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return _power(_value(node.left), _value(node.right))
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        return _bounded(_BINARY[type(node.op)](_value(node.left), _value(node.right)))
+    if isinstance(node, ast.Call):
+        return _count(node)
+    raise _Refused
+
+
+def _power(base: Number, exponent: Number) -> Number:
+    if base != 0 and exponent * math.log10(abs(base)) > math.log10(MAX_MAGNITUDE):
+        raise _Refused
+    return _bounded(base**exponent)
+
+
+def _count(call: ast.Call) -> int:
+    """Compute `'text'.count('part')`, both literal strings."""
+    match call:
+        case ast.Call(
+            func=ast.Attribute(value=ast.Constant(value=str(text)), attr="count"),
+            args=[ast.Constant(value=str(part))],
+            keywords=[],
+        ):
+            return text.count(part)
+    raise _Refused
+
+
+def _bounded(value: Number | complex) -> Number:
+    if isinstance(value, complex) or not abs(value) <= MAX_MAGNITUDE:  # also refuses NaN
+        raise _Refused
+    return value
+
+
+def _as_text(value: Number) -> str:
+    """Write a number as GSM8K does: 72, 0.2, never 72.0 or 1e-05."""
+    if value == int(value):
+        return str(int(value))
+    return format(Decimal(f"{value:.{SIGNIFICANT_DIGITS}g}").normalize(), "f")
