@@ -50,7 +50,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     elif q.device.type == "cuda":
         out = _compiled_flex()(q, k, v, block_mask=_window_blocks(length, window, q.device), enable_gqa=grouped)
     else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=_window_mask(length, window, q.device), enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=_window_mask(length, window, q.device), enable_gqa=grouped
+        )
     return out.transpose(1, 2)
 
 
@@ -161,7 +163,9 @@ class Slots:
         """Return the positions (B, T) of the next T tokens. Raises ValueError where they do not fit."""
         held = self._cache.lengths[self._slots_cpu]
         if int(held.max()) + length > self._cache.max_len:
-            raise ValueError(f"the cache holds {int(held.max())} of {self._cache.max_len} tokens; {length} more do not fit")
+            raise ValueError(
+                f"the cache holds {int(held.max())} of {self._cache.max_len} tokens; {length} more do not fit"
+            )
         return (held[:, None] + torch.arange(length)).to(self._cache.keys.device)
 
     def append(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,4 +16,6 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (B, T) fp32, 0 where the target is -1.
     """
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(targets.shape)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(
+        targets.shape
+    )

@@ -101,7 +101,9 @@ class Attention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd)
         self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
 
-    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None) -> Tensor:
+    def forward(
+        self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None
+    ) -> Tensor:
         """x: (B, T, C) normalised; ve: (B, T, K * D) or None -> (B, T, C)."""
         B, T, _ = x.shape
         D = self.config.head_dim
@@ -134,7 +136,9 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None) -> Tensor:
+    def forward(
+        self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None
+    ) -> Tensor:
         x = x + self.attn(norm(x), ve, rotary, positions, cache)
         return x + self.mlp(norm(x))
 
@@ -148,7 +152,11 @@ class GPT(nn.Module):
         L, C = config.n_layer, config.n_embd
         self.wte = nn.Embedding(config.padded_vocab_size, C)
         self.value_embeds = nn.ModuleDict(
-            {str(i): nn.Embedding(config.padded_vocab_size, config.n_kv_head * config.head_dim) for i in range(L) if config.has_value_embedding(i)}
+            {
+                str(i): nn.Embedding(config.padded_vocab_size, config.n_kv_head * config.head_dim)
+                for i in range(L)
+                if config.has_value_embedding(i)
+            }
         )
         if config.smear:
             self.smear_gate = Linear(SMEAR_CHANNELS, 1)

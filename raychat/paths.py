@@ -138,7 +138,9 @@ def local(path: str) -> str:
     """Return a local file with the same content: the file itself, or a copy downloaded once to this machine's cache."""
     if is_local(path):
         return path
-    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", hashlib.sha256(path.encode()).hexdigest()[:16], name(path))
+    cached = os.path.join(
+        tempfile.gettempdir(), "raychat-cache", hashlib.sha256(path.encode()).hexdigest()[:16], name(path)
+    )
     if not os.path.exists(cached):
         write_bytes(cached, read_bytes(path))
     return cached

@@ -1,0 +1,74 @@
+"""Batches that carry their own weights, and the rows that a worker takes at a step.
+
+The loss of a step is `sum_bt weights[b, t] * nll[b, t]` over all micro-batches of all workers: a batch is already
+normalised over the whole step, so the loop divides by nothing and any number of workers takes the same step.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raychat.dist import World
+from raychat.loss import IGNORE
+from raychat.tokens import TokenRows
+
+
+class Batch(NamedTuple):
+    """One micro-batch."""
+
+    inputs: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64, -1 where there is nothing to predict
+    weights: Tensor  # (B, T) float32, normalised over the whole optimizer step, all workers included
+
+
+def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch.device) -> Batch:
+    """Make the next-token batch of rows.
+
+    Args:
+        tokens: (B, T + 1) int64.
+        mask: (B, T + 1) bool, whether the token carries loss as a target.
+        scale: weight of each such target: 1 / (their number in the whole step).
+    """
+    inputs = torch.from_numpy(tokens[:, :-1].copy())
+    carries = torch.from_numpy(mask[:, 1:].copy())
+    targets = torch.from_numpy(tokens[:, 1:].copy()).masked_fill_(~carries, IGNORE)
+    weights = carries.float().mul_(scale)
+    if device.type == "cuda":
+        return Batch(*(t.pin_memory().to(device, non_blocking=True) for t in (inputs, targets, weights)))
+    return Batch(inputs, targets, weights)
+
+
+def steps_of(
+    rows: TokenRows, *, rows_per_step: int, device_rows: int, start: int, world: World, device: torch.device
+) -> Iterator[Iterator[Batch]]:
+    """Yield, step by step from step `start`, this worker's micro-batches of the step, made lazily.
+
+    Step s takes rows s * rows_per_step and following, in order, round and round when they end; worker r of W takes every
+    W-th of them from the r-th. So the rows of a step depend on nothing but s: resume is one integer and exact, and any
+    number of workers sees the same data.
+    """
+    step = start
+    while True:
+        yield _step(rows, np.arange(step * rows_per_step, (step + 1) * rows_per_step), device_rows, world, device)
+        step += 1
+
+
+def _step(
+    rows: TokenRows, indices: np.ndarray, device_rows: int, world: World, device: torch.device
+) -> Iterator[Batch]:
+    scale = 1 / max(rows.num_valid(indices), 1)
+    mine = indices[world.rank :: world.size]
+    for i in range(0, len(mine), device_rows):
+        yield next_token(*rows.rows(mine[i : i + device_rows]), scale, device)
+
+
+def evaluation(
+    rows: TokenRows, num_rows: int, *, device_rows: int, world: World, device: torch.device
+) -> Iterator[Batch]:
+    """Yield this worker's share of the first `num_rows` rows once; every target that carries loss weighs 1."""
+    mine = np.arange(num_rows)[world.rank :: world.size]
+    for i in range(0, len(mine), device_rows):
+        yield next_token(*rows.rows(mine[i : i + device_rows]), 1.0, device)

@@ -1,0 +1,187 @@
+"""Checkpoints are values: a folder `step_000123` with
+
+    model.safetensors               weights by parameter name
+    optimizer_000.safetensors ...   one file a worker, tensors named "<parameter>/<slot>/<first row>"
+    meta.json                       architecture, settings, parent, step, metrics ...; it makes the checkpoint complete
+    tokenizer/                      so that the folder alone is enough to talk to the model
+
+Any number of workers reads what any number has written. Nothing is pickled.
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from raychat import dist, paths
+from raychat.device import compute_dtype
+from raychat.model import GPT, GPTConfig
+from raychat.tokenizer import Tokenizer
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d{6,})")
+_MODELS = {"GPT": (GPT, GPTConfig)}
+
+
+class Sharded(Protocol):
+    """What a checkpoint needs of an optimizer."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, pieces: Mapping[str, Tensor]) -> None: ...
+
+
+def all_in(folder: str) -> list[str]:
+    """Return the complete checkpoints of a stage, oldest first."""
+    found = [(int(m[1]), n) for n in paths.names(folder) if (m := _NAME.fullmatch(n))]
+    candidates = [paths.join(folder, n) for _, n in sorted(found)]
+    return [c for c in candidates if paths.exists(paths.join(c, paths.LAST_FILE))]
+
+
+def latest(folder: str) -> str | None:
+    """Return the newest complete checkpoint of a stage, or None."""
+    return next(reversed(all_in(folder)), None)
+
+
+def save_checkpoint(
+    folder: str,
+    step: int,
+    model: GPT,
+    optimizer: Sharded | None,
+    tokenizer: Tokenizer,
+    meta: dict[str, Any],
+    keep: int = 2,
+) -> str:
+    """Write `folder`/step_<step>; every worker must call it. Returns its path.
+
+    Raises:
+        ValueError: the workers do not see one storage (each wrote to a disk of its own).
+    """
+    rank, size = dist.world()
+    final = paths.join(folder, f"step_{step:06d}")
+    # A local folder is filled under a temporary name and renamed; an object store gets meta.json last.
+    target = paths.join(folder, f".tmp-step_{step:06d}") if paths.is_local(folder) else final
+    if rank == 0:
+        paths.remove(target)
+    dist.barrier()
+    if optimizer is not None:
+        paths.write_bytes(paths.join(target, f"optimizer_{rank:03d}.safetensors"), save(_on_cpu(optimizer.state())))
+    if rank == 0:
+        paths.write_bytes(paths.join(target, "model.safetensors"), save(_on_cpu(model.state_dict())))
+        tokenizer.save(paths.join(target, "tokenizer"))
+    dist.barrier()
+    if rank == 0:
+        shards = sum(n.startswith("optimizer_") for n in paths.names(target))
+        if optimizer is not None and shards != size:
+            raise ValueError(
+                f"{target} holds {shards} of {size} workers' optimizer state: the workers do not share this storage; set --cluster.storage-path to a folder or bucket that all of them see"
+            )
+        architecture = {"class": type(model).__name__, **dataclasses.asdict(model.config)}
+        paths.write_json(
+            paths.join(target, paths.LAST_FILE),
+            {"format": FORMAT, "step": step, "model": architecture, "commit": commit(), **meta},
+        )
+        if target != final:
+            paths.remove(final)
+            paths.rename(target, final)
+        for old in all_in(folder)[:-keep]:
+            paths.remove(old)
+    dist.barrier()
+    return final
+
+
+def read_meta(path: str) -> dict[str, Any]:
+    """Return a checkpoint's meta.json. Raises ValueError where `path` is no checkpoint of this format."""
+    try:
+        meta = paths.read_json(paths.join(path, paths.LAST_FILE))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is no checkpoint: it has no {paths.LAST_FILE}; expected a folder such as runs/tiny/sft/step_000100"
+        ) from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("model", {}).get("class") not in _MODELS:
+        raise ValueError(f"{path}/{paths.LAST_FILE} is not of raychat's checkpoint format {FORMAT}")
+    return meta
+
+
+def load_model(path: str, device: torch.device) -> tuple[GPT, dict[str, Any]]:
+    """Build the model of a checkpoint, placed on `device`; return it with its meta.
+
+    Raises:
+        ValueError: no checkpoint, or weights that are not those of the architecture that meta.json names.
+    """
+    meta = read_meta(path)
+    fields = dict(meta["model"])
+    build, config = _MODELS[fields.pop("class")]
+    model = build(config(**fields))
+    load_weights(path, model)
+    return model.place(device, compute_dtype(device)), meta
+
+
+def load_weights(path: str, model: GPT) -> None:
+    """Copy a checkpoint's weights into a model of the same architecture. Raises ValueError on a mismatch."""
+    file = paths.local(paths.join(path, "model.safetensors"))
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            expected, got = model.state_dict(), {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as e:
+        raise ValueError(f"{file} cannot be read as safetensors: {e}") from e
+    shapes = [{k: tuple(t.shape) for k, t in tensors.items()} for tensors in (expected, got)]
+    if shapes[0] != shapes[1]:
+        different = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))[:5]
+        details = "; ".join(f"{k}: got {shapes[1].get(k)}, expected {shapes[0].get(k)}" for k in different)
+        raise ValueError(f"{file} does not fit the architecture: {details}")
+    model.load_state_dict(got)
+
+
+def load_optimizer(path: str, optimizer: Sharded) -> None:
+    """Give an optimizer the state that a checkpoint holds, whatever number of workers wrote it."""
+    optimizer.load_state(_Pieces(path))
+
+
+class _Pieces(Mapping[str, Tensor]):
+    """All workers' optimizer tensors of a checkpoint, each read when asked for."""
+
+    def __init__(self, path: str) -> None:
+        files = [n for n in paths.names(path) if n.startswith("optimizer_")]
+        if not files:
+            raise ValueError(f"{path} holds no optimizer state")
+        opened = [safe_open(paths.local(paths.join(path, n)), framework="pt") for n in files]
+        self._file = {key: f for f in opened for key in f.keys()}  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._file[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Load the tokenizer that lies beside a checkpoint's weights."""
+    return Tokenizer.load(paths.join(path, "tokenizer"))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: t.detach().cpu().contiguous() for k, t in tensors.items()}
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Return the git commit of this code, or None where there is none to be asked."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,194 @@
+"""Join or start Ray, run a stage on its workers, and spread work over tasks."""
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+import torch
+
+from raychat.cluster import Cluster
+from raychat.log import Progress, Report
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Worker = Callable[[dict[str, Any], Report], dict[str, Any]]
+
+# Defaults that suit small machines; whatever the user has set wins. See Ray's constants of these names.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report or a dead worker; Ray's 2 s would throttle
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers' prints are forwarded by Ray anyway: once is enough
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_")  # the driver's variables that workers get as well
+_LOGICAL_CPUS = 8  # at least so many on one's own machine: actors mostly wait, and a small laptop must not deadlock
+
+
+def connect(cluster: Cluster) -> None:
+    """Join the Ray cluster at `cluster.address` or RAY_ADDRESS, or start one on this machine; once per process."""
+    if ray.is_initialized():
+        return
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    variables = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
+    if address and address != "local":
+        ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=True)
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        runtime_env={"env_vars": variables},
+        logging_level="warning",
+    )
+
+
+def num_gpus() -> int:
+    """Return the cluster's GPUs."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def spread(
+    fn: Callable[[Item], Result], items: Iterable[Item], cluster: Cluster, *, num_cpus: float = 1, in_flight: int = 64
+) -> Iterator[Result]:
+    """Run `fn` on every item as Ray tasks, results in the items' order; in this process with 0 workers.
+
+    A task whose process or node dies is run again; an exception of `fn` is raised here with its cause.
+    """
+    if cluster.workers == 0:
+        yield from map(fn, items)
+        return
+    connect(cluster)
+    task = ray.remote(num_cpus=num_cpus)(fn)
+    running: deque[Any] = deque()
+    for item in items:
+        if len(running) >= in_flight:
+            yield ray.get(running.popleft())
+        running.append(task.remote(item))
+    while running:
+        yield ray.get(running.popleft())
+
+
+def launch(worker: Worker, config: dict[str, Any], *, name: str, steps: int, cluster: Cluster) -> dict[str, Any]:
+    """Run `worker(config, report)` on every train worker and return what rank 0's returns.
+
+    The workers form a `torch.distributed` group (nccl on GPUs, gloo on CPUs). When one dies, all are started again, at
+    most `cluster.max_failures` times, and the worker function goes on from its own last checkpoint. Rows that rank 0
+    reports are shown as progress on this terminal. With 0 workers the function runs in this process, without Ray.
+
+    Args:
+        worker: picklable; gets `config` and `report`.
+        config: picklable values; paths in it are absolute or URLs.
+        name: what the progress display shows.
+        steps: at which step the progress is complete.
+    """
+    with Progress(name, steps) as progress:
+        if cluster.workers == 0:
+            return worker(config, progress.show)
+        connect(cluster)
+        return _fit(worker, config, name, cluster, progress)
+
+
+def _fit(worker: Worker, config: dict[str, Any], name: str, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else int(num_gpus() > 0)
+    _check_room(cluster, gpus)
+    rows = ray.remote(num_cpus=0)(_Rows).remote()
+    resources = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        _run_worker,
+        train_loop_config={"worker": worker, "config": config, "rows": rows},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            storage_path=cluster.storage() + "/ray",
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            logging_config=LoggingConfig("WARNING"),
+        ),
+    )
+    with _shown(rows, progress):
+        return dict(trainer.fit().return_value)
+
+
+def _check_room(cluster: Cluster, gpus: int) -> None:
+    """Ray would wait without end for workers that do not fit; a cluster that can grow is left to do so."""
+    have = ray.cluster_resources()
+    need = {"CPU": cluster.workers, "GPU": cluster.workers * gpus}
+    for resource, count in need.items():
+        if have.get(resource, 0) < count:
+            message = (
+                f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {have.get(resource, 0):g}"
+            )
+            if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS") and not cluster.address:
+                raise ValueError(
+                    f"{message}: set --cluster.workers lower or join a larger cluster by --cluster.address"
+                )
+            print(f"{message}: waiting for it to grow", flush=True)
+
+
+def _run_worker(work: dict[str, Any]) -> dict[str, Any]:
+    """One train worker: set its threads and device, then run the plain function."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(get_device())
+    rows = work["rows"]
+
+    def report(row: dict[str, Any]) -> None:
+        rows.put.remote(row)
+
+    return work["worker"](work["config"], report)
+
+
+class _Rows:
+    """What rank 0 has reported and the driver has not shown yet."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def drain(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows
+
+
+@contextlib.contextmanager
+def _shown(rows: Any, progress: Progress) -> Iterator[None]:
+    """Show rows as they come, from a thread: `fit` holds this one."""
+    done = threading.Event()
+
+    def drain() -> None:
+        for row in ray.get(rows.drain.remote()):
+            progress.show(row)
+
+    def poll() -> None:
+        while not done.wait(0.5):
+            drain()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        drain()
+        ray.kill(rows)
