@@ -59,7 +59,12 @@ def from_depth(
     >>> from_depth(24).n_embd, from_depth(24).batch_tokens == 2**20
     (1536, True)
     """
-    given = {"depth": depth, "head_dim": head_dim, "sequence_len": sequence_len, "vocab_size": vocab_size}
+    given: dict[str, float | None] = {
+        "depth": depth,
+        "head_dim": head_dim,
+        "sequence_len": sequence_len,
+        "vocab_size": vocab_size,
+    }
     given |= {"ratio": ratio, "batch_tokens": batch_tokens, "steps": steps}
     for name, value in given.items():
         if value is not None and not value > 0:
@@ -105,7 +110,7 @@ def _width(depth: int, head_dim: int | None = None) -> tuple[int, int]:
 
 
 def _num_scaling_params(n_layer: int, n_embd: int, head_dim: int, vocab_size: int) -> int:
-    """Count lm_head and the blocks' matrices: attention 4 C^2, MLP 8 C^2, 12 gate weights a head in every second layer."""
+    """Count lm_head and the blocks' matrices: attention 4 C^2, MLP 8 C^2, in every second layer 12 per head (gate)."""
     gates = math.ceil(n_layer / 2) * (n_embd // head_dim) * 12
     padded_vocab_size = math.ceil(vocab_size / 64) * 64
     return n_layer * 12 * n_embd**2 + gates + padded_vocab_size * n_embd
