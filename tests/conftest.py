@@ -1,0 +1,90 @@
+"""What all tests share: settings for small machines, a fresh RAYCHAT_HOME per test, one Ray cluster per session."""
+
+import functools
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+
+# Read by Ray in every process it starts, and by torch when it is first imported: so they are set before either.
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",  # as in Ray's workers: same sums in every process, and no fight over few cores
+    "RAY_AUTH_MODE": "disabled",  # a cluster of this machine only; do not write a token to the home folder
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how late a finished or dead worker is noticed; default 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what workers print shows twice
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # default 32 actors for every parquet read
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",  # a run costs seconds; the tests of log.py say offline themselves
+    "WANDB_SILENT": "true",
+}
+for key, value in SETTINGS.items():
+    os.environ.setdefault(key, value)
+os.environ.pop("RAY_ADDRESS", None)  # tests run on their own cluster, whatever else is running
+
+
+@functools.cache
+def has_network() -> bool:
+    try:
+        urllib.request.urlopen("https://huggingface.co/robots.txt", timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("network") and not has_network():
+        pytest.skip("needs the internet")
+
+
+@pytest.fixture(autouse=True)
+def raychat_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder that everything the test writes goes to; RAYCHAT_HOME points there."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("RAYCHAT_HOME", str(home))
+    monkeypatch.setenv("WANDB_DIR", str(home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A Ray cluster of this machine with 8 logical CPUs, started by the first test that asks, for all of them."""
+    import ray
+
+    # Ray's sockets lie in this folder, and their paths may have about 100 characters: not pytest's long tmp_path.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=512 * 1024**2,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with samples of the real data sets that lies beside some checkouts (shared/data)."""
+    folder = REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data sets in {folder}")
+    return folder

@@ -1,0 +1,137 @@
+"""What docs/architecture.md says and the source shows: layers, Ray at the edge, light jobs, portable files."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+
+# A module or subpackage of raychat imports from lines above its own, or from its own line without cycles.
+LAYERS = [
+    "paths dist device log loss schedule scaling packing sandbox sandbox_child",
+    "attention tokenizer tools tasks tinyworld",
+    "model gpt2 chat corpus tokens optim",
+    "flops engine batches checkpoint convert",
+    "train stage rl evals report",
+    "cluster",
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+JOBS = sorted(path.stem for path in (REPO / "jobs").glob("*.py") if path.stem != "__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything a file imports, wherever in the file (`from a import b` gives `a.b`)."""
+    package = path.relative_to(REPO).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += [node.module] if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((REPO / folder).rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """Return the module or subpackage directly under raychat/ that a file belongs to; "" for raychat/__init__.py."""
+    name = path.relative_to(REPO / "raychat").parts[0].removesuffix(".py")
+    return "" if name == "__init__" else name
+
+
+def raychat_imports() -> dict[str, set[str]]:
+    """Map each part of raychat to the other parts it imports."""
+    graph: dict[str, set[str]] = {}
+    for path in sources("raychat"):
+        names = (name.split(".") for name in imports(path))
+        found = {name[1] for name in names if name[0] == "raychat" and len(name) > 1}
+        graph.setdefault(part(path), set()).update(found - {part(path), "__version__"})
+    return graph
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = set(raychat_imports()) - set(LAYER) - {""}
+    assert not unknown, f"add {sorted(unknown)} to LAYERS, and to the picture in docs/architecture.md"
+
+
+def test_imports_point_down() -> None:
+    graph = raychat_imports()
+    up = [f"{a} -> {b}" for a, found in graph.items() for b in found if LAYER.get(b, 99) > LAYER.get(a, -1)]
+    assert not up, f"imports that point up: {up}"
+
+
+def test_imports_have_no_cycle() -> None:
+    try:
+        TopologicalSorter(raychat_imports()).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules that import each other: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("path", sources("raychat") + sources("jobs"), ids=lambda p: str(p.relative_to(REPO)))
+def test_ray_is_imported_in_cluster_only(path: Path) -> None:
+    if "cluster" not in path.relative_to(REPO).parts[:-1]:
+        assert not [name for name in imports(path) if name.split(".")[0] == "ray"]
+
+
+@pytest.mark.parametrize("job", [job for job in JOBS if job != "speedrun"])
+def test_only_speedrun_imports_jobs(job: str) -> None:
+    assert not [name for name in imports(REPO / "jobs" / f"{job}.py") if name.split(".")[0] == "jobs"]
+
+
+def test_library_does_not_import_jobs() -> None:
+    assert not [str(p) for p in sources("raychat") if any(name.split(".")[0] == "jobs" for name in imports(p))]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_job_shows_help_in_three_seconds(job: str) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        shown = subprocess.run(
+            [sys.executable, f"jobs/{job}.py", "--help"], cwd=REPO, capture_output=True, text=True, timeout=60
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "usage" in shown.stdout
+        return time.perf_counter() - start
+
+    timings: list[float] = []
+    while len(timings) < 3 and min(timings, default=99) >= 3:  # the best of three: other processes may be running
+        timings.append(seconds())
+    assert min(timings) < 3, f"--help took {timings} s; import torch, ray and the like inside run()"
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPO, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := REPO / name).is_file()]
+
+
+def test_no_lock_files() -> None:
+    """A lock file names the index of the machine that wrote it; constraints.txt holds versions only."""
+    locks = [str(path) for path in tracked_files() if re.search(r"(\.lock|lock\.json|lock\.yaml)$", path.name)]
+    assert not locks
+
+
+def test_files_name_no_index_and_no_machine() -> None:
+    """The checkout installs and runs wherever it lies, from whichever package index the machine is set up for."""
+    pattern = re.compile(
+        r"index[-_]url|find[-_]links|pypi\.org|pythonhosted|download\.pytorch\.org|static\.crates\.io"
+        r"|/work/|/root/|/home/\w|/Users/\w"
+    )
+    found = []
+    for path in tracked_files():
+        if path == Path(__file__) or path.suffix in {".png", ".gz", ".zst", ".parquet"}:
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            if pattern.search(line):
+                found.append(f"{path.relative_to(REPO)}:{number}: {line.strip()[:100]}")
+    assert not found, "\n".join(found)
