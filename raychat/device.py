@@ -1,6 +1,9 @@
 """Device, dtypes and peak speed: resolved when first asked for, in the process that uses them, never at import."""
 
+from typing import cast
+
 import torch
+from torch import nn
 
 # Peak dense bf16 FLOP/s by a part of the device's name (vendor data sheets).
 _PEAK_BF16_FLOPS = {
@@ -41,3 +44,9 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given, so that a clock read is true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Return the model compiled for batches of one shape on CUDA; on a CPU, itself: compiling would take a minute."""
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    return cast(nn.Module, torch.compile(model, dynamic=False)) if on_cuda else model

@@ -16,7 +16,7 @@ from raychat.log import Progress, Report
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Worker = Callable[[dict[str, Any], Report], dict[str, Any]]
+Work = TypeVar("Work")
 
 # Defaults that suit small machines; whatever the user has set wins. See Ray's constants of these names.
 _ENVIRONMENT = {
@@ -78,27 +78,31 @@ def spread(
         yield ray.get(running.popleft())
 
 
-def launch(worker: Worker, config: dict[str, Any], *, name: str, steps: int, cluster: Cluster) -> dict[str, Any]:
-    """Run `worker(config, report)` on every train worker and return what rank 0's returns.
+def launch(
+    worker: Callable[[Work, Report], dict[str, Any]], work: Work, *, name: str, steps: int, cluster: Cluster
+) -> dict[str, Any]:
+    """Run `worker(work, report)` on every train worker and return what rank 0's returns.
 
     The workers form a `torch.distributed` group (nccl on GPUs, gloo on CPUs). When one dies, all are started again, at
     most `cluster.max_failures` times, and the worker function goes on from its own last checkpoint. Rows that rank 0
     reports are shown as progress on this terminal. With 0 workers the function runs in this process, without Ray.
 
     Args:
-        worker: picklable; gets `config` and `report`.
-        config: picklable values; paths in it are absolute or URLs.
+        worker: picklable; gets `work` and `report`.
+        work: picklable values; paths in it are absolute or URLs.
         name: what the progress display shows.
         steps: at which step the progress is complete.
     """
     with Progress(name, steps) as progress:
         if cluster.workers == 0:
-            return worker(config, progress.show)
+            return worker(work, progress.show)
         connect(cluster)
-        return _fit(worker, config, name, cluster, progress)
+        return _fit(worker, work, name, cluster, progress)
 
 
-def _fit(worker: Worker, config: dict[str, Any], name: str, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+def _fit(
+    worker: Callable[[Work, Report], dict[str, Any]], work: Work, name: str, cluster: Cluster, progress: Progress
+) -> dict[str, Any]:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -108,7 +112,7 @@ def _fit(worker: Worker, config: dict[str, Any], name: str, cluster: Cluster, pr
     resources = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         _run_worker,
-        train_loop_config={"worker": worker, "config": config, "rows": rows},
+        train_loop_config={"worker": worker, "work": work, "rows": rows},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
@@ -138,7 +142,7 @@ def _check_room(cluster: Cluster, gpus: int) -> None:
             print(f"{message}: waiting for it to grow", flush=True)
 
 
-def _run_worker(work: dict[str, Any]) -> dict[str, Any]:
+def _run_worker(told: dict[str, Any]) -> dict[str, Any]:
     """One train worker: set its threads and device, then run the plain function."""
     import ray.train
     from ray.train.torch import get_device
@@ -148,12 +152,12 @@ def _run_worker(work: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
-    rows = work["rows"]
+    rows = told["rows"]
 
     def report(row: dict[str, Any]) -> None:
         rows.put.remote(row)
 
-    return work["worker"](work["config"], report)
+    return told["worker"](told["work"], report)
 
 
 class _Rows:

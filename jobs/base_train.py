@@ -1,0 +1,109 @@
+"""Pretrain a base model: `python jobs/base_train.py --run d12 --depth 12 --data climbmix`.
+
+Reads raw shards, tokenizes and packs them with Ray Data while training already runs on the first of them, and trains on
+`--cluster.workers` data-parallel workers. Everything but the depth is derived from it. Killed at any moment, the same
+command goes on from the last checkpoint.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = "base"  # name of the run: everything goes to <storage>/runs/<run>
+    data: tuple[str, ...] = ("tinyworld",)  # climbmix, fineweb-edu, tinyworld, or folders / files of parquet, jsonl(.gz|.zst), txt
+    num_shards: int | None = None  # shards to use; None = as many as the run needs (hub data) or all there are
+    depth: int = 12  # the one dial: width, heads, batch, learning rates and length of training follow from it
+    head_dim: int | None = None  # None = 128, below depth 8 64
+    sequence_len: int = 2048  # context length in tokens
+    window_pattern: str = "SSSL"  # sliding windows, tiled over the layers: S = a quarter of the context, L = all of it
+    ratio: float = 12.0  # training tokens per scaling parameter; 10.5 is compute-optimal
+    steps: int | None = None  # None = as many as the ratio asks for
+    batch_tokens: int | None = None  # tokens per optimizer step, all workers together; None = by the scaling rule
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = what fits an 80 GB GPU, 4,096 tokens on a CPU
+    lr_scale: float | None = None  # times every learning rate; None = sqrt(batch / 2^19)
+    eval_every: int = 250  # steps between validations
+    eval_tokens: int = 80 * 524288  # at most so many validation tokens
+    save_every: int = 500  # steps between checkpoints
+    seed: int = 0  # of the initial weights
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Train the base model, or find that it is trained; return the stage's summary."""
+    from raychat import corpus, paths, scaling, schedule
+    from raychat.cluster.launch import launch
+    from raychat.cluster.prepare import documents, prepare, prepare_async
+    from raychat.model import GPTConfig
+    from raychat.stage import finished
+    from raychat.token_stage import TokenStage, train_on_rows
+    from raychat.tokenizer import Tokenizer
+
+    cluster = args.cluster
+    storage, folder = cluster.storage(), cluster.run_folder(args.run, "base")
+    tokenizer_folder = cluster.run_folder(args.run, "tokenizer")
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    sizes = scaling.from_depth(
+        args.depth,
+        head_dim=args.head_dim,
+        sequence_len=args.sequence_len,
+        vocab_size=tokenizer.vocab_size,
+        ratio=args.ratio,
+        batch_tokens=args.batch_tokens,
+        steps=args.steps,
+    )
+    lr_scale = args.lr_scale if args.lr_scale is not None else sizes.lr_scale
+    settings = {k: v for k, v in dataclasses.asdict(args).items() if k != "cluster"}
+    settings |= {"batch_tokens": sizes.batch_tokens, "steps": sizes.steps, "lr_scale": lr_scale}
+    settings |= {"weight_decay": sizes.weight_decay, "tokenizer": tokenizer.fingerprint}
+    if (summary := finished(folder, settings)) is not None:
+        print(f"base: {args.run} is trained already: {summary['checkpoint']}")
+        return summary
+    print(f"base: {sizes}")
+
+    num_shards = args.num_shards or corpus.shards_needed(args.data, sizes.tokens)
+    train, val = corpus.split(corpus.shards(args.data, storage, num_shards))
+    val_work = documents(val, tokenizer, args.sequence_len, storage)
+    prepare(val_work, cluster)
+    train_work = documents(train, tokenizer, args.sequence_len, storage)
+    with prepare_async(train_work, cluster):
+        work = TokenStage(
+            name=f"{args.run}/base",
+            folder=folder,
+            tokenizer=tokenizer_folder,
+            rows=train_work.folder,
+            val_rows=val_work.folder,
+            architecture=GPTConfig(
+                sequence_len=args.sequence_len,
+                vocab_size=tokenizer.vocab_size,
+                n_layer=sizes.n_layer,
+                n_head=sizes.n_head,
+                n_kv_head=sizes.n_head,
+                n_embd=sizes.n_embd,
+                window_pattern=args.window_pattern,
+            ),
+            steps=sizes.steps,
+            rows_per_step=sizes.batch_tokens // args.sequence_len,
+            schedule=schedule.base,
+            lr_scale=lr_scale,
+            weight_decay=sizes.weight_decay,
+            seed=args.seed,
+            device_rows=args.device_rows,
+            max_val_rows=max(1, args.eval_tokens // args.sequence_len),
+            eval_every=args.eval_every,
+            save_every=args.save_every,
+            settings=settings,
+        )
+        summary = launch(train_on_rows, work, name=work.name, steps=work.steps, cluster=cluster)
+    print(f"base: {paths.name(summary['checkpoint'])} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
+    return summary
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))
