@@ -1,5 +1,6 @@
 """The tokenizer against rustbpe (merges), tiktoken (ids) and a slow reference."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -36,7 +37,7 @@ def slow_train(counts: dict[bytes, int], vocab_size: int) -> list[bytes]:
     while len(ids) < vocab_size:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, n in words:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += n
         pairs = +pairs
         if not pairs:
@@ -153,7 +154,7 @@ def test_batch_equals_one_by_one(tokenizer: Tokenizer) -> None:
     ids, offsets = tokenizer.encode_batch(texts)
     assert ids.dtype == np.uint16
     assert offsets.dtype == np.int64
-    assert [ids[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [*map(tokenizer.encode, texts)]
+    assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [*map(tokenizer.encode, texts)]
 
 
 def test_batch_with_bos(tokenizer: Tokenizer) -> None:
