@@ -1,0 +1,48 @@
+"""Midtrain: teach a base model the conversation format, tool use and multiple choice, in the pretraining style.
+
+Next-token loss over whole packed rows of conversations. Architecture and rates come from the base checkpoint.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = "base"  # name of the run whose base model is taken
+    tasks: tuple[str, ...] = ("conversations", "mmlu", "gsm8k", "identity", "spelling-bee", "simple-spelling")  # what is trained on; NAME*3 repeats it
+    task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
+    steps: int | None = None  # None = one pass over the data
+    batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
+    lr: float = 1.0  # peak, times the base run's rates; falls linearly to 0
+    eval_every: int = 150  # steps between validations
+    save_every: int = 150  # steps between checkpoints
+    seed: int = 0  # of the order of the data
+    parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Midtrain, or find that it is done; return the stage's summary."""
+    from functools import partial
+
+    from raychat import schedule
+    from raychat.cluster.finetune import finetune
+
+    return finetune(
+        args,
+        stage="mid",
+        parents=("base",),
+        schedule=partial(schedule.linear_to_zero, peak=args.lr),
+        whole_rows=True,
+        keep_momenta=False,
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,49 @@
+"""Supervised fine-tuning: train on the assistant's tokens alone, conversations packed whole and padded.
+
+Architecture, rates and the optimizer's momenta come from the parent checkpoint: the midtrained model, or the base model
+where there is none.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = "base"  # name of the run whose model is taken
+    tasks: tuple[str, ...] = ("conversations", "mmlu*3", "gsm8k*4", "identity", "simple-spelling", "spelling-bee")  # what is trained on; NAME*3 repeats it
+    task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
+    steps: int | None = None  # None = one pass over the data
+    batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
+    lr: float = 0.8  # peak, times the base run's rates; falls to 0 over the last half
+    eval_every: int = 100  # steps between validations
+    save_every: int = 100  # steps between checkpoints
+    seed: int = 1  # of the order of the data
+    parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Fine-tune, or find that it is done; return the stage's summary."""
+    from functools import partial
+
+    from raychat import schedule
+    from raychat.cluster.finetune import finetune
+
+    return finetune(
+        args,
+        stage="sft",
+        parents=("mid", "base"),
+        schedule=partial(schedule.sft, peak=args.lr),
+        whole_rows=False,
+        keep_momenta=True,
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,81 @@
+"""Attention against its definition: an explicit softmax over the visible positions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from raychat.attention import _window_blocks, attend, attend_cached, rotary_table, rotate
+
+T, H, D = 160, 4, 16
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """(B, T, H, D) attention, position by position, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    group = q.size(2) // k.size(2)
+    out = torch.zeros_like(q)
+    for t in range(q.size(1)):
+        first = max(0, t - window)
+        for h in range(q.size(2)):
+            keys, values = k[:, first : t + 1, h // group], v[:, first : t + 1, h // group]
+            scores = torch.einsum("bd,bsd->bs", q[:, t, h], keys) / math.sqrt(q.size(-1))
+            out[:, t, h] = torch.einsum("bs,bsd->bd", scores.softmax(-1), values)
+    return out
+
+
+def qkv(kv_heads: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return tuple(torch.randn(2, T, h, D, device=device, dtype=dtype) for h in (H, kv_heads, kv_heads))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("window", [0, 1, 31, 158, 159, 1000])
+def test_attend_equals_explicit_softmax(window: int, kv_heads: int) -> None:
+    q, k, v = qkv(kv_heads)
+    torch.testing.assert_close(attend(q, k, v, window).double(), explicit(q, k, v, window), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [5, 1000])
+def test_cached_attention_equals_whole_attention(window: int) -> None:
+    q, k, v = qkv(2)
+    positions = torch.arange(100, T).expand(2, -1)
+    part = attend_cached(q[:, 100:], k, v, positions, window)
+    torch.testing.assert_close(part, attend(q, k, v, window)[:, 100:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_blocks_are_the_same_window() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    q, k, v = (x.transpose(1, 2) for x in qkv(4))
+    blocks = _window_blocks(T, 31, torch.device("cpu"))
+    out = flex_attention(q, k, v, block_mask=blocks)  # uncompiled: the same function, as plain operations
+    expected = attend(*(x.transpose(1, 2) for x in (q, k, v)), window=31)
+    torch.testing.assert_close(out.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [31, 1000])
+def test_attend_on_cuda_equals_explicit_softmax(window: int) -> None:
+    q, k, v = qkv(2, "cuda", torch.bfloat16)
+    # bf16 has 8 bits of mantissa: 2^-8 relative on values of about 1
+    torch.testing.assert_close(attend(q, k, v, window).double(), explicit(q, k, v, window), rtol=2e-2, atol=2e-2)
+
+
+def test_rotation_keeps_norms_and_depends_on_distance_only() -> None:
+    cos, sin = rotary_table(64, D, 10_000.0, torch.device("cpu"))
+    q, k = torch.randn(1, 1, 1, D), torch.randn(1, 1, 1, D)
+
+    def score(i: int, j: int) -> Tensor:
+        return (rotate(q, cos[i : i + 1], sin[i : i + 1]) * rotate(k, cos[j : j + 1], sin[j : j + 1])).sum()
+
+    torch.testing.assert_close(rotate(q, cos[9:10], sin[9:10]).norm(), q.norm())
+    torch.testing.assert_close(score(40, 33), score(10, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_rotation_turns_halves_by_minus_theta() -> None:
+    cos, sin = rotary_table(2, 2, 100.0, torch.device("cpu"))  # one pair, theta = position
+    turned = rotate(torch.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]]), cos, sin)
+    torch.testing.assert_close(turned[0, 1, 0], torch.tensor([math.cos(1.0), -math.sin(1.0)]))

@@ -1,0 +1,62 @@
+"""One storage helper: local folders and an object store (fsspec's memory) behave the same."""
+
+import os
+import uuid
+
+import pytest
+
+from raychat import paths
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: object) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def test_written_files_are_read_back(root: str) -> None:
+    paths.write_json(paths.join(root, "a", "b.json"), {"x": [1, 2]})
+    assert paths.read_json(paths.join(root, "a", "b.json")) == {"x": [1, 2]}
+    assert paths.names(paths.join(root, "a")) == ["b.json"]
+    assert paths.exists(paths.join(root, "a", "b.json"))
+    assert paths.is_folder(paths.join(root, "a"))
+
+
+def test_absent_folder_has_no_names(root: str) -> None:
+    assert paths.names(paths.join(root, "nothing")) == []
+    paths.remove(paths.join(root, "nothing"))
+
+
+def test_new_folder_appears_whole(root: str) -> None:
+    folder = paths.join(root, "made")
+    with paths.new_folder(folder) as temporary:
+        for name in ("meta.json", "z.txt"):
+            paths.write_text(os.path.join(temporary, name), name)
+        assert not paths.exists(folder)
+    assert paths.names(folder) == ["meta.json", "z.txt"]
+
+
+def test_failed_new_folder_leaves_nothing_and_keeps_the_old(root: str) -> None:
+    folder = paths.join(root, "made")
+    paths.write_text(paths.join(folder, "old.txt"), "old")
+
+    def fill() -> None:
+        with paths.new_folder(folder) as temporary:
+            paths.write_text(os.path.join(temporary, "new.txt"), "new")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fill()
+    assert paths.names(folder) == ["old.txt"]
+    assert paths.names(root) == ["made"]
+
+
+def test_local_copy_has_the_same_content(root: str) -> None:
+    path = paths.join(root, "shard.bin")
+    paths.write_bytes(path, b"\x00\x01")
+    with open(paths.local(path), "rb") as f:
+        assert f.read() == b"\x00\x01"
+
+
+def test_home_is_moved_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCHAT_HOME", "/somewhere")
+    assert paths.home() == "/somewhere"
