@@ -1,8 +1,8 @@
 """The engine: requests enter and leave a running batch at any step. Chat, rollouts and evaluation all generate with it.
 
-One `step` lets waiting requests in (each prompt is read in a pass of its own), takes every running request one token
-further in one batched pass, and returns what happened as events. A request draws from a random generator of its own, and
-its logits come from its own tokens only, so what it says does not depend on which requests run beside it (up to the
+A `step` lets waiting requests in (each prompt is read in a pass of its own), takes every running request one token
+further in one batched pass, and returns what happened as events. A request draws from its own random generator, and its
+logits come from its own tokens only, so what it says does not depend on which requests run beside it (up to the
 rounding of matrix products of different batch sizes).
 
 A tool is a state machine in each request: when the model closes a tool call, the tool's answer is put between
@@ -83,7 +83,7 @@ def sample(
     """Draw a token for every row: cut to top-k, then to top-p of what is left, then invert the cumulative probability.
 
     logits: (B, V) fp32; uniforms: (B,) fp64 in [0, 1), the only randomness -> tokens (B,) int64. Top-k keeps exactly k
-    tokens, ties or not; top-p the fewest most likely ones whose probabilities reach it (nucleus sampling, arXiv:1904.09751).
+    tokens, ties or not; top-p the fewest most likely ones whose probabilities reach it (arXiv:1904.09751).
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -118,8 +118,8 @@ class _Request:
 class Engine:
     """Continue many token sequences at once with one model and one key/value cache.
 
-    model: anything with the face of `Model`. max_sequences: requests that run at once; more wait their turn. tool: called
-    with the text of a tool call; where it returns None, no answer is put in. Not thread-safe: one thread owns an engine.
+    model: anything with the face of `Model`. max_sequences: requests that run at once; more wait their turn. tool: gets
+    the text of a tool call; where it returns None, no answer is put in. Not thread-safe: one thread owns an engine.
 
     Raises:
         ValueError: the tokenizer is not the model's.
@@ -136,9 +136,8 @@ class Engine:
         if max_sequences < 1:
             raise ValueError(f"max_sequences is {max_sequences}; expected a whole number >= 1")
         if tokenizer.vocab_size != model.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: expected a pair"
-            )
+            got, expected = tokenizer.vocab_size, model.config.vocab_size
+            raise ValueError(f"the tokenizer is not the model's: it has {got} tokens, expected {expected}")
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
         self._device = next(iter(model.parameters())).device
@@ -196,10 +195,9 @@ class Engine:
         own = self.model.state_dict()
         shapes, expected = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (weights, own))
         for name in sorted(shapes.keys() | expected.keys()):
-            if shapes.get(name) != expected.get(name):
-                raise ValueError(
-                    f"weights of another model: {name}: got {shapes.get(name)}, expected {expected.get(name)}"
-                )
+            got, want = shapes.get(name), expected.get(name)
+            if got != want:
+                raise ValueError(f"the weights are not this model's: {name}: got shape {got}, expected {want}")
         with torch.no_grad():
             for name, tensor in own.items():
                 value = weights[name]
@@ -231,23 +229,19 @@ class Engine:
     ) -> list[Completion]:
         """Continue all prompts to their ends; return a completion for each, in order.
 
-        Neighbouring equal prompts are read once: n samples of a prompt are the prompt n times. params: one for each prompt,
-        or one for all, whose seed is then the first prompt's, and the next ones count up from it, so that samples differ.
+        Neighbouring equal prompts are read once: n samples of a prompt are the prompt n times. params: one for each
+        prompt, or one for all, whose seed is then the first one's; the next count up from it, so that samples differ.
 
         Raises:
             ValueError: as `add`, before anything is generated; or other requests are in flight.
         """
         if self.busy:
-            raise ValueError(
-                "other requests are in flight: generate needs an idle engine; use add and step beside them"
-            )
+            raise ValueError("other requests are in flight; generate needs an idle engine: use add and step")
         if isinstance(params, SamplingParams):
             seed = params.seed
             params = [params if seed is None else replace(params, seed=seed + i) for i in range(len(prompts))]
         if len(params) != len(prompts):
-            raise ValueError(
-                f"got {len(params)} sampling parameters for {len(prompts)} prompts; expected as many, or one"
-            )
+            raise ValueError(f"got {len(params)} sampling parameters for {len(prompts)} prompts; expected one for each")
         try:
             done = {self.add(p, q): Completion([], [], [], "length") for p, q in zip(prompts, params, strict=True)}
         except ValueError:

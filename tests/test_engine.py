@@ -1,0 +1,296 @@
+"""The engine against a model without a cache, and against itself: alone, in company, in any order."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny import byte_tokenizer, random_model, scripted_model
+
+from raychat.engine import Completion, Engine, Event, SamplingParams, sample
+
+TOKENIZER = byte_tokenizer()
+SPECIAL = TOKENIZER.special
+NO_STOP = ()  # a random model would stop at random
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return random_model()
+
+
+def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[TOKENIZER.bos] + [draw.randrange(256) for _ in range(n - 1)] for n in lengths]
+
+
+@torch.inference_mode()
+def recomputed(model: torch.nn.Module, prompt: list[int], ids: list[int]) -> torch.Tensor:
+    """Return the logits before each of `ids`, from one pass over everything, without a cache."""
+    return model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+
+
+def run(engine: Engine, ids: list[int]) -> dict[int, list[Event]]:
+    events: dict[int, list[Event]] = {i: [] for i in ids}
+    while engine.busy:
+        for event in engine.step():
+            events[event.id].append(event)
+    return events
+
+
+# ---------------------------------------------------------------------------------------------- truth
+
+
+def test_cached_greedy_is_recomputed_greedy(model: torch.nn.Module) -> None:
+    """Windows of 128 tokens are passed on the way; tokens are the argmax of a model without a cache."""
+    prompts = prompts_of([1, 2, 17, 60, 120])
+    params = SamplingParams(temperature=0, max_new_tokens=100, stop_ids=NO_STOP)
+    for prompt, done in zip(prompts, Engine(model, TOKENIZER).generate(prompts, params), strict=True):
+        logits = recomputed(model, prompt, done.ids)
+        assert done.ids == logits.argmax(-1).tolist()
+
+
+def test_logprobs_are_the_models_own_whatever_the_sampling(model: torch.nn.Module) -> None:
+    params = SamplingParams(temperature=0.5, top_k=7, top_p=0.8, max_new_tokens=40, seed=1, stop_ids=NO_STOP)
+    (prompt,) = prompts_of([20])
+    (done,) = Engine(model, TOKENIZER).generate([prompt], params)
+    logits = recomputed(model, prompt, done.ids).log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(logits, done.ids, strict=True)]
+    np.testing.assert_allclose(done.logprobs, expected, atol=1e-4)  # fp32 sums in another order
+    assert done.sampled == [True] * 40
+
+
+def kept_reference(probs: np.ndarray, top_k: int | None, top_p: float | None) -> np.ndarray:
+    """The definition, token by token: which probabilities stay after top-k, then top-p, renormalised."""
+    order = sorted(range(len(probs)), key=lambda i: -probs[i])[:top_k]
+    total, kept, mass = sum(probs[i] for i in order), [], 0.0
+    for i in order:
+        if top_p is not None and kept and mass >= top_p * total:
+            break
+        kept.append(i)
+        mass += probs[i]
+    out = np.zeros_like(probs)
+    out[kept] = probs[kept] / mass
+    return out
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [None, 1, 5, 1000])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.6, 1.0])
+def test_sample_has_the_distribution_it_should(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    num = 20_000
+    row = torch.randn(37, generator=torch.Generator().manual_seed(3)) * 2
+    uniforms = (torch.arange(num, dtype=torch.float64) + 0.5) / num  # stratified: counts are exact to one per bin edge
+    tokens = sample(row.expand(num, -1), uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
+    got = np.bincount(tokens.numpy(), minlength=37) / num
+    probs = torch.softmax(row.double() / temperature, -1).numpy()
+    np.testing.assert_allclose(got, kept_reference(probs, top_k, top_p), atol=2 / num)
+
+
+def test_sample_at_the_edges() -> None:
+    logits = torch.tensor([[0.0, 5.0, -torch.inf, 1.0]])
+    edges = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    tokens = sample(logits.expand(2, -1), edges, temperature=1.0)
+    assert tokens.tolist() == [0, 3]
+    ties = sample(torch.zeros(1000, 8), torch.linspace(0, 0.999, 1000, dtype=torch.float64), top_k=3)
+    assert len(set(ties.tolist())) == 3
+    assert sample(logits, torch.zeros(1, dtype=torch.float64), temperature=0).tolist() == [1]
+
+
+# ---------------------------------------------------------------------------------------------- company
+
+
+def mixed_params(num: int) -> list[SamplingParams]:
+    choices = [(0.0, None, None), (1.0, None, None), (0.7, 5, None), (1.3, None, 0.9), (1.0, 20, 0.7)]
+    return [SamplingParams(*choices[i % 5], max_new_tokens=10 + 3 * i, seed=i, stop_ids=NO_STOP) for i in range(num)]
+
+
+def assert_same(a: Completion, b: Completion) -> None:
+    assert a.ids == b.ids
+    assert (a.sampled, a.finish) == (b.sampled, b.finish)
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_sequences", [1, 3, 16])
+def test_batched_is_one_by_one(model: torch.nn.Module, max_sequences: int) -> None:
+    prompts, params = prompts_of([3, 30, 7, 90, 1, 12, 50]), mixed_params(7)
+    together = Engine(model, TOKENIZER, max_sequences=max_sequences).generate(prompts, params)
+    alone = [Engine(model, TOKENIZER).generate([p], [q])[0] for p, q in zip(prompts, params, strict=True)]
+    for a, b in zip(together, alone, strict=True):
+        assert_same(a, b)
+
+
+def test_requests_enter_and_leave_at_any_step(model: torch.nn.Module) -> None:
+    prompts, params = prompts_of([3, 30, 7, 90, 1]), mixed_params(5)
+    alone = [Engine(model, TOKENIZER).generate([p], [q])[0] for p, q in zip(prompts, params, strict=True)]
+    engine, got = Engine(model, TOKENIZER, max_sequences=3), {}
+    for prompt, q in zip(prompts, params, strict=True):
+        got[engine.add(prompt, q)] = []
+        for _ in range(4):
+            for event in engine.step():
+                got[event.id].append(event.token)
+    for id, events in run(engine, list(got)).items():
+        got[id] += [event.token for event in events]
+    assert list(got.values()) == [done.ids for done in alone]
+
+
+def test_seed_gives_same_tokens_and_none_new_ones(model: torch.nn.Module) -> None:
+    engine, (prompt,) = Engine(model, TOKENIZER), prompts_of([5])
+    seeded = SamplingParams(seed=7, max_new_tokens=30, stop_ids=NO_STOP)
+    assert engine.generate([prompt], seeded) == engine.generate([prompt], seeded)
+    unseeded = SamplingParams(max_new_tokens=30, stop_ids=NO_STOP)
+    assert engine.generate([prompt], unseeded)[0].ids != engine.generate([prompt], unseeded)[0].ids
+
+
+def test_samples_of_one_prompt_are_read_once(model: torch.nn.Module) -> None:
+    engine, (prompt,) = Engine(model, TOKENIZER, max_sequences=4), prompts_of([40])
+    passes: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(lambda module, args: passes.append(tuple(args[0].shape)))
+    samples = engine.generate([prompt] * 10, SamplingParams(max_new_tokens=20, seed=100, stop_ids=NO_STOP))
+    hook.remove()
+    assert [shape for shape in passes if shape[1] > 1] == [(1, 40)]
+    assert len({tuple(s.ids) for s in samples}) == 10
+    for i, done in enumerate(samples):
+        params = SamplingParams(max_new_tokens=20, seed=100 + i, stop_ids=NO_STOP)
+        assert_same(done, Engine(model, TOKENIZER).generate([prompt], params)[0])
+
+
+def test_cancel_frees_the_slot_and_disturbs_nobody(model: torch.nn.Module) -> None:
+    prompts, params = prompts_of([9, 8, 7]), mixed_params(3)
+    alone = [Engine(model, TOKENIZER).generate([p], [q])[0].ids for p, q in zip(prompts, params, strict=True)]
+    engine = Engine(model, TOKENIZER, max_sequences=2)
+    ids = [engine.add(p, q) for p, q in zip(prompts, params, strict=True)]
+    waiting = engine.add(prompts[0], params[0])
+    first = [event for _ in range(3) for event in engine.step()]
+    engine.cancel(ids[0])
+    engine.cancel(waiting)
+    engine.cancel(12345)  # long gone
+    rest = run(engine, ids)
+    assert rest[ids[0]] == []
+    tokens = [e.token for e in first if e.id == ids[1]] + [e.token for e in rest[ids[1]]]
+    assert tokens == alone[1]
+    assert [e.token for e in rest[ids[2]]] == alone[2]
+
+
+# ---------------------------------------------------------------------------------------------- ends
+
+
+def test_stops_at_assistant_end_and_bos() -> None:
+    for end in ("<|assistant_end|>", "<|bos|>"):
+        engine = Engine(scripted_model([[*b"abc", SPECIAL[end], *b"x"]]), TOKENIZER)
+        (done,) = engine.generate([[*b"a"]], SamplingParams(temperature=0))
+        assert done.ids == [*b"bc", SPECIAL[end]]
+        assert done.finish == "stop"
+
+
+def test_stop_ids_replace_the_defaults() -> None:
+    engine = Engine(scripted_model([[*b"ab", SPECIAL["<|assistant_end|>"], *b"xyz"]]), TOKENIZER)
+    (done,) = engine.generate([[*b"a"]], SamplingParams(temperature=0, stop_ids=(ord("y"),)))
+    assert bytes(done.ids[2:]) == b"xy"
+
+
+def test_max_new_tokens(model: torch.nn.Module) -> None:
+    params = SamplingParams(temperature=0, max_new_tokens=5, stop_ids=NO_STOP)
+    (done,) = Engine(model, TOKENIZER).generate(prompts_of([4]), params)
+    assert (len(done.ids), done.finish) == (5, "length")
+
+
+@pytest.mark.parametrize("length", [150, 159, 160])
+def test_full_context_ends_with_length(model: torch.nn.Module, length: int) -> None:
+    """A context of T tokens predicts one more than it holds, as in training."""
+    params = SamplingParams(temperature=0, max_new_tokens=99, stop_ids=NO_STOP)
+    (done,) = Engine(model, TOKENIZER).generate(prompts_of([length]), params)
+    assert (length + len(done.ids), done.finish) == (160 + 1, "length")
+
+
+@pytest.mark.parametrize(
+    "prompt, message", [([0] * 161, "161 tokens; expected 1 to 160"), ([], "0 tokens"), ([265], "265")]
+)
+def test_bad_prompt_is_refused_at_the_door(model: torch.nn.Module, prompt: list[int], message: str) -> None:
+    engine = Engine(model, TOKENIZER)
+    with pytest.raises(ValueError, match=message):
+        engine.generate([[1], prompt])
+    assert not engine.busy
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1}, {"max_new_tokens": 0}],
+)
+def test_bad_sampling_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingParams(**wrong)
+
+
+def test_foreign_tokenizer_is_refused(model: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match="266 tokens, expected 265"):
+        Engine(model, type(TOKENIZER)([*TOKENIZER.tokens, b"ab"]))
+
+
+# ---------------------------------------------------------------------------------------------- tools
+
+CALL = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
+ANSWER = [SPECIAL["<|output_start|>"], *b"42", SPECIAL["<|output_end|>"]]
+ENDING = [*b"!", SPECIAL["<|assistant_end|>"]]
+
+
+def test_tool_answer_is_forced() -> None:
+    model = scripted_model([[ord("a"), *CALL, ord("?")], [ANSWER[-1], *ENDING]])  # by itself it would say "?"
+    (done,) = Engine(model, TOKENIZER).generate([[ord("a")]], SamplingParams(temperature=0))
+    assert done.ids == [*CALL, *ANSWER, *ENDING]
+    assert done.sampled == [True] * len(CALL) + [False] * len(ANSWER) + [True] * len(ENDING)
+    assert done.finish == "stop"
+    logits = recomputed(model, [ord("a")], done.ids).log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(logits, done.ids, strict=True)]
+    np.testing.assert_allclose(done.logprobs, expected, atol=1e-4)
+
+
+def test_tool_without_answer_forces_nothing() -> None:
+    model = scripted_model([[ord("a"), *CALL, *ENDING]])
+    calls: list[str] = []
+    (done,) = Engine(model, TOKENIZER, tool=calls.append).generate([[ord("a")]], SamplingParams(temperature=0))
+    assert done.ids == [*CALL, *ENDING]
+    assert calls == ["6*7"]
+
+
+def test_tool_runs_in_one_request_among_others() -> None:
+    model = scripted_model([[ord("a"), *CALL, ord("?")], [ANSWER[-1], *ENDING], [*b"xyz", ENDING[-1]]])
+    params = SamplingParams(temperature=0)
+    tool, plain = Engine(model, TOKENIZER).generate([[ord("a")], [ord("x")]], params)
+    assert tool.ids == [*CALL, *ANSWER, *ENDING]
+    assert plain.ids == [*b"yz", ENDING[-1]]
+
+
+def test_forced_token_is_no_stop_token_and_counts_as_new() -> None:
+    model = scripted_model([[ord("a"), *CALL, ord("?")], [ANSWER[-1], *ENDING]])
+    params = SamplingParams(temperature=0, stop_ids=(ord("4"),), max_new_tokens=len(CALL) + 3)
+    (done,) = Engine(model, TOKENIZER).generate([[ord("a")]], params)
+    assert done.ids == [*CALL, *ANSWER[:3]]
+    assert done.finish == "length"
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+def test_load_weights_in_place() -> None:
+    prompts = prompts_of([10, 20])
+    params = SamplingParams(temperature=0, max_new_tokens=15, stop_ids=NO_STOP)
+    other = random_model(seed=1)
+    engine = Engine(random_model(seed=0), TOKENIZER)
+    before = engine.generate(prompts, params)
+    weights = {name: tensor.numpy() for name, tensor in other.state_dict().items()}
+    for array in weights.values():
+        array.flags.writeable = False  # as Ray's object store hands them out
+    engine.load_weights(weights)
+    after = engine.generate(prompts[::-1], params)[::-1]  # the first one was the last prompt read with the old weights
+    assert after == Engine(other, TOKENIZER).generate(prompts, params)
+    assert [c.ids for c in after] != [c.ids for c in before]
+
+
+def test_foreign_weights_are_refused(model: torch.nn.Module) -> None:
+    weights = dict(model.state_dict())
+    with pytest.raises(ValueError, match="lm_head"):
+        Engine(model, TOKENIZER).load_weights({**weights, "lm_head.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="extra"):
+        Engine(model, TOKENIZER).load_weights({**weights, "extra": torch.zeros(1)})

@@ -1,0 +1,46 @@
+"""Small real models for the tests of engine and serving: a random one, and one that says what it is told to."""
+
+from itertools import pairwise
+
+import torch
+
+from raychat.model import GPT, GPTConfig
+from raychat.tokenizer import Tokenizer
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer without merges: the 256 bytes and the special tokens."""
+    return Tokenizer([bytes([i]) for i in range(256)])
+
+
+def random_model(seed: int = 0, sequence_len: int = 160) -> GPT:
+    """A GPT of three layers with sliding windows, grouped queries and no weight left at zero."""
+    config = GPTConfig(
+        sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern="SL"
+    )
+    model = GPT(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.15 if p.dim() > 1 else 0.5, generator=generator)
+    return model.eval()
+
+
+def scripted_model(scripts: list[list[int]], sequence_len: int = 128) -> GPT:
+    """A GPT that continues every token with the one that follows it in a script (no token twice), by its weights.
+
+    The blocks add nothing, embeddings are one-hot, and the head maps each token to its successor.
+    """
+    width = 320  # the vocabulary of 265, padded
+    config = GPTConfig(
+        sequence_len=sequence_len, vocab_size=265, n_layer=1, n_head=5, n_kv_head=5, n_embd=width, smear=False
+    )
+    model = GPT(config)
+    model.init_weights()
+    with torch.no_grad():
+        model.wte.weight.copy_(torch.eye(width))
+        model.lm_head.weight.zero_()
+        for script in scripts:
+            for token, successor in pairwise(script):
+                model.lm_head.weight[successor, token] = 2.0
+    return model.eval()
