@@ -1,0 +1,43 @@
+"""Texts to be read: how a base model goes on, what a chat model answers."""
+
+import functools
+from collections.abc import Sequence
+
+from raychat import chat
+from raychat.engine import SamplingParams
+from raychat.evals.subject import Evaluation, Subject
+
+NO_STOP_BUT_BOS = ("<|bos|>",)
+
+
+def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:
+    """Describe the continuation of texts by a base model, the most likely token each time: `samples`."""
+    return _samples(prompts, functools.partial(_continue, prompts=tuple(prompts), max_new_tokens=max_new_tokens))
+
+
+def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
+    """Describe a chat model's answers to questions, the most likely token each time: `samples`."""
+    return _samples(questions, functools.partial(_reply, questions=tuple(questions), max_new_tokens=max_new_tokens))
+
+
+def _samples(prompts: Sequence[str], work: functools.partial[list[str]]) -> Evaluation:
+    def finish(results: list[list[str]]) -> dict[str, object]:
+        texts = [text for some in results for text in some]
+        return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]}
+
+    return Evaluation("samples", [work] if prompts else [], finish)
+
+
+def _continue(subject: Subject, prompts: tuple[str, ...], max_new_tokens: int) -> list[str]:
+    tokenizer = subject.tokenizer
+    stop = tuple(tokenizer.special[name] for name in NO_STOP_BUT_BOS)
+    rows = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
+    done = subject.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens, stop_ids=stop))
+    return [tokenizer.decode([i for i in completion.ids if i not in stop]) for completion in done]
+
+
+def _reply(subject: Subject, questions: tuple[str, ...], max_new_tokens: int) -> list[str]:
+    tokenizer = subject.tokenizer
+    rows = [chat.render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    done = subject.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens))
+    return [chat.completion_text(tokenizer, completion.ids) for completion in done]
