@@ -1,0 +1,111 @@
+"""Train the tokenizer: count the words of the training shards over the cluster, learn the merges, save them.
+
+python jobs/tok_train.py --run tiny --data tinyworld --vocab-size 2048
+python jobs/tok_train.py --run d20 --data climbmix --num-shards 9 --cluster.workers 8
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat import paths
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a byte-level BPE tokenizer and save it as the run's."""
+
+    run: str = "tiny"  # name of the run; the tokenizer goes to runs/<run>/tokenizer
+    data: tuple[str, ...] = ("tinyworld",)  # tinyworld, climbmix, fineweb-edu, or files, folders and globs
+    num_shards: int | None = None  # training shards to use of a corpus on the hub; None = all
+    num_val: int = 1  # shards at the end that are kept for validation and not counted
+    vocab_size: int = 32768  # tokens, the special ones included
+    max_chars: int = 2_000_000_000  # characters to count
+    doc_cap: int = 10_000  # characters of a document that count
+    overwrite: bool = False  # train again where the run has a tokenizer of other settings
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Train the tokenizer of a run, or return at once when it is there with the same settings.
+
+    Returns what `train.json` beside the tokenizer says: settings, figures, fingerprint.
+    Raises ValueError when the run has a tokenizer of other settings and `overwrite` is not set.
+    """
+    folder = args.cluster.run_folder(args.run, "tokenizer")
+    settings = settings_of(args)
+    done = finished(folder, settings, args.overwrite)
+    if done:
+        print(f"tokenizer of {args.run}: done already, {done['vocab_size']:,} tokens ({done['fingerprint']})")
+        return done
+
+    from raychat import corpus
+    from raychat.cluster.count import count_words
+    from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
+
+    started = time.monotonic()
+    train, _ = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
+    counted = count_words(
+        corpus.blocks(train),
+        args.cluster,
+        pattern=SPLIT_PATTERN,
+        max_chars=args.max_chars,
+        doc_cap=args.doc_cap,
+    )
+    count_s = time.monotonic() - started
+    tokenizer = Tokenizer.train(counted.counts, args.vocab_size)
+    summary = {
+        "settings": settings,
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "characters": counted.chars,
+        "documents": counted.documents,
+        "unique_words": len(counted.counts),
+        "characters_per_s": counted.chars / count_s,
+        "wall_s": time.monotonic() - started,
+    }
+    paths.write_json(paths.join(folder, "train.json"), summary)
+    tokenizer.save(folder)
+    if tokenizer.vocab_size < args.vocab_size:
+        print(f"the text has pairs for no more than {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens")
+    print(
+        f"tokenizer of {args.run}: {tokenizer.vocab_size:,} tokens from {counted.chars:,} characters of "
+        f"{counted.documents:,} documents in {summary['wall_s']:.1f} s, fingerprint {tokenizer.fingerprint}"
+    )
+    return summary
+
+
+def settings_of(args: Args) -> dict[str, Any]:
+    """Return the settings that the tokenizer depends on: not how many workers there are, nor where they run."""
+    return {
+        "data": list(args.data),
+        "num_shards": args.num_shards,
+        "num_val": args.num_val,
+        "vocab_size": args.vocab_size,
+        "max_chars": args.max_chars,
+        "doc_cap": args.doc_cap,
+    }
+
+
+def finished(folder: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return the summary of a tokenizer already trained with these settings, None when there is none to keep."""
+    if not paths.exists(paths.join(folder, "tokenizer.json")):
+        return None
+    there = paths.join(folder, "train.json")
+    summary = paths.read_json(there) if paths.exists(there) else {"settings": "unknown"}
+    if summary["settings"] == settings:
+        return summary
+    if overwrite:
+        paths.remove(paths.join(folder, "tokenizer.json"))  # first, lest a kill leaves it beside new settings
+        return None
+    raise ValueError(
+        f"{folder} has a tokenizer trained with {summary['settings']}, asked for {settings}: "
+        "choose another --run, or --overwrite (a model trained with the old one no longer fits)"
+    )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args))

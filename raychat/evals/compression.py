@@ -1,0 +1,105 @@
+"""How many bytes a token of a vocabulary holds on several kinds of text, beside well-known ones."""
+
+import inspect
+import io
+import json.decoder
+import textwrap
+import threading
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any, NamedTuple
+
+import tiktoken
+from matplotlib.figure import Figure
+
+PEERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}  # name -> tiktoken's name
+FETCH_TIMEOUT_S = 20.0
+
+CountTokens = Callable[[str], int]
+
+
+class Compression(NamedTuple):
+    """One kind of text in tokens of several vocabularies."""
+
+    kind: str
+    num_bytes: int  # UTF-8
+    num_tokens: dict[str, int]  # vocabulary -> tokens
+
+    def bytes_per_token(self, name: str) -> float:
+        """Return the mean bytes of a token of the named vocabulary."""
+        return self.num_bytes / self.num_tokens[name]
+
+    def saving(self, name: str, peer: str) -> float:
+        """Return by what part the named vocabulary needs fewer tokens than the peer; negative where it needs more."""
+        return 1 - self.num_tokens[name] / self.num_tokens[peer]
+
+
+def measure(texts: Mapping[str, str], vocabularies: Mapping[str, CountTokens]) -> list[Compression]:
+    """Count the tokens of every kind of text in every vocabulary; empty texts are left out."""
+    return [
+        Compression(kind, len(text.encode()), {name: count(text) for name, count in vocabularies.items()})
+        for kind, text in texts.items()
+        if text
+    ]
+
+
+def samples() -> dict[str, str]:
+    """Return a text of each kind that is always at hand: news, math, other scripts, code (from Python's library)."""
+    folder = resources.files(__package__) / "samples"
+    kinds = {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in ("news", "math", "scripts")}
+    kinds["code"] = "\n\n".join(inspect.getsource(module) for module in (textwrap, json.decoder))
+    return kinds
+
+
+def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
+    """Return one of tiktoken's encodings, from its cache or fetched from where tiktoken keeps them.
+
+    Raises OSError, with the reason, when it is not in the cache and cannot be fetched in `timeout_s`.
+    """
+    result: list[Any] = []
+
+    def fetch() -> None:
+        try:
+            result.append(tiktoken.get_encoding(name))
+        except Exception as error:  # whatever requests, the file system or the parser raise
+            result.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)  # tiktoken sets no time limit of its own
+    thread.start()
+    thread.join(timeout_s)
+    if not result:
+        raise OSError(f"no answer within {timeout_s:.0f} s")
+    if isinstance(result[0], Exception):
+        raise OSError(f"{type(result[0]).__name__}: {textwrap.shorten(str(result[0]), 120)}")
+    return result[0]
+
+
+def table(rows: list[Compression], name: str) -> str:
+    """Return a Markdown table: bytes per token of every vocabulary, and `name`'s tokens relative to the others'."""
+    names = list(rows[0].num_tokens)
+    peers = [other for other in names if other != name]
+    header = ["text", "bytes", *(f"{n} bytes/token" for n in names), *(f"tokens against {p}" for p in peers)]
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for row in rows:
+        cells = [row.kind, f"{row.num_bytes:,}", *(f"{row.bytes_per_token(n):.3f}" for n in names)]
+        cells += [f"{-row.saving(name, p):+.1%}" for p in peers]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[Compression]) -> str:
+    """Return a bar chart of the bytes per token as SVG."""
+    names = list(rows[0].num_tokens)
+    figure = Figure(figsize=(1.5 + 1.3 * len(rows), 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        heights = [row.bytes_per_token(name) for row in rows]
+        axes.bar([x + (i - (len(names) - 1) / 2) * width for x in range(len(rows))], heights, width, label=name)
+    axes.set_xticks(range(len(rows)), [row.kind for row in rows])
+    axes.set_ylabel("UTF-8 bytes per token")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    return out.getvalue()
