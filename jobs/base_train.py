@@ -15,7 +15,9 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "base"  # name of the run: everything goes to <storage>/runs/<run>
-    data: tuple[str, ...] = ("tinyworld",)  # climbmix, fineweb-edu, tinyworld, or folders / files of parquet, jsonl(.gz|.zst), txt
+    data: tuple[str, ...] = (
+        "tinyworld",
+    )  # climbmix, fineweb-edu, tinyworld, or folders of parquet, jsonl(.gz|.zst), txt
     num_shards: int | None = None  # shards to use; None = as many as the run needs (hub data) or all there are
     depth: int = 12  # the one dial: width, heads, batch, learning rates and length of training follow from it
     head_dim: int | None = None  # None = 128, below depth 8 64
@@ -24,7 +26,7 @@ class Args:
     ratio: float = 12.0  # training tokens per scaling parameter; 10.5 is compute-optimal
     steps: int | None = None  # None = as many as the ratio asks for
     batch_tokens: int | None = None  # tokens per optimizer step, all workers together; None = by the scaling rule
-    device_rows: int | None = None  # rows of a micro-batch on one device; None = what fits an 80 GB GPU, 4,096 tokens on a CPU
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
     lr_scale: float | None = None  # times every learning rate; None = sqrt(batch / 2^19)
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 80 * 524288  # at most so many validation tokens
@@ -35,9 +37,10 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Train the base model, or find that it is trained; return the stage's summary."""
-    from raychat import corpus, paths, scaling, schedule
-    from raychat.cluster.launch import launch
     from raychat.cluster.prepare import documents, prepare, prepare_async
+
+    from raychat import corpus, scaling, schedule
+    from raychat.cluster.launch import launch
     from raychat.model import GPTConfig
     from raychat.stage import finished
     from raychat.token_stage import TokenStage, train_on_rows
@@ -99,7 +102,7 @@ def run(args: Args) -> dict[str, Any]:
             settings=settings,
         )
         summary = launch(train_on_rows, work, name=work.name, steps=work.steps, cluster=cluster)
-    print(f"base: {paths.name(summary['checkpoint'])} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
+    print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
     return summary
 
 

@@ -12,7 +12,14 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "base"  # name of the run whose base model is taken
-    tasks: tuple[str, ...] = ("conversations", "mmlu", "gsm8k", "identity", "spelling-bee", "simple-spelling")  # what is trained on; NAME*3 repeats it
+    tasks: tuple[str, ...] = (
+        "conversations",
+        "mmlu",
+        "gsm8k",
+        "identity",
+        "spelling-bee",
+        "simple-spelling",
+    )  # what is trained on; NAME*3 repeats it
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     steps: int | None = None  # None = one pass over the data
     batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
@@ -29,8 +36,9 @@ def run(args: Args) -> dict[str, Any]:
     """Midtrain, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import schedule
     from raychat.cluster.finetune import finetune
+
+    from raychat import schedule
 
     return finetune(
         args,

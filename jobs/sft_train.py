@@ -13,7 +13,14 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "base"  # name of the run whose model is taken
-    tasks: tuple[str, ...] = ("conversations", "mmlu*3", "gsm8k*4", "identity", "simple-spelling", "spelling-bee")  # what is trained on; NAME*3 repeats it
+    tasks: tuple[str, ...] = (
+        "conversations",
+        "mmlu*3",
+        "gsm8k*4",
+        "identity",
+        "simple-spelling",
+        "spelling-bee",
+    )  # what is trained on; NAME*3 repeats it
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     steps: int | None = None  # None = one pass over the data
     batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
@@ -30,8 +37,9 @@ def run(args: Args) -> dict[str, Any]:
     """Fine-tune, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import schedule
     from raychat.cluster.finetune import finetune
+
+    from raychat import schedule
 
     return finetune(
         args,

@@ -111,8 +111,8 @@ def _flash_attention_3(device: torch.device) -> Any | None:
 class KVCache:
     """Keys, values and what else a model must remember of its past, for a fixed number of sequences ("slots").
 
-    Positions are counted per slot, so sequences of different lengths live side by side. `lengths` is kept on the CPU, so
-    that asking for it never waits for the device.
+    Positions are counted per slot, so sequences of different lengths live side by side. `lengths` is kept on the CPU:
+    asking for it never waits for the device.
     """
 
     def __init__(

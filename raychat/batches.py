@@ -46,9 +46,9 @@ def steps_of(
 ) -> Iterator[Iterator[Batch]]:
     """Yield, step by step from step `start`, this worker's micro-batches of the step, made lazily.
 
-    Step s takes rows s * rows_per_step and following, in order, round and round when they end; worker r of W takes every
-    W-th of them from the r-th. So the rows of a step depend on nothing but s: resume is one integer and exact, and any
-    number of workers sees the same data.
+    Step s takes rows s * rows_per_step and following, in order, round and round when they end; worker r of W takes
+    every W-th of them from the r-th. So the rows of a step depend on nothing but s: resume is one integer and exact,
+    and any number of workers sees the same data.
     """
     step = start
     while True:

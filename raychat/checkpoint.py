@@ -12,7 +12,7 @@ import dataclasses
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -50,6 +50,15 @@ def latest(folder: str) -> str | None:
     return next(reversed(all_in(folder)), None)
 
 
+def latest_of(run_folder: str, stages: Sequence[str]) -> str:
+    """Return the newest checkpoint of the first of these stages that a run has. Raises ValueError when it has none."""
+    for stage in stages:
+        if (path := latest(paths.join(run_folder, stage))) is not None:
+            return path
+    wanted = " or ".join(stages)
+    raise ValueError(f"no checkpoint of {wanted} in {run_folder}; train that first (jobs/), or name another --run")
+
+
 def save_checkpoint(
     folder: str,
     step: int,
@@ -81,7 +90,8 @@ def save_checkpoint(
         shards = sum(n.startswith("optimizer_") for n in paths.names(target))
         if optimizer is not None and shards != size:
             raise ValueError(
-                f"{target} holds {shards} of {size} workers' optimizer state: the workers do not share this storage; set --cluster.storage-path to a folder or bucket that all of them see"
+                f"{target} holds {shards} of {size} workers' optimizer state: the workers do not share this storage; "
+                "set --cluster.storage-path to a folder or bucket that all of them see"
             )
         architecture = {"class": type(model).__name__, **dataclasses.asdict(model.config)}
         paths.write_json(

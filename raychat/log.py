@@ -89,7 +89,7 @@ def describe(row: dict[str, Any]) -> str:
 class MetricsLog:
     """The rows of a stage in `metrics.jsonl`, and the same in wandb.
 
-    A resumed stage drops the rows after the step that it goes on from, so that the file reads like an uninterrupted run.
+    A resumed stage drops the rows after the step that it goes on from: the file reads like an uninterrupted run.
     Local files grow by a line a row; on an object store the file is written anew every so often and at the end.
     """
 

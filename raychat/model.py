@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids in, logits out. What loop, engine and evaluations need of a model is `forward`, `config` and `new_cache`."""
+    """Token ids in, logits out. Loop, engine and evaluations need `forward`, `config` and `new_cache` of a model."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class GPT(nn.Module):
             p.copy_(value)
 
     def place(self, device: torch.device, dtype: torch.dtype) -> "GPT":
-        """Move to a device; embeddings take the compute dtype (which makes it the activations'), the rest stays fp32."""
+        """Move to a device; embeddings take the compute dtype, which makes it the activations', the rest stays fp32."""
         self.to(device)
         for module in (self.wte, *self.value_embeds.values()):
             module.to(dtype)

@@ -57,7 +57,7 @@ def train_on_rows(work: TokenStage, report: Report) -> dict[str, Any]:
     rows, val_rows = TokenRows(work.rows), TokenRows(work.val_rows)
     num_val = min(val_rows.num_rows(), work.max_val_rows or val_rows.num_rows())
     device_rows = work.device_rows or default_device_rows(work.architecture, where)
-    token_bytes = tokenizer.token_bytes()
+    token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(where)
 
     def validate() -> Metrics:
         batches = evaluation(val_rows, num_val, device_rows=device_rows, world=world, device=where)
@@ -117,11 +117,4 @@ def default_device_rows(architecture: GPTConfig, where: torch.device) -> int:
 def _unigram(rows: TokenRows, val_rows: TokenRows, num_val: int, work: TokenStage, tokenizer: Tokenizer) -> float:
     """Bits per byte of the unigram model of the same tokens: what a model must beat to have learnt anything."""
     seen = min(rows.available(), work.steps * work.rows_per_step, _UNIGRAM_ROWS)
-    counts = [_target_counts(r, n, tokenizer.vocab_size) for r, n in ((rows, seen), (val_rows, num_val))]
-    return unigram_bpb(*counts, tokenizer.token_bytes())
-
-
-def _target_counts(rows: TokenRows, num_rows: int, vocab_size: int) -> np.ndarray:
-    """Count the targets that carry loss in the first rows, (V,) int64."""
-    tokens, mask = rows.rows(np.arange(num_rows))
-    return np.bincount(tokens[:, 1:][mask[:, 1:]], minlength=vocab_size)
+    return unigram_bpb(rows.rows(np.arange(seen)), val_rows.rows(np.arange(num_val)), tokenizer.token_bytes())

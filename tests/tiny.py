@@ -1,46 +1,34 @@
-"""Small real models for the tests of engine and serving: a random one, and one that says what it is told to."""
+"""The tiny real things that tests are made of: tokenizer, model, token shards."""
 
-from itertools import pairwise
+import numpy as np
 
-import torch
-
+from raychat import tokens
 from raychat.model import GPT, GPTConfig
-from raychat.tokenizer import Tokenizer
+from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+CONFIG = GPTConfig(sequence_len=32, vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer without merges: the 256 bytes and the special tokens."""
+    """The tokenizer without merges: every byte is a token."""
     return Tokenizer([bytes([i]) for i in range(256)])
 
 
-def random_model(seed: int = 0, sequence_len: int = 160) -> GPT:
-    """A GPT of three layers with sliding windows, grouped queries and no weight left at zero."""
-    config = GPTConfig(
-        sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern="SL"
-    )
-    model = GPT(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.15 if p.dim() > 1 else 0.5, generator=generator)
-    return model.eval()
+def model(config: GPTConfig = CONFIG, seed: int = 0) -> GPT:
+    built = GPT(config)
+    built.init_weights(seed)
+    return built
 
 
-def scripted_model(scripts: list[list[int]], sequence_len: int = 128) -> GPT:
-    """A GPT that continues every token with the one that follows it in a script (no token twice), by its weights.
-
-    The blocks add nothing, embeddings are one-hot, and the head maps each token to its successor.
-    """
-    width = 320  # the vocabulary of 265, padded
-    config = GPTConfig(
-        sequence_len=sequence_len, vocab_size=265, n_layer=1, n_head=5, n_kv_head=5, n_embd=width, smear=False
-    )
-    model = GPT(config)
-    model.init_weights()
-    with torch.no_grad():
-        model.wte.weight.copy_(torch.eye(width))
-        model.lm_head.weight.zero_()
-        for script in scripts:
-            for token, successor in pairwise(script):
-                model.lm_head.weight[successor, token] = 2.0
-    return model.eval()
+def token_folder(folder: str, *, num_rows: int = 40, num_blocks: int = 2, masked: bool = False, seed: int = 0) -> str:
+    """Write token shards whose rows are learnable: every row counts up from a random start."""
+    generator = np.random.default_rng(seed)
+    T = CONFIG.sequence_len
+    tokens.write_plan(folder, tokens.Plan(num_blocks, T, VOCAB_SIZE, masked, inputs=f"counting-{seed}"))
+    for block in range(num_blocks):
+        n = num_rows // num_blocks
+        rows = ((generator.integers(0, 64, (n, 1)) + np.arange(T + 1)) % 128).astype(np.uint16)
+        mask = (generator.random(rows.shape) < 0.4).astype(np.uint16)
+        tokens.write_block(folder, block, np.stack((rows, mask), axis=1) if masked else rows)
+    return folder
