@@ -217,7 +217,8 @@ def _parts(tokenizer: Tokenizer, ids: Sequence[int], *, strict: bool) -> list[Pa
     closes = {tokenizer.special[end]: kind for kind, (_, end, _) in FENCES.items()}
     names = _special_names(tokenizer)
     parts: list[Part] = []
-    kind, pending = "text", []  # the part being read and its tokens
+    kind = "text"  # of the part being read
+    pending: list[int] = []  # its tokens
 
     def flush() -> None:
         if not pending and kind == "text":

@@ -1,0 +1,53 @@
+"""Tasks to train on and to be judged by, from the hub or from files in the same layouts.
+
+To add one: write a function of (root, split) that returns a `Task`, and give it a name in `TASKS`.
+"""
+
+from collections.abc import Callable
+
+from raychat.tasks.choices import arc, choice_problem, choice_reward, mmlu
+from raychat.tasks.gsm8k import calculator_parts, final_number, gsm8k
+from raychat.tasks.humaneval import code_answer, code_request, extract_code, humaneval
+from raychat.tasks.source import HUB
+from raychat.tasks.spelling import simple_spelling, spelling_bee
+from raychat.tasks.talks import conversations, identity, identity_messages
+from raychat.tasks.task import Problem, Task, mixture
+
+__all__ = [
+    "HUB", "TASKS", "Problem", "Task", "arc", "calculator_parts", "choice_problem", "choice_reward", "code_answer",
+    "code_request", "conversations", "extract_code", "final_number", "gsm8k", "humaneval", "identity",
+    "identity_messages", "load", "mixture", "mmlu", "simple_spelling", "spelling_bee",
+]  # fmt: skip
+
+
+def _arc_easy(root: str, split: str) -> Task:
+    return arc(root, "ARC-Easy", split)
+
+
+def _arc_challenge(root: str, split: str) -> Task:
+    return arc(root, "ARC-Challenge", split)
+
+
+TASKS: dict[str, Callable[[str, str], Task]] = {
+    "arc-easy": _arc_easy,
+    "arc-challenge": _arc_challenge,
+    "mmlu": mmlu,
+    "gsm8k": gsm8k,
+    "humaneval": humaneval,
+    "spelling-bee": spelling_bee,
+    "simple-spelling": simple_spelling,
+    "conversations": conversations,
+    "identity": identity,
+}
+
+
+def load(name: str, root: str, split: str) -> Task:
+    """Return a task by its name in `TASKS`, from the folder or URL `root`, or from the hub when `root` is "hub".
+
+    Raises:
+        ValueError: no such task or split, or no data in the expected layout at `root`.
+    """
+    key = name.lower().replace("_", "-")
+    if key not in TASKS:
+        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
+    return TASKS[key](root, split)

@@ -1,0 +1,96 @@
+"""The facts of the small world, drawn from a seed, and which of them are kept for the tests."""
+
+import random
+import zlib
+from typing import NamedTuple
+
+from raychat.tinyworld import words as w
+from raychat.tinyworld.relations import KINDS, RELATIONS, Relation
+
+TEST_SHARE = 5  # one key in five is held out of every training question
+
+
+class Fact(NamedTuple):
+    """One true sentence's worth of the world: `entity`'s `relation` is `value`."""
+
+    entity: str
+    relation: Relation
+    value: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.entity}.{self.relation.name}"
+
+    def state(self, template: str) -> str:
+        """Fill one of the relation's templates with this fact."""
+        subject = subject_of(self.relation.kind, self.entity)
+        plural = self.relation.kind == "food" and self.entity.endswith("s")
+        return template.format(
+            x=subject,
+            X=w.upper_first(subject),
+            v=self.value,
+            a_v=w.article(self.value),
+            be="are" if plural else "is",
+            s="" if plural else "s",
+            es="" if plural else "es",
+            **pronouns(self.entity),
+        )
+
+    def statement(self, rng: random.Random) -> str:
+        return self.state(rng.choice(self.relation.statements))
+
+    def question(self, rng: random.Random) -> str:
+        return self.state(rng.choice(self.relation.questions))
+
+    def answer(self) -> str:
+        """Answer a question about this fact in a whole sentence."""
+        return self.state(self.relation.statements[0])
+
+
+class World:
+    """All facts of the world of one seed, by entity and relation name."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.facts: dict[tuple[str, str], Fact] = {}
+        rng = random.Random(f"tinyworld facts {seed}")
+        for relation in RELATIONS:
+            for entity in KINDS[relation.kind]:
+                fact = Fact(entity, relation, _value(rng, relation, entity))
+                self.facts[entity, relation.name] = fact
+        self.train_facts = [fact for fact in self.facts.values() if not self.is_test(fact.key)]
+        self.test_facts = [fact for fact in self.facts.values() if self.is_test(fact.key)]
+
+    def value(self, entity: str, relation: str) -> str:
+        return self.facts[entity, relation].value
+
+    def about(self, entity: str) -> list[Fact]:
+        """Return every fact about one entity."""
+        kind = next(kind for kind, entities in KINDS.items() if entity in entities)
+        return [self.facts[entity, relation.name] for relation in RELATIONS if relation.kind == kind]
+
+    def is_test(self, key: str) -> bool:
+        """Tell whether a question key is held out for the tests; the same for every run of one seed."""
+        return zlib.crc32(f"{self.seed}/{key}".encode()) % TEST_SHARE == 0
+
+
+def _value(rng: random.Random, relation: Relation, entity: str) -> str:
+    if relation.kind == "job":
+        return relation.values[KINDS["job"].index(entity)]
+    if relation.name == "legs":
+        return w.MANY_LEGS.get(entity, "two" if entity in w.TWO_LEGS else "four")
+    return rng.choice([value for value in relation.values if value != entity])
+
+
+def subject_of(kind: str, entity: str) -> str:
+    """Return the words that name an entity inside a sentence: "the fox", "Mia", "bread"."""
+    return f"the {entity}" if kind in ("animal", "thing", "job") else entity
+
+
+def pronouns(person: str) -> dict[str, str]:
+    """Return the template fields of a person's pronouns; things and animals have those of "it"."""
+    if person in w.GIRLS:
+        return {"he": "she", "his": "her", "him": "her"}
+    if person in w.BOYS:
+        return {"he": "he", "his": "his", "him": "him"}
+    return {"he": "it", "his": "its", "him": "it"}
