@@ -159,7 +159,7 @@ def judged(t: core.Task, index: int, tokenizer: Tokenizer) -> list[str]:
 
 
 def test_judged_tokens(bundle: str) -> None:
-    """Choices: what they do not share. Schema: the continuation, also where the contexts end alike. Else: what follows."""
+    """Of choices what differs; of a schema the continuation, also where contexts end alike; else what follows."""
     tokenizer = tiny.byte_tokenizer()
     assert judged(task(bundle, "adding"), 0, tokenizer) == ["1", "2", "no idea"]
     assert judged(task(bundle, "pronouns"), 0, tokenizer) == [" ran.", " ran."]

@@ -97,7 +97,7 @@ def generate(engine: Engine, task: Task, indices: Sequence[int], sampling: Sampl
     Every sample has a seed made from task, problem and sample, so results do not depend on how problems are divided.
     """
     length = sampling.max_new_tokens or task.max_new_tokens
-    room = max(1, engine.context - length)
+    room = max(engine.context - length, engine.context // 2)  # for the prompt, of which the tail counts most
     prompts = {index: prompt(engine.tokenizer, task.problems[index], room) for index in indices}
     samples = [(index, sample) for index in indices for sample in range(sampling.num_samples)]
     seeds = [zlib.crc32(f"{task.name}/{index}/{sample}".encode()) for index, sample in samples]

@@ -1,0 +1,240 @@
+"""Chat tasks judged by tiny models: one that always says the same, whose results are known, and a lively one."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from raychat import chat
+from raychat.engine import SamplingParams
+from raychat.evals import chat as evals_chat
+from raychat.evals import samples
+from raychat.evals.chat import Sampling
+from raychat.evals.scoring import logits_of
+from raychat.evals.subject import Evaluation, Subject
+from raychat.model import GPTConfig
+from raychat.tasks import Problem, Task, choice_problem
+
+CONFIG = GPTConfig(sequence_len=128, vocab_size=tiny.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+
+
+def lively(seed: int = 0) -> Subject:
+    """A model whose predictions differ from token to token; a fresh one is nearly uniform."""
+    model = tiny.model(CONFIG, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if "proj" in name or "lm_head" in name:
+            torch.nn.init.normal_(p, std=0.3, generator=generator)
+    return Subject(model, tiny.byte_tokenizer())
+
+
+def one_track(letter: str) -> Subject:
+    """A model that says the same letter whatever it reads."""
+    model = tiny.model(CONFIG)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.resid_scale.fill_(1)
+        model.wte.weight.fill_(1)
+        model.lm_head.weight[ord(letter)] = 1
+    return Subject(model, tiny.byte_tokenizer())
+
+
+def choices(golds: str, letters: Sequence[str] = "ABCD") -> Task:
+    problems = [
+        choice_problem(
+            f"Number {i}?" + "?" * (i % 5), [f"yes {i}", "no", "maybe", "never"][: len(letters)], letters, gold
+        )
+        for i, gold in enumerate(golds)
+    ]
+    return Task("choices", problems, 1 / len(letters), lambda problem, text: float(text == problem.reference))
+
+
+def questions(num: int = 5, max_new_tokens: int = 6) -> Task:
+    problems = [
+        Problem([{"role": "user", "content": f"Say {i * 37}."}, {"role": "assistant", "content": str(i)}], reference=i)
+        for i in range(num)
+    ]
+    return Task("questions", problems, 0.0, lambda problem, text: len(text.encode()) / 100, max_new_tokens)
+
+
+def results(evaluation: Evaluation, subject: Subject) -> dict[str, Any]:
+    return evaluation.finish([work(subject) for work in evaluation.work])
+
+
+# ---------------------------------------------------------------------------------------------- multiple choice
+
+
+def test_one_track_model_is_right_where_its_letter_is() -> None:
+    task = choices("ABCDBBA")
+    answers = evals_chat.evaluate_problems(one_track("B"), task, range(7))
+    assert [a.text for a in answers] == ["B"] * 7
+    assert [a.reward for a in answers] == [0, 1, 0, 0, 1, 1, 0]
+
+
+def test_only_the_letters_of_the_problem_count() -> None:
+    """The likeliest token is no letter at all, the next one no letter of these problems."""
+    subject = one_track("x")
+    with torch.no_grad():
+        subject.model.lm_head.weight[ord("D")] = 0.9
+        subject.model.lm_head.weight[ord("C")] = 0.5
+    assert evals_chat.choose(subject.model, subject.tokenizer, choices("ABC", "ABC").problems) == ["C"] * 3
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 10_000])
+def test_choices_equal_those_of_one_prompt_at_a_time(batch_tokens: int) -> None:
+    subject, task = lively(seed=5), choices("ABCDABCDABCD")
+    expected = []
+    for problem in task.problems:
+        ids = chat.render_prompt(subject.tokenizer, problem.messages[:-1])
+        with torch.no_grad():
+            logits = subject.model(torch.tensor([ids]))[0, -1]
+        expected.append(max("ABCD", key=lambda letter: logits[ord(letter)].item()))
+    assert len(set(expected)) > 1
+    assert evals_chat.choose(subject.model, subject.tokenizer, task.problems, batch_tokens) == expected
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_logits_are_those_of_a_row_alone(batch_tokens: int) -> None:
+    model = lively().model
+    rows = [list(range(n)) for n in (5, 100, 1, 128, 33, 33)]
+    found = dict(logits_of(model, rows, batch_tokens))
+    assert sorted(found) == list(range(6))
+    for number, logits in found.items():
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(torch.tensor([rows[number]]))[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="1 to 128 tokens, got 0 to 129"):
+        list(logits_of(model, [[], [0] * 129], 100))
+
+
+def test_bad_letters_are_named() -> None:
+    subject = lively()
+    question, _ = choices("A").problems[0].messages
+    wrong = Problem([question, {"role": "assistant", "content": "E"}], ("A", "B"))
+    long = Problem([question, {"role": "assistant", "content": "AB"}], ("AB", "C"))
+    with pytest.raises(ValueError, match="'E' is none of the letters A, B"):
+        evals_chat.choose(subject.model, subject.tokenizer, [wrong])
+    with pytest.raises(ValueError, match="'AB' is 2 tokens"):
+        evals_chat.choose(subject.model, subject.tokenizer, [long])
+
+
+def test_long_prompt_keeps_bos_and_tail() -> None:
+    tokenizer = tiny.byte_tokenizer()
+    problem = Problem(
+        [{"role": "user", "content": "x" * 300 + "end"}, {"role": "assistant", "content": "A"}], ("A", "B")
+    )
+    ids = evals_chat.prompt(tokenizer, problem, 20)
+    whole = chat.render_prompt(tokenizer, problem.messages[:-1])
+    assert ids == [tokenizer.bos, *whole[-19:]]
+    assert evals_chat.prompt(tokenizer, problem, 1000) == whole
+    assert evals_chat.choose(one_track("A").model, tokenizer, [problem]) == ["A"]
+
+
+# ---------------------------------------------------------------------------------------------- generated answers
+
+
+def test_answers_equal_those_of_the_engine_alone() -> None:
+    subject, task = lively(), questions()
+    answers = evals_chat.generate(subject.engine, task, [3, 1, 4])
+    for index, answer in answers.items():
+        ids = chat.render_prompt(subject.tokenizer, task.problems[index].messages[:-1])
+        (alone,) = lively().engine.generate([ids], SamplingParams(temperature=0, max_new_tokens=6))
+        assert answer.text == chat.completion_text(subject.tokenizer, alone.ids)
+        assert answer.reward == pytest.approx(task.reward(task.problems[index], answer.text))
+
+
+def test_reward_is_the_mean_over_samples() -> None:
+    subject, task = one_track("z"), questions(max_new_tokens=5)
+    answer = evals_chat.generate(subject.engine, task, [0], Sampling(temperature=0.1, num_samples=3))[0]
+    assert answer == (pytest.approx(0.05), "zzzzz")
+
+
+def test_samples_do_not_depend_on_how_problems_are_divided() -> None:
+    sampling = Sampling(temperature=1.0, top_k=50, num_samples=2)
+    task, subject = questions(4, max_new_tokens=8), lively()
+    whole = evals_chat.generate(subject.engine, task, range(4), sampling)
+    parts = evals_chat.generate(subject.engine, task, [2, 3], sampling)
+    parts |= evals_chat.generate(lively().engine, task, [1, 0], sampling)
+    assert whole == parts
+    assert len({a.text for a in whole.values()}) > 1
+
+
+def test_prompt_leaves_room_for_the_answer() -> None:
+    subject = one_track("z")
+    problem = Problem([{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": "A"}])
+    task = Task("long", [problem], 0.0, lambda problem, text: float(len(text) == 20), max_new_tokens=20)
+    assert evals_chat.generate(subject.engine, task, [0])[0].reward == 1
+
+
+# ---------------------------------------------------------------------------------------------- whole evaluations
+
+
+def test_chatcore_is_the_mean_centred_accuracy() -> None:
+    assert evals_chat.chatcore({"a": 0.625, "b": 0.1}, {"a": 0.25, "b": 0.0}) == pytest.approx((0.5 + 0.1) / 2)
+    assert evals_chat.chatcore({"a": 0.25}, {"a": 0.25}) == 0
+    assert evals_chat.centred(1.0, 0.25) == 1
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    """ARC-Easy and GSM8K in their layouts: the answers are A, B, C, D, A, B, ..., and 0, 1, 2, ..."""
+    arc, gsm8k = tmp_path / "ai2_arc" / "ARC-Easy", tmp_path / "gsm8k"
+    arc.mkdir(parents=True)
+    gsm8k.mkdir()
+    with open(arc / "test.jsonl", "w") as file:
+        for i in range(40):
+            options = {"text": ["red", "blue", "green", "grey"], "label": list("ABCD")}
+            row = {"id": str(i), "question": f"Colour {i}?", "choices": options, "answerKey": "ABCD"[i % 4]}
+            file.write(json.dumps(row) + "\n")
+    with open(gsm8k / "test.jsonl", "w") as file:
+        for i in range(6):
+            file.write(json.dumps({"question": f"{i} + 0?", "answer": f"<<{i}+0={i}>>{i}\n#### {i}"}) + "\n")
+    return str(tmp_path)
+
+
+def test_evaluation_of_tasks_in_files(data: str) -> None:
+    evaluation = evals_chat.evaluation(["arc-easy", "gsm8k"], data, sampling=Sampling(max_new_tokens=4))
+    assert len(evaluation.work) == 3  # 32 + 8 questions, 6 problems
+    found = results(evaluation, one_track("C"))
+    assert found["accuracy"] == {"arc-easy": 0.25, "gsm8k": 0.0}
+    assert found["num_problems"] == {"arc-easy": 40, "gsm8k": 6}
+    assert found["chance"] == {"arc-easy": 0.25, "gsm8k": 0.0}
+    assert found["chatcore"] == 0
+    assert [a["task"] for a in found["answers"]] == ["arc-easy", "arc-easy", "gsm8k", "gsm8k"]
+    assert found["answers"][0] == {
+        "task": "arc-easy",
+        "question": "Question: Colour 0?\n- red=A\n- blue=B\n- green=C\n- grey=D\nAnswer with the letter only.",
+        "reward": 0.0,
+        "text": "C",
+    }
+    json.dumps(found)
+
+
+def test_fewer_problems_are_the_same_every_time(data: str) -> None:
+    evaluate = functools.partial(evals_chat.evaluation, ["arc-easy"], data, max_problems=10)
+    found = results(evaluate(), lively())
+    assert found["num_problems"] == {"arc-easy": 10}
+    assert found == results(evaluate(), lively())
+
+
+def test_absent_task_or_data_fails_before_the_work(data: str) -> None:
+    with pytest.raises(ValueError, match="no task is called 'arc-hard'"):
+        evals_chat.evaluation(["arc-hard"], data)
+    with pytest.raises(ValueError, match=r"no such file: .*HumanEval"):
+        evals_chat.evaluation(["humaneval"], data)
+    with pytest.raises(ValueError, match="no tasks"):
+        evals_chat.evaluation([], data)
+
+
+def test_samples_are_prompts_with_what_follows() -> None:
+    subject = one_track("q")
+    assert results(samples.continuations(["Once", "Twice"], 3), subject) == {
+        "samples": [{"prompt": "Once", "text": "qqq"}, {"prompt": "Twice", "text": "qqq"}]
+    }
+    assert results(samples.replies(["Hello?"], 2), subject) == {"samples": [{"prompt": "Hello?", "text": "qq"}]}
+    assert results(samples.replies([]), subject) == {"samples": []}
