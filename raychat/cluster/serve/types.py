@@ -1,0 +1,210 @@
+"""Requests, answers and errors of the OpenAI API, as far as they are served, and what ingress and model exchange.
+
+Reference: https://platform.openai.com/docs/api-reference/chat. `top_k` is an extension that vLLM and others share.
+"""
+
+import json
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from raychat.engine import Finish
+
+MAX_STOP_STRINGS = 4
+
+# What clients send along although it asks for nothing: accepted at these values (and null), refused at others, because
+# an answer that ignores what was asked for is worse than an error.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "service_tier": ("auto", "default"),
+    "refusal": (),  # the next ones come with assistant messages that a client sends back
+    "annotations": ([],),
+    "tool_calls": ([],),
+}
+_IGNORED = (
+    "user",
+    "metadata",
+    "store",
+    "name",
+    "safety_identifier",
+    "prompt_cache_key",
+)  # say nothing about the answer
+
+
+class _Strict(BaseModel):
+    """A model whose unknown fields must be null, neutral or known to be without effect."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_served(self) -> "_Strict":
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in _IGNORED or any(value == v for v in _NEUTRAL.get(name, ())):
+                continue
+            expected = " or ".join(json.dumps(v) for v in _NEUTRAL.get(name, ()))
+            hint = f"got {json.dumps(value)}, expected {expected}" if expected else "unknown or not supported"
+            raise PydanticCustomError("unsupported", "{param}: {hint}", {"param": name, "hint": hint})
+        return self
+
+
+class TextPart(BaseModel):
+    """A part of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Strict):
+    """What a stream holds besides the text."""
+
+    include_usage: bool = False
+
+
+StopString = Annotated[str, Field(min_length=1)]
+
+
+class ChatRequest(_Strict):
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    model: str | None = None  # an id that /v1/models lists, "raychat", or nothing: the model that is served
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)  # None = 1
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)  # None = as many as the context has room for
+    max_completion_tokens: int | None = Field(default=None, ge=1)  # newer name of max_tokens, wins over it
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+# ---------------------------------------------------------------------------------------------- ingress and model
+
+
+class Piece(NamedTuple):
+    """Some more of an answer, on its way from the model to the ingress."""
+
+    text: str  # never ends inside a character; may be empty
+    num_tokens: int  # that the piece stands for, tool calls and stop token included
+    prompt_tokens: int
+    finish: Finish | None  # set in the last piece
+
+
+class Failure(NamedTuple):
+    """Why there is no answer, or no more of it; comes in place of a piece, as the last."""
+
+    status: int  # of HTTP
+    message: str
+    param: str | None = None  # field of the request that is wrong
+    code: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the error as the OpenAI API words it."""
+        kind = {429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+class Usage(BaseModel):
+    """Tokens of a request and its answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answer(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: Literal[0] = 0
+    message: Answer
+    logprobs: None = None
+    finish_reason: Finish
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int  # Unix time
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class ChunkChoice(BaseModel):
+    index: Literal[0] = 0
+    delta: dict[str, str]  # {"role": "assistant", "content": ""}, then {"content": ...}, at last {}
+    logprobs: None = None
+    finish_reason: Finish | None = None
+
+
+class ChatChunk(BaseModel):
+    """One server-sent event of a streamed answer; the one with the usage has no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str  # <run>-<stage>
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "raychat"
+    max_model_len: int  # context in tokens, as vLLM calls it
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def no_such_model(name: str, card: ModelCard) -> Failure:
+    """Return the error for a model that is not the one served."""
+    message = f"the model {name!r} does not exist; this server has {card.id!r}"
+    return Failure(404, message, "model", "model_not_found")
