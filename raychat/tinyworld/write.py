@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pyarrow.lib import Table
 
 from raychat import paths
 from raychat.tinyworld import bundle, functions
@@ -95,7 +95,7 @@ def _shards(world: World, scale: float) -> Iterator[list[str]]:
 
 def _parquet(texts: list[str]) -> bytes:
     buffer = io.BytesIO()
-    table = Table.from_pydict({"text": texts})
+    table = pa.table({"text": texts})  # type: ignore[attr-defined]
     pq.write_table(table, buffer, row_group_size=ROW_GROUP_DOCUMENTS, compression="zstd")
     return buffer.getvalue()
 
