@@ -20,7 +20,7 @@ Work = TypeVar("Work")
 
 # Defaults that suit small machines; whatever the user has set wins. See Ray's constants of these names.
 _ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a report or a dead worker; Ray's 2 s would throttle
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a dead worker or the end; Ray's is 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers' prints are forwarded by Ray anyway: once is enough
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
