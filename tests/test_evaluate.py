@@ -1,0 +1,97 @@
+"""Evaluations over actors: same figures for any number, also when one dies on the way."""
+
+import os
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from raychat import checkpoint
+from raychat.cluster import Cluster
+from raychat.cluster.evaluate import evaluate
+from raychat.evals import bpb, samples
+from raychat.evals.subject import Evaluation, Subject
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def path(folder: Path) -> str:
+    """A checkpoint of a tiny model."""
+    model, tokenizer = tiny.model(), tiny.byte_tokenizer()
+    return checkpoint.save_checkpoint(str(folder / "base"), 3, model, None, tokenizer, {"settings": {}})
+
+
+@pytest.fixture(scope="module")
+def evaluations(folder: Path) -> list[Evaluation]:
+    rows = tiny.token_folder(str(folder / "rows"), num_rows=200)
+    return [bpb.evaluation(rows, max_rows=200), samples.continuations(["ab", "cd"], 4)]
+
+
+def joined(name: str, work: Sequence[Any]) -> Evaluation:
+    return Evaluation(name, work, lambda results: {name: results})
+
+
+def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
+    found = evaluate(path, evaluations, Cluster(workers=0))
+    assert found.keys() == {"val_bpb", "samples"}
+    subject = Subject.load(path)
+    assert found["val_bpb"] == evaluations[0].finish([work(subject) for work in evaluations[0].work])["val_bpb"]
+    assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]
+
+
+def test_no_checkpoint_is_an_error(tmp_path: Path, evaluations: list[Evaluation]) -> None:
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        evaluate(str(tmp_path / "step_000001"), evaluations, Cluster(workers=0))
+
+
+def test_two_figures_of_one_name_are_an_error(path: str, evaluations: list[Evaluation]) -> None:
+    with pytest.raises(ValueError, match="two evaluations give val_bpb"):
+        evaluate(path, [evaluations[0], evaluations[0]], Cluster(workers=0))
+
+
+@pytest.mark.ray
+def test_number_of_actors_does_not_matter(path: str, evaluations: list[Evaluation], ray_cluster: None) -> None:
+    here = evaluate(path, evaluations, Cluster(workers=0))
+    there = evaluate(path, evaluations, Cluster(workers=2, gpus_per_worker=0))
+    assert there["samples"] == here["samples"]
+    # rounding of matrix products may differ with the threads of a process
+    assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-6)
+
+
+@pytest.mark.ray
+def test_piece_of_a_dead_actor_is_done_again(
+    path: str, tmp_path: Path, ray_cluster: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "died"
+
+    def number_or_death(subject: Subject, number: int) -> int:
+        if number == 2 and not marker.exists():  # the first process to come here dies
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number * subject.model.config.n_layer
+
+    work = [partial(number_or_death, number=i) for i in range(6)]
+    found = evaluate(path, [joined("numbers", work)], Cluster(workers=2, gpus_per_worker=0))
+    assert found["numbers"] == [0, 2, 4, 6, 8, 10]
+    assert marker.exists()
+    assert "an actor died and is replaced" in capfd.readouterr().out
+
+
+@pytest.mark.ray
+def test_error_in_the_work_is_raised_here(path: str, ray_cluster: None) -> None:
+    def fail(subject: Subject, number: int) -> int:
+        if number == 1:
+            raise ArithmeticError("piece 1 is wrong")
+        return number
+
+    work = [partial(fail, number=i) for i in range(3)]
+    with pytest.raises(ArithmeticError, match="piece 1 is wrong"):
+        evaluate(path, [joined("numbers", work)], Cluster(workers=1, gpus_per_worker=0))
