@@ -2,11 +2,11 @@
 # Check what the installation needs, say what is missing, then install raychat and its crate into .venv.
 # Called by `make install`, which runs it once and again when the dependencies or the crate have changed.
 #   PYTHON=/path/to/python3   the interpreter to build .venv with (default: the newest of 3.13, 3.12, 3.11 that runs)
-#   MIN_FREE_GB=8             free disk that is asked for before PyTorch with CUDA is downloaded
+#   MIN_FREE_GB=10            free disk that is asked for: .venv takes 6 GB, the downloads 3 GB while it is made
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-MIN_FREE_GB=${MIN_FREE_GB:-8}
+MIN_FREE_GB=${MIN_FREE_GB:-10}
 venv=.venv
 
 fail() { # fail WHAT REMEDY...: each remedy is a line
@@ -61,9 +61,10 @@ if [ -e $venv/bin/python ]; then # something is installed already: bring it up t
 else
     check_python
     check_disk . "$MIN_FREE_GB"
-    check_disk "${TMPDIR:-/tmp}" $((MIN_FREE_GB / 4))
+    check_disk "${TMPDIR:-/tmp}" $((MIN_FREE_GB * 2 / 5))
     printf 'Installing into .venv with %s: about 6 GB, mostly PyTorch with CUDA; this takes some minutes.\n' "$python"
     "$python" -m venv $venv
+    "$venv/bin/python" -m pip install -q --upgrade pip # a distribution's pip may be years old, and takes twice as long
 fi
 "$venv/bin/python" -m pip install -c constraints.txt ./tokenizer -e '.[dev]'
 printf 'Installed. Commands run in this environment after: source .venv/bin/activate\n'

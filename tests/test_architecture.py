@@ -19,7 +19,7 @@ LAYERS = [
     "attention tokenizer tools tasks tinyworld",
     "model gpt2 chat corpus tokens optim",
     "flops engine batches checkpoint convert",
-    "train stage token_stage rl evals report",
+    "train stage token_stage talk rl evals report",
     "cluster",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

@@ -1,0 +1,109 @@
+"""`ray job submit --working-dir .` against a head that `ray start` made, as on any cluster."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on, away from those that Ray's workers take (10002 to 19999)."""
+    ports: list[int] = []
+    for port in range(21000 + os.getpid() % 5000, 32000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The job API's address of a head of its own; this environment's commands are first on its PATH."""
+    gcs, dashboard, agent, metrics, client = free_ports(5)
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: the paths of Ray's sockets are limited
+    environment = os.environ | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # end at once, not after the 30 s that running work is given
+    }
+    options = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "metrics-export-port": metrics,
+        "ray-client-server-port": client,
+        "temp-dir": folder,
+        "num-cpus": 4,
+        "object-store-memory": 256 * 1024**2,
+    }
+    log = Path(folder) / "start.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [str(BIN / "ray"), "start", "--head", "--block", *(f"--{key}={value}" for key, value in options.items())],
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        wait_for(f"{address}/api/version", process, log)
+        yield address
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        with contextlib.suppress(ProcessLookupError):  # what is left of the group that we made
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 90) -> None:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        time.sleep(0.3)
+    raise RuntimeError(f"no answer from {url}:\n{log.read_text()}")
+
+
+def submit(head: str, *command: str, timeout_s: float = 200) -> str:
+    """Submit the checkout as a job, wait for its end and return what it printed."""
+    done = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", f"--address={head}", "--working-dir", ".", "--", *command],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_job_runs_the_submitted_code_in_the_installed_environment(head: str) -> None:
+    program = "import json, os, sys, raychat, jobs; print(json.dumps([sys.executable, raychat.__file__, os.listdir()]))"
+    printed = submit(head, "python", "-c", program)
+    line = next(line for line in printed.splitlines() if line.startswith("["))
+    executable, library, files = json.loads(line)
+    assert Path(executable).parent == BIN
+    assert Path(library).parent.parent != REPO, "the job imported the checkout, not the copy that was submitted"
+    assert {"raychat", "jobs", "tests"} <= set(files)
+    assert not {".venv", ".git"} & set(files)
