@@ -101,7 +101,7 @@ def _flash_attention_3(device: torch.device) -> Any | None:
     if torch.cuda.get_device_capability(device)[0] != 9:
         return None
     try:
-        from kernels import get_kernel
+        from kernels import get_kernel  # type: ignore[import-not-found, unused-ignore]
 
         return get_kernel("kernels-community/flash-attn3").flash_attn_func
     except Exception:  # not installed, no network for the first download, no build for this torch: FlexAttention serves
@@ -177,7 +177,7 @@ class Slots:
         return self._cache.keys[layer, self._slots, :used], self._cache.values[layer, self._slots, :used]
 
     def exchange_previous(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the last embedding of x (B, T, C); return the one before x's first (B, C) and whether there is one (B,)."""
+        """Store the last embedding of x (B, T, C); return the one before its first (B, C), and if there is one (B,)."""
         before = self._cache.previous[self._slots]
         self._cache.previous[self._slots] = x[:, -1]
         return before, (self._cache.lengths[self._slots_cpu] > 0).to(x.device)

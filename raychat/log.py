@@ -141,7 +141,7 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
 
 def _wandb_run(folder: str, name: str, settings: dict[str, Any]) -> Any | None:
     """Start a wandb run: WANDB_MODE says how; without it, online with a login and offline without one."""
-    mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
     if mode == "disabled":
         return None
     import wandb
@@ -157,7 +157,7 @@ def _wandb_run(folder: str, name: str, settings: dict[str, Any]) -> Any | None:
         dir=where,
         config=settings,
         settings=quiet,
-    )  # type: ignore[arg-type]
+    )
 
 
 def _logged_in() -> bool:

@@ -1,6 +1,7 @@
 """Join or start Ray, run a stage on its workers, and spread work over tasks."""
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -48,7 +49,7 @@ def connect(cluster: Cluster) -> None:
         num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         runtime_env={"env_vars": variables},
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
 
 
@@ -103,23 +104,26 @@ def launch(
 def _fit(
     worker: Callable[[Work, Report], dict[str, Any]], work: Work, name: str, cluster: Cluster, progress: Progress
 ) -> dict[str, Any]:
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    import ray.train
+    import ray.train.torch
 
+    train: Any = ray.train  # its annotations are those of the first version, what it holds is the second
     gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else int(num_gpus() > 0)
     _check_room(cluster, gpus)
     rows = ray.remote(num_cpus=0)(_Rows).remote()
     resources = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
+    trainer = train.torch.TorchTrainer(
         _run_worker,
         train_loop_config={"worker": worker, "work": work, "rows": rows},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources),
-        run_config=RunConfig(
+        torch_config=train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(
             name=f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=cluster.storage() + "/ray",
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-            logging_config=LoggingConfig("WARNING"),
+            failure_config=train.FailureConfig(max_failures=cluster.max_failures),
+            logging_config=train.LoggingConfig("WARNING"),
         ),
     )
     with _shown(rows, progress):
