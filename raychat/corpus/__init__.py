@@ -1,0 +1,164 @@
+"""Where text for the tokenizer and for pretraining comes from: shards in a fixed order, cut into blocks of documents.
+
+A corpus is named on the command line by one or more of
+    tinyworld                    the small invented world of this package, written when it is first asked for
+    climbmix, fineweb-edu        the hub's pretraining corpora, downloaded shard by shard when a shard is read
+    a folder, a file, a pattern  of .parquet, .jsonl or .txt (.gz, .zst), on this machine or remote (s3://, gs://)
+Its last shard is for validation.
+"""
+
+import glob
+import os
+from collections.abc import Sequence
+
+from fsspec.core import url_to_fs
+
+from raychat import paths, tinyworld
+from raychat.corpus.blocks import KINDS, Block, Part, block_bytes, blocks, texts
+from raychat.corpus.hub import HUB, fetch, hub_shards, hub_shards_for, source
+
+__all__ = [
+    "Block",
+    "Part",
+    "block_bytes",
+    "blocks",
+    "fetch",
+    "shards",
+    "shards_needed",
+    "split",
+    "texts",
+    "tinyworld_root",
+    "version",
+]
+
+
+def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> list[str]:
+    """Return the absolute paths or URLs of a corpus's shards in their order: as given, and by name within a folder.
+
+    data: names as above; a plain string is one of them. num_shards: how many shards to train on, the first ones; None =
+    all. The last one, for validation, is kept in any case. Nothing is downloaded.
+
+    Raises ValueError when something is not there, has no shards, or is named twice.
+    """
+    if num_shards is not None and num_shards < 1:
+        raise ValueError(f"num_shards is {num_shards}; expected 1 or more")
+    found = [shard for entry in ([data] if isinstance(data, str) else data) for shard in _resolve(entry, storage)]
+    _check_distinct(found)
+    return found if num_shards is None else [*found[:-1][:num_shards], *found[-1:]]
+
+
+def shards_needed(data: Sequence[str], tokens: int) -> int | None:
+    """Return how many training shards of a hub corpus are enough for so many tokens; None (all) for any other data."""
+    names = [data] if isinstance(data, str) else list(data)
+    return hub_shards_for(names[0], tokens) if len(names) == 1 and names[0] in HUB else None
+
+
+def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]]:
+    """Return the shards to train on and the last `num_val` for validation, which share no file.
+
+    Raises ValueError when there are not enough shards or when one file is there twice.
+    """
+    if len(shards) <= num_val or num_val < 1:
+        raise ValueError(
+            f"a corpus needs at least {max(num_val, 1) + 1} shards, {max(num_val, 1)} of them for validation, got "
+            f"{len(shards)}: {', '.join(shards)}; name more files, or cut the file in two"
+        )
+    _check_distinct(shards)
+    return list(shards[:-num_val]), list(shards[-num_val:])
+
+
+def version(shard: str) -> str:
+    """Return a string that changes when the shard's file is written anew; a hub shard is known by its name alone."""
+    if source(shard):
+        return "hub"
+    if paths.is_local(shard):
+        status = os.stat(shard)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    fs, path = url_to_fs(shard)
+    return str(fs.ukey(path))
+
+
+def tinyworld_root(storage: str) -> str:
+    """Return the root of the tinyworld data in the storage, writing it when it is not there."""
+    root = paths.join(storage, "data", "tinyworld")
+    if not tinyworld.complete(root):
+        with paths.new_folder(root) as folder:
+            tinyworld.write(folder)
+    return root
+
+
+def task_root(task_data: str, storage: str) -> str:
+    """Return where tasks are read from (`tasks.load`): "hub" as it is, "tinyworld" written when absent, else a folder.
+
+    Raises ValueError when the folder is not there.
+    """
+    if task_data == "hub":
+        return task_data
+    if task_data == "tinyworld":
+        return tinyworld_root(storage)
+    root = os.path.abspath(os.path.expanduser(task_data)) if paths.is_local(task_data) else task_data.rstrip("/")
+    if not paths.is_folder(root):
+        raise ValueError(
+            f"--task-data is {task_data!r}; expected tinyworld, hub, or a folder of data sets, and {root} is none"
+        )
+    return root
+
+
+def _resolve(entry: str, storage: str) -> list[str]:
+    """Return the shards that one name stands for."""
+    if entry in HUB:
+        return hub_shards(entry, storage)
+    if entry == "tinyworld":
+        return _in_folder(paths.join(tinyworld_root(storage), "pretrain"))
+    path = os.path.abspath(os.path.expanduser(entry)) if paths.is_local(entry) else entry
+    if any(c in path for c in "*?["):
+        found = [shard for shard in _glob(path) if shard.endswith(KINDS)]
+        if not found:
+            raise ValueError(f"{entry} matches no file that ends in {', '.join(KINDS)}")
+        return found
+    if paths.is_folder(path):
+        return _in_folder(path)
+    if not paths.exists(path):
+        raise ValueError(f"{entry} is not there; expected a file, a folder, a pattern, tinyworld, or {', '.join(HUB)}")
+    if not path.endswith(KINDS):
+        raise ValueError(f"{entry} is of an unknown kind; expected a file that ends in {', '.join(KINDS)}")
+    return [path]
+
+
+def _in_folder(folder: str) -> list[str]:
+    names = paths.names(folder)
+    found = [paths.join(folder, name) for name in names if name.endswith(KINDS)]
+    if not found:
+        raise ValueError(
+            f"{folder} holds no file that ends in {', '.join(KINDS)}; it holds {', '.join(names[:8]) or 'nothing'}"
+        )
+    return found
+
+
+def _glob(pattern: str) -> list[str]:
+    if paths.is_local(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
+    fs, p = url_to_fs(pattern)
+    return sorted(fs.unstrip_protocol(path) for path in fs.glob(p))
+
+
+def _check_distinct(shards: Sequence[str]) -> None:
+    """Raise ValueError where two of the paths are one file, however they are spelled."""
+    seen: dict[object, str] = {}
+    for shard in shards:
+        same = seen.setdefault(_identity(shard), shard)
+        if same is not shard:
+            raise ValueError(
+                f"{shard} is there twice (as {same}): a shard is either trained on or validated on, and once"
+            )
+
+
+def _identity(path: str) -> object:
+    if not paths.is_local(path):
+        fs, p = url_to_fs(path)
+        return fs.protocol, p
+    try:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino  # also sees through links
+    except FileNotFoundError:
+        return os.path.realpath(path)

@@ -1,0 +1,211 @@
+"""A corpus cut into blocks of documents, each of which can be read alone: parquet, JSON lines and plain text."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import IO, Any, NamedTuple
+
+import pyarrow.parquet as pq
+import zstandard
+
+from raychat import paths
+from raychat.corpus.hub import fetch, source
+
+KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
+DOCUMENT_CHARS = 2_000  # plain text is cut into documents of about so much
+MAX_BLOCK_BYTES = 8 << 20
+MIN_BLOCKS = 64  # so many at least, where there is enough text
+
+
+class Part(NamedTuple):
+    """A stretch of one file: row groups [start, stop) of parquet; lines that begin in bytes [start, stop) of text."""
+
+    path: str
+    start: int = 0
+    stop: int | None = None  # None = to the end
+
+
+class Block(NamedTuple):
+    """Documents that are read, counted or packed together: parts of one or more files, in the corpus's order."""
+
+    parts: tuple[Part, ...]
+
+
+def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
+    """Cut shards into blocks of at least `min_bytes` of text each (less only where there is less in all).
+
+    Blocks grow with the corpus up to 8 MB. Row groups of parquet files and compressed text files are not cut. A shard
+    of the hub is one block, whether it is here already or not. Only sizes and parquet footers are read.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        uncut = [sized for found in pool.map(_uncut_parts, shards) for sized in found]
+    total = sum(num_bytes for part, num_bytes in uncut if not source(part.path))
+    target = block_bytes(total, min_bytes)
+    return [Block(tuple(parts)) for parts in _grouped((cut for sized in uncut for cut in _cut(*sized, target)), target)]
+
+
+def block_bytes(total: int, least: int) -> int:
+    """Return how much text a block should have in a corpus of `total` bytes: 1/64, at most 8 MB, at least `least`."""
+    return max(least, min(MAX_BLOCK_BYTES, total // MIN_BLOCKS))
+
+
+def texts(block: Block) -> list[str]:
+    """Read the documents of a block, empty ones left out; a hub shard that is not here is downloaded first.
+
+    Parquet and JSON lines have a column or field `text`, a document each. Plain text is cut at blank lines, and
+    paragraphs are joined up to about 2,000 characters; a paragraph longer than that is cut at the ends of lines.
+
+    Raises ValueError, naming the file, when it has no `text` or is not UTF-8.
+    """
+    return [text for part in block.parts for text in _documents(part) if text]
+
+
+# ---------------------------------------------------------------------------------------------- cutting
+
+
+def _uncut_parts(path: str) -> list[tuple[Part, int]]:
+    """Return the parts of a file and about how many bytes of text each has: row groups, or the whole file."""
+    if hub := source(path):
+        return [(Part(path), hub.shard_bytes)]
+    if path.endswith(".parquet"):
+        with paths.open_file(path) as f:
+            metadata = pq.ParquetFile(f).metadata
+        groups = range(metadata.num_row_groups)
+        return [(Part(path, i, i + 1), metadata.row_group(i).total_byte_size) for i in groups]
+    return [(Part(path), paths.size(path) * (1 if path.endswith((".jsonl", ".txt")) else 3))]
+
+
+def _cut(part: Part, num_bytes: int, target: int) -> list[tuple[Part, int]]:
+    """Cut an uncompressed text file into about equal parts of about `target` bytes; leave any other part whole."""
+    count = max(1, round(num_bytes / target))
+    if count == 1 or not part.path.endswith((".jsonl", ".txt")):
+        return [(part, num_bytes)]
+    ends = [num_bytes * i // count for i in range(count + 1)]
+    return [(Part(part.path, a, b), b - a) for a, b in pairwise(ends)]
+
+
+def _grouped(parts: Iterable[tuple[Part, int]], target: int) -> list[list[Part]]:
+    """Join consecutive parts until a group has `target` bytes; a last one of less than half joins the one before."""
+    groups: list[list[Part]] = []
+    group: list[Part] = []
+    size = 0
+    for part, num_bytes in parts:
+        if source(part.path) and group:  # a hub shard is a block of its own
+            groups.append(group)
+            group, size = [], 0
+        group.append(part)
+        size += num_bytes
+        if size >= target:
+            groups.append(group)
+            group, size = [], 0
+    if group and groups and size < target / 2 and not source(groups[-1][-1].path):
+        groups[-1] += group
+    elif group:
+        groups.append(group)
+    return groups
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def _documents(part: Part) -> Iterator[str]:
+    if part.path.endswith(".parquet"):
+        yield from _parquet_texts(part)
+        return
+    data = _read(part)
+    if ".jsonl" in paths.name(part.path):
+        yield from (_json_text(line, part.path) for line in data.splitlines() if line.strip())
+        return
+    try:
+        yield from text_documents(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{part.path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from None
+
+
+def _parquet_texts(part: Part) -> list[str]:
+    with paths.open_file(fetch(part.path)) as f:
+        file = pq.ParquetFile(f)
+        columns = file.schema_arrow.names
+        if "text" not in columns:
+            raise ValueError(f"{part.path} has the columns {columns}, expected one named 'text'")
+        stop = file.num_row_groups if part.stop is None else part.stop
+        found: list[str] = file.read_row_groups(range(part.start, stop), columns=["text"]).column("text").to_pylist()
+        return found
+
+
+def _json_text(line: bytes, path: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path}: expected lines like {{"text": "..."}}, got {line[:100]!r} ({type(error).__name__}: {error})'
+        ) from None
+    if not isinstance(text, str):
+        raise ValueError(f"{path}: expected 'text' to be a string, got {text!r:.100}")
+    return text
+
+
+def text_documents(text: str) -> Iterator[str]:
+    """Cut plain text into documents of about 2,000 characters: whole paragraphs where they are not longer than that.
+
+    >>> list(text_documents("one\\n\\ntwo\\n"))
+    ['one\\n\\ntwo']
+    >>> [len(document) for document in text_documents("word " * 300 + "\\n\\n" + "word " * 300)]
+    [1499, 1499]
+    """
+    document = ""
+    for paragraph in _paragraphs(text.replace("\r\n", "\n")):
+        if document and len(document) + len(paragraph) > DOCUMENT_CHARS:
+            yield document.strip()
+            document = ""
+        document += paragraph
+    yield document.strip()
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield stretches of whole lines that end after a blank line, or before they are longer than a document."""
+    paragraph = ""
+    for line in text.splitlines(keepends=True):
+        if len(paragraph) + len(line) > DOCUMENT_CHARS:
+            yield paragraph
+            paragraph = ""
+        paragraph += line
+        if not line.strip():
+            yield paragraph
+            paragraph = ""
+    yield paragraph
+
+
+def _read(part: Part) -> bytes:
+    """Read the lines of a text file that begin within the part."""
+    with paths.open_file(part.path) as f:
+        if part.path.endswith(".gz"):
+            return gzip.GzipFile(fileobj=f).read()
+        if part.path.endswith(".zst"):
+            return zstandard.ZstdDecompressor().stream_reader(f, read_across_frames=True).read()
+        find = _next_line if part.path.endswith(".jsonl") else _next_paragraph
+        start = find(f, part.start)
+        stop = None if part.stop is None else find(f, part.stop)
+        f.seek(start)
+        data: bytes = f.read(-1 if stop is None else stop - start)
+        return data
+
+
+def _next_line(f: IO[Any], offset: int) -> int:
+    """Return where the first line at or after `offset` begins."""
+    if offset:
+        f.seek(offset - 1)
+        f.readline()
+        return f.tell()
+    return 0
+
+
+def _next_paragraph(f: IO[Any], offset: int) -> int:
+    """Return where the first paragraph at or after `offset` begins, or line when there is no blank line for long."""
+    start = _next_line(f, offset)
+    while offset and f.tell() - start < 32 * DOCUMENT_CHARS and (line := f.readline()):
+        if not line.strip():
+            break
+    return f.tell() if offset else 0

@@ -1,0 +1,105 @@
+"""Pretraining shards of the Hugging Face hub: where they lie in the storage, and how one gets there when needed."""
+
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from raychat import paths
+
+
+class HubCorpus(NamedTuple):
+    """A hub data set of files shard_00000.parquet and so on, the last of which is for validation."""
+
+    repo: str
+    num_shards: int
+    shard_bytes: int  # of text in each, roughly
+
+
+HUB = {
+    "climbmix": HubCorpus("karpathy/climbmix-400b-shuffle", 6543, 250_000_000),
+    "fineweb-edu": HubCorpus("karpathy/fineweb-edu-100b-shuffle", 1823, 250_000_000),
+}
+
+
+def hub_shards(name: str, storage: str) -> list[str]:
+    """Return where in the storage the shards of a hub corpus lie or will lie. Needs no network."""
+    return [paths.join(storage, "data", name, f"shard_{i:05d}.parquet") for i in range(HUB[name].num_shards)]
+
+
+def hub_shards_for(name: str, tokens: int) -> int:
+    """Return how many training shards surely make `tokens` tokens: 8 characters of them to a token of a packed row."""
+    return min(HUB[name].num_shards - 1, -(-tokens * 8 // HUB[name].shard_bytes))
+
+
+def source(path: str) -> HubCorpus | None:
+    """Return the hub corpus that a path of `hub_shards` belongs to; None for any other path."""
+    found = re.search(r"(?:^|/)data/([^/]+)/shard_(\d{5})\.parquet$", path)
+    corpus = HUB.get(found[1]) if found else None
+    return corpus if found and corpus and int(found[2]) < corpus.num_shards else None
+
+
+def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, say: Callable[[str], None] = print) -> str:
+    """Return `path`, downloading it first when it is a hub shard that is not there yet.
+
+    The file appears under its name only when it is whole: its size is compared with what the hub states. After a
+    failure there is another attempt, `backoff_s` later and twice as long each time, at most a minute. HF_ENDPOINT and
+    HF_TOKEN are respected.
+
+    Raises FileNotFoundError when the hub does not have it, ConnectionError with the cause when every attempt failed.
+    """
+    corpus = source(path)
+    if corpus is None or paths.exists(path):
+        return path
+    file = paths.name(path)
+    for attempt in range(1, attempts + 1):
+        try:
+            _download(corpus.repo, file, path)
+            return path
+        except Exception as error:
+            missing = isinstance(error, (EntryNotFoundError, RepositoryNotFoundError))
+            if missing and not isinstance(error, LocalEntryNotFoundError):
+                raise FileNotFoundError(f"the hub has no {file} in the data set {corpus.repo}: {error}") from error
+            if paths.exists(path):  # another process was faster
+                return path
+            if attempt == attempts:
+                raise ConnectionError(
+                    f"{file} of {corpus.repo} could not be downloaded in {attempts} attempts: {error}"
+                ) from error
+            pause_s = min(60.0, backoff_s * 2 ** (attempt - 1))
+            say(f"{file} of {corpus.repo}: attempt {attempt} of {attempts} failed ({error}); again in {pause_s:g} s")
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
+
+
+def _download(repo: str, file: str, path: str) -> None:
+    """Download one file beside `path` (a killed download goes on there), check its size, and put it in place."""
+    disable_progress_bars()
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    expected = get_hf_file_metadata(hf_hub_url(repo, file, repo_type="dataset", endpoint=endpoint)).size
+    if paths.is_local(path):
+        folder = os.path.join(os.path.dirname(path), f".tmp-{file}")
+        os.makedirs(folder, exist_ok=True)
+    else:
+        folder = tempfile.mkdtemp(prefix="raychat-hub-")
+    try:
+        got = hf_hub_download(repo, file, repo_type="dataset", local_dir=folder, endpoint=endpoint)
+        if expected is not None and os.path.getsize(got) != expected:
+            os.remove(got)
+            raise OSError(f"got {os.path.getsize(got):,} bytes, expected {expected:,}")
+        if paths.is_local(path):
+            os.replace(got, path)
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            with open(got, "rb") as f:
+                paths.write_bytes(path, f.read())
+    finally:
+        if not paths.is_local(path):
+            shutil.rmtree(folder, ignore_errors=True)
