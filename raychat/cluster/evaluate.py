@@ -1,6 +1,8 @@
 """Evaluations over Ray actors, each holding one `Subject`; the figures do not depend on how many there are."""
 
+import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
@@ -8,12 +10,14 @@ from typing import Any
 import ray
 import torch
 
-from raychat import checkpoint
+from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import connect, num_gpus
 from raychat.cluster.pool import ActorPool
 from raychat.evals.subject import Evaluation, Subject, Work
 from raychat.log import Progress
+
+SHOW_EVERY_S = 2.0
 
 
 def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> dict[str, Any]:
@@ -30,9 +34,13 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
     work = [piece for evaluation in evaluations for piece in evaluation.work]
     name = ", ".join(evaluation.name for evaluation in evaluations)
     with Progress(f"evaluate {name}", len(work)) as progress:
+        shown = time.monotonic()
 
         def done(number: int) -> None:
-            progress.show({"step": number})
+            nonlocal shown
+            if number == len(work) or time.monotonic() - shown >= SHOW_EVERY_S:
+                shown = time.monotonic()
+                progress.show({"step": number})
 
         results = _here(path, work, done) if cluster.workers == 0 else _spread(path, work, cluster, done)
     found: dict[str, Any] = {}
@@ -43,6 +51,46 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
             raise ValueError(f"two evaluations give {', '.join(sorted(twice))}")
         found |= figures
     return found
+
+
+def evaluate_stage(
+    folder: str, settings: dict[str, Any], describe: Callable[[str], Sequence[Evaluation]], cluster: Cluster
+) -> dict[str, Any]:
+    """Evaluate a stage's newest checkpoint and write `eval.json` into its folder, or find that this has been done.
+
+    Args:
+        folder: of the stage, on the storage.
+        settings: what the figures depend on besides the checkpoint; plain values.
+        describe: from the checkpoint's path to what is to be evaluated; called only when there is something to do.
+
+    Returns:
+        The figures, `checkpoint`, `step`, `settings`, `wall_s` and `workers`.
+
+    Raises:
+        ValueError: the stage has no checkpoint yet.
+    """
+    path = checkpoint.latest(folder)
+    if path is None:
+        raise ValueError(f"no checkpoint in {folder} to evaluate; train that stage first, or name another --run")
+    asked = json.loads(json.dumps({"checkpoint": paths.name(path), "settings": settings}))
+    file = paths.join(folder, "eval.json")
+    if paths.exists(file):
+        done: dict[str, Any] = paths.read_json(file)
+        if {key: done.get(key) for key in asked} == asked:
+            print(f"evaluated already: {file}")
+            return done
+    started = time.monotonic()
+    found = evaluate(path, describe(path), cluster)
+    step = checkpoint.read_meta(path)["step"]
+    result = {
+        **asked,
+        "step": step,
+        "wall_s": round(time.monotonic() - started, 3),
+        "workers": cluster.workers,
+        **found,
+    }
+    paths.write_json(file, result)
+    return result
 
 
 def _here(path: str, work: Sequence[Work], done: Callable[[int], None]) -> list[Any]:

@@ -180,6 +180,19 @@ def _question(task: Task, index: int) -> str:
     return str(task.problems[index].messages[-2]["content"])
 
 
+def available(names: Sequence[str], root: str, split: str = "test") -> tuple[str, ...]:
+    """Return those of the tasks that have data at `root`, saying which have none."""
+    found = []
+    for name in names:
+        try:
+            load(name, root, split)
+        except ValueError as e:
+            print(f"not evaluated: {name}: {e}", flush=True)
+        else:
+            found.append(name)
+    return tuple(found)
+
+
 @functools.lru_cache(maxsize=16)
 def load(name: str, root: str, split: str) -> Task:
     """Load a task once per process."""

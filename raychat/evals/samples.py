@@ -1,13 +1,26 @@
 """Texts to be read: how a base model goes on, what a chat model answers."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 from raychat import chat
 from raychat.engine import SamplingParams
 from raychat.evals.subject import Evaluation, Subject
+from raychat.tokenizer import Tokenizer
+from raychat.tokens import TokenRows
 
 NO_STOP_BUT_BOS = ("<|bos|>",)
+
+
+def beginnings(rows: TokenRows, tokenizer: Tokenizer, *, num: int = 6, num_tokens: int = 12) -> tuple[str, ...]:
+    """Return how the first documents of token shards begin: prompts that any corpus has. Every row begins with one."""
+    taken, _ = rows.rows(range(min(num, rows.num_rows())))
+    texts = []
+    for row in taken.tolist():
+        document = itertools.takewhile(lambda token: token != tokenizer.bos, row[1 : num_tokens + 1])
+        texts.append(tokenizer.decode(list(document)).strip("\ufffd"))
+    return tuple(text for text in texts if text)
 
 
 def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:

@@ -1,0 +1,78 @@
+"""Evaluate a base model: bits per byte of validation text, CORE, and a few texts continued.
+
+python jobs/base_eval.py --run tiny
+python jobs/base_eval.py --run d20 --bundle /data/eval_bundle --max-items 500 --cluster.workers 8
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    """Evaluate the run's newest base checkpoint; the figures go to runs/<run>/base/eval.json."""
+
+    run: str = "base"  # name of the run
+    bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
+    tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
+    max_items: int | None = None  # items of each task, the same ones every time; None = all
+    data: tuple[str, ...] | None = None  # corpus whose last shard is validated on; None = what the model was trained on
+    eval_tokens: int = 80 * 524288  # validation tokens at most
+    prompts: tuple[str, ...] | None = None  # texts to be continued; None = the beginnings of validation documents
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Evaluate, or find that it has been done with the same settings; return what eval.json says.
+
+    Raises ValueError when there is no base checkpoint, FileNotFoundError when the bundle is not there.
+    """
+    from raychat import checkpoint, corpus, paths
+    from raychat.cluster.evaluate import evaluate_stage
+    from raychat.cluster.prepare import documents, prepare
+    from raychat.evals import bpb, core, samples
+    from raychat.evals.subject import Evaluation
+    from raychat.tokens import TokenRows
+
+    storage = args.cluster.storage()
+
+    def describe(path: str) -> list[Evaluation]:
+        meta, tokenizer = checkpoint.read_meta(path), checkpoint.load_tokenizer(path)
+        data, sequence_len = args.data or tuple(meta["settings"]["data"]), meta["model"]["sequence_len"]
+        _, val = corpus.split(corpus.shards(data, storage, num_shards=1))  # the last shard, whatever was trained on
+        rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
+        if args.bundle == "tinyworld":
+            bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
+        else:  # actors have another working folder
+            bundle = os.path.abspath(args.bundle) if paths.is_local(args.bundle) else args.bundle
+        if (prompts := args.prompts) is None:
+            prompts = samples.beginnings(TokenRows(rows), tokenizer)
+        return [
+            bpb.evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
+            core.evaluation(core.load_bundle(bundle, args.tasks), args.max_items),
+            samples.continuations(prompts),
+        ]
+
+    settings = {
+        "bundle": args.bundle,
+        "tasks": args.tasks,
+        "max_items": args.max_items,
+        "data": args.data,
+        "eval_tokens": args.eval_tokens,
+        "prompts": args.prompts,
+    }
+    found = evaluate_stage(args.cluster.run_folder(args.run, "base"), settings, describe, args.cluster)
+    for label, task in found["core_tasks"].items():
+        accuracy, centred = task["accuracy"], task["centred"]
+        print(f"  {label:40} accuracy {accuracy:.4f}  centred {centred:+.4f}  ({task['num_items']} items)")
+    print(f"base_eval: {args.run} val_bpb {found['val_bpb']:.4f} CORE {found['core']:.4f} in {found['wall_s']:.0f} s")
+    return found
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))

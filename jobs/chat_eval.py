@@ -1,0 +1,68 @@
+"""Evaluate a chat model on tasks: multiple choice by the letters' logits, the rest by generating answers.
+
+python jobs/chat_eval.py --run tiny --stage sft
+python jobs/chat_eval.py --run d20 --stage rl --tasks gsm8k humaneval --task-data hub --cluster.workers 8
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raychat.cluster import Cluster
+
+TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Evaluate the newest chat checkpoint of a stage; the figures go to runs/<run>/<stage>/eval.json."""
+
+    run: str = "base"  # name of the run
+    stage: Literal["mid", "sft", "rl"] = "sft"  # which of its models
+    tasks: tuple[str, ...] | None = None  # None = those of the six of ChatCORE whose data is there
+    task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
+    max_problems: int | None = None  # problems of each task, the same ones every time; None = all
+    temperature: float = 0.0  # of generated answers; 0 = the most likely token each time
+    num_samples: int = 1  # answers to each problem; their mean reward counts
+    questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Evaluate, or find that it has been done with the same settings; return what eval.json says.
+
+    Raises ValueError when the stage has no checkpoint, or a task asked for has no data.
+    """
+    from raychat import corpus
+    from raychat.cluster.evaluate import evaluate_stage
+    from raychat.evals import chat, samples
+    from raychat.evals.subject import Evaluation
+
+    def describe(path: str) -> list[Evaluation]:
+        root = corpus.task_root(args.task_data, args.cluster.storage())
+        names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
+        sampling = chat.Sampling(temperature=args.temperature, num_samples=args.num_samples)
+        return [
+            chat.evaluation(names, root, max_problems=args.max_problems, sampling=sampling),
+            samples.replies(args.questions),
+        ]
+
+    settings = {
+        "tasks": args.tasks,
+        "task_data": args.task_data,
+        "max_problems": args.max_problems,
+        "temperature": args.temperature,
+        "num_samples": args.num_samples,
+        "questions": args.questions,
+    }
+    found = evaluate_stage(args.cluster.run_folder(args.run, args.stage), settings, describe, args.cluster)
+    for name, accuracy in found["accuracy"].items():
+        chance, num = found["chance"][name], found["num_problems"][name]
+        print(f"  {name:20} {accuracy:.4f}  (guessing {chance:.2f}, {num} problems)")
+    print(f"chat_eval: {args.run}/{args.stage} ChatCORE {found['chatcore']:.4f} in {found['wall_s']:.0f} s")
+    return found
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))
