@@ -14,7 +14,7 @@ from raychat.cluster import Cluster
 
 @dataclass(frozen=True)
 class Args:
-    run: str = "base"  # name of the run: everything goes to <storage>/runs/<run>
+    run: str = "tiny"  # name of the run: everything goes to <storage>/runs/<run>
     data: tuple[str, ...] = (
         "tinyworld",
     )  # climbmix, fineweb-edu, tinyworld, or folders of parquet, jsonl(.gz|.zst), txt

@@ -11,7 +11,7 @@ from raychat.cluster import Cluster
 
 @dataclass(frozen=True)
 class Args:
-    run: str = "base"  # name of the run whose base model is taken
+    run: str = "tiny"  # name of the run whose base model is taken
     tasks: tuple[str, ...] = (
         "conversations",
         "mmlu",

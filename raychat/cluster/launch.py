@@ -47,7 +47,7 @@ def connect(cluster: Cluster) -> None:
     ray.init(
         address="local",
         num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
+        include_dashboard=True,  # Ray Train asks it about its own actors, and people like to look at it
         runtime_env={"env_vars": variables},
         logging_level=logging.WARNING,
     )

@@ -1,0 +1,183 @@
+"""The whole road in one command: tokenizer, base, mid, SFT, RL, each evaluated, and a report card.
+
+    python jobs/speedrun.py --preset tiny                              about ten minutes on two CPU cores
+    python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
+    ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
+
+This file is the table of contents: every step is a job that also runs alone. Killed at any moment, the same command goes
+on where it was: what is finished is found and skipped, what was under way resumes from its last checkpoint.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jobs import base_eval, base_train, chat_eval, mid_train, report, rl_train, sft_train, tok_eval, tok_train
+from raychat.cluster import Cluster
+
+
+class Pipeline(NamedTuple):
+    """The settings of every step, in order."""
+
+    tok_train: tok_train.Args
+    tok_eval: tok_eval.Args
+    base_train: base_train.Args
+    base_eval: base_eval.Args
+    mid_train: mid_train.Args
+    sft_train: sft_train.Args
+    rl_train: rl_train.Args
+    chat_eval: chat_eval.Args  # of mid, SFT and RL alike
+    report: report.Args
+
+
+# ---------------------------------------------------------------------------------------------- presets
+
+
+def tiny() -> Pipeline:
+    """A few hundred thousand parameters on tinyworld: ten minutes on two CPU cores, to see every part work."""
+    return Pipeline(
+        tok_train.Args(vocab_size=1024),
+        tok_eval.Args(),
+        base_train.Args(
+            depth=3,
+            sequence_len=256,
+            batch_tokens=4096,
+            steps=450,
+            eval_every=150,
+            save_every=150,
+            eval_tokens=60_000,
+        ),
+        base_eval.Args(max_items=60, eval_tokens=60_000),
+        mid_train.Args(tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k", "spelling-bee"), steps=200),
+        sft_train.Args(tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k*2", "identity"), steps=120),
+        rl_train.Args(steps=20),
+        chat_eval.Args(max_problems=100),
+        report.Args(),
+    )
+
+
+def cpu() -> Pipeline:
+    """The same on a larger model: about half an hour on a laptop's CPU."""
+    small = tiny()
+    return small._replace(
+        tok_train=tok_train.Args(vocab_size=2048),
+        base_train=dataclasses.replace(small.base_train, depth=4, steps=1200, eval_every=300, save_every=300),
+        mid_train=dataclasses.replace(small.mid_train, steps=400),
+        sft_train=dataclasses.replace(small.sft_train, steps=250),
+        rl_train=dataclasses.replace(small.rl_train, steps=40),
+    )
+
+
+def _hub(depth: int, ratio: float = 12.0) -> Pipeline:
+    """The recipe's run of a depth on the hub's data; everything else is derived."""
+    return Pipeline(
+        tok_train.Args(data=("climbmix",), num_shards=9),
+        tok_eval.Args(),
+        base_train.Args(data=("climbmix",), depth=depth, ratio=ratio),
+        base_eval.Args(max_items=500),
+        mid_train.Args(task_data="hub"),
+        sft_train.Args(task_data="hub"),
+        rl_train.Args(task_data="hub"),
+        chat_eval.Args(task_data="hub"),
+        report.Args(),
+    )
+
+
+def d20() -> Pipeline:
+    """About 500M parameters: nanochat's $100 model of October 2025."""
+    return _hub(20)
+
+
+def d24() -> Pipeline:
+    """The $48 GPT-2: CORE above GPT-2 1.6B's 0.2565 in under two hours of 8 x H100."""
+    return _hub(24, ratio=8.0)
+
+
+def d32() -> Pipeline:
+    """About 1.9B parameters, over a day of 8 x H100."""
+    return _hub(32)
+
+
+PRESETS = {"tiny": tiny, "cpu": cpu, "d20": d20, "d24": d24, "d32": d32}
+
+# ---------------------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is not given is the preset's."""
+
+    preset: Literal["tiny", "cpu", "d20", "d24", "d32"] = "tiny"
+    run: str | None = None  # name of the run; None = the preset's name
+    data: tuple[str, ...] | None = None  # pretraining corpus: see base_train
+    task_data: str | None = None  # tinyworld, hub, or a folder of data sets
+    bundle: str | None = None  # CORE's bundle: tinyworld, or a folder in the DCLM layout
+    depth: int | None = None
+    vocab_size: int | None = None
+    sequence_len: int | None = None
+    base_steps: int | None = None
+    mid_tasks: tuple[str, ...] | None = None  # what mid trains on; NAME*3 repeats it
+    mid_steps: int | None = None
+    sft_tasks: tuple[str, ...] | None = None  # what SFT trains on
+    sft_steps: int | None = None
+    rl_steps: int | None = None
+    rl_max_new_tokens: int | None = None
+    eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
+    max_problems: int | None = None  # of each task, and items of each CORE task
+    price_per_hour: float | None = None  # of all machines together, for the cost in the report
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def pipeline(args: Args) -> Pipeline:
+    """Return the preset's pipeline with everything that was given put in its place."""
+    shared = {"run": args.run or args.preset, "cluster": args.cluster, "data": args.data, "task_data": args.task_data}
+    own: dict[str, dict[str, Any]] = {
+        "tok_train": {"vocab_size": args.vocab_size},
+        "base_train": {"depth": args.depth, "sequence_len": args.sequence_len, "steps": args.base_steps},
+        "base_eval": {"bundle": args.bundle, "max_items": args.max_problems},
+        "mid_train": {"tasks": args.mid_tasks, "steps": args.mid_steps},
+        "sft_train": {"tasks": args.sft_tasks, "steps": args.sft_steps},
+        "rl_train": {"steps": args.rl_steps, "max_new_tokens": args.rl_max_new_tokens},
+        "chat_eval": {"tasks": args.eval_tasks, "max_problems": args.max_problems},
+        "report": {"price_per_hour": args.price_per_hour},
+    }
+    steps = PRESETS[args.preset]()._asdict()
+    return Pipeline(**{name: _with(step, shared | own.get(name, {})) for name, step in steps.items()})
+
+
+def _with(step: Any, values: dict[str, Any]) -> Any:
+    """Replace the settings that a step has and that are given."""
+    names = {f.name for f in dataclasses.fields(step)}
+    return dataclasses.replace(step, **{k: v for k, v in values.items() if k in names and v is not None})
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Run the pipeline, or what is left of it; return the report."""
+    steps = pipeline(args)
+    began = time.monotonic()
+
+    tok_train.run(steps.tok_train)
+    tok_eval.run(steps.tok_eval)
+
+    base_train.run(steps.base_train)
+    base_eval.run(steps.base_eval)
+
+    mid_train.run(steps.mid_train)
+    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="mid"))
+
+    sft_train.run(steps.sft_train)
+    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="sft"))
+
+    rl_train.run(steps.rl_train)
+    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="rl"))
+
+    card = report.run(steps.report)
+    print(f"speedrun: done in {time.monotonic() - began:.0f} s; talk to it: python jobs/serve.py --run {steps.report.run}")
+    return card
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))
