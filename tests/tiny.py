@@ -1,34 +1,75 @@
-"""The tiny real things that tests are made of: tokenizer, model, token shards."""
+"""Small real models for the tests of engine and serving: a random one, and one that says what it is told to."""
 
-import numpy as np
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
 
-from raychat import tokens
+import torch
+import uvicorn
+
+from raychat.cluster.serve.http import Backend, make_app
 from raychat.model import GPT, GPTConfig
-from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
-
-VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
-CONFIG = GPTConfig(sequence_len=32, vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+from raychat.tokenizer import Tokenizer
 
 
 def byte_tokenizer() -> Tokenizer:
-    """The tokenizer without merges: every byte is a token."""
+    """A tokenizer without merges: the 256 bytes and the special tokens."""
     return Tokenizer([bytes([i]) for i in range(256)])
 
 
-def model(config: GPTConfig = CONFIG, seed: int = 0) -> GPT:
-    built = GPT(config)
-    built.init_weights(seed)
-    return built
+def random_model(seed: int = 0, sequence_len: int = 160) -> GPT:
+    """A GPT of three layers with sliding windows, grouped queries and no weight left at zero."""
+    config = GPTConfig(
+        sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern="SL"
+    )
+    model = GPT(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.15 if p.dim() > 1 else 0.5, generator=generator)
+    return model.eval()
 
 
-def token_folder(folder: str, *, num_rows: int = 40, num_blocks: int = 2, masked: bool = False, seed: int = 0) -> str:
-    """Write token shards whose rows are learnable: every row counts up from a random start."""
-    generator = np.random.default_rng(seed)
-    T = CONFIG.sequence_len
-    tokens.write_plan(folder, tokens.Plan(num_blocks, T, VOCAB_SIZE, masked, inputs=f"counting-{seed}"))
-    for block in range(num_blocks):
-        n = num_rows // num_blocks
-        rows = ((generator.integers(0, 64, (n, 1)) + np.arange(T + 1)) % 128).astype(np.uint16)
-        mask = (generator.random(rows.shape) < 0.4).astype(np.uint16)
-        tokens.write_block(folder, block, np.stack((rows, mask), axis=1) if masked else rows)
-    return folder
+def scripted_model(scripts: list[list[int]], sequence_len: int = 128, vocab_size: int = 265) -> GPT:
+    """A GPT that continues every token with the one that follows it in a script (no token twice), by its weights.
+
+    The blocks add nothing, embeddings are one-hot, and the head maps each token to its successor.
+    """
+    width = -(-vocab_size // 64) * 64  # the padded vocabulary
+    heads = width // 64
+    config = GPTConfig(
+        sequence_len=sequence_len,
+        vocab_size=vocab_size,
+        n_layer=1,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=width,
+        smear=False,
+    )
+    model = GPT(config)
+    model.init_weights()
+    with torch.no_grad():
+        model.wte.weight.copy_(torch.eye(width))
+        model.lm_head.weight.zero_()
+        for script in scripts:
+            for token, successor in pairwise(script):
+                model.lm_head.weight[successor, token] = 2.0
+    return model.eval()
+
+
+@contextlib.contextmanager
+def http_server(backend: Backend) -> Iterator[str]:
+    """Serve a backend by HTTP from a thread of this process; yield its URL."""
+    server = uvicorn.Server(uvicorn.Config(make_app(backend), host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

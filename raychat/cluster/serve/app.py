@@ -77,8 +77,10 @@ class RemoteService:
                 yield piece
         except BackPressureError:
             yield Failure(429, "too many requests are waiting; try again in a moment")
-        except (ray.exceptions.RayError, DeploymentUnavailableError) as e:
+        except (ray.exceptions.RayActorError, DeploymentUnavailableError) as e:
             yield Failure(503, f"the model's replica is gone ({type(e).__name__}); try again in a moment")
+        except ray.exceptions.RayTaskError as e:
+            yield Failure(500, f"the model failed: {e.cause!r}")
         finally:
             answer.cancel()
 
@@ -96,7 +98,6 @@ def build(args: dict[str, Any]) -> Application:
     found = find_checkpoint(Cluster(storage_path=settings.storage_path).storage(), settings.run, settings.stage)
     card = card_of(found)
     model = serve.deployment(
-        Model,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": _gpus(settings)},
         max_ongoing_requests=settings.max_sequences,
         max_queued_requests=QUEUE_PER_SEQUENCE * settings.max_sequences,
@@ -106,21 +107,19 @@ def build(args: dict[str, Any]) -> Application:
             max_replicas=max(settings.max_replicas, settings.min_replicas),
             target_ongoing_requests=max(1.0, 0.75 * settings.max_sequences),
         ),
-    )
+    )(Model)
 
     def web() -> FastAPI:
         """Called in the ingress replica."""
         here = serve.get_replica_context()
         return make_app(RemoteService(serve.get_deployment_handle(Model.__name__, here.app_name), card))
 
-    web_class: type = serve.ingress(web)()
     ingress = serve.deployment(
-        web_class,
         name="Ingress",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=GRACE_S,
-    )
+    )(serve.ingress(web)())
     print(f"serving {card.id} from {found.path}", flush=True)
     return ingress.bind(model.bind(found.path, card, settings.max_sequences))
 

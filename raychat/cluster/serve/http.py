@@ -178,8 +178,9 @@ def _say_errors_as_openai_does(app: FastAPI) -> None:
 
 def _invalid(error: dict[str, Any]) -> Failure:
     """Return the first thing that pydantic found wrong with a request's body."""
-    # The place is ("body", "messages", 0, "content", "str"): the last is no field but the type that was tried.
-    place = [str(part) for part in error["loc"][1:] if not str(part).startswith(("list[", "constrained-"))]
-    param = error.get("ctx", {}).get("param") or ".".join(place).removesuffix(".str") or None
-    message = error["msg"] if error["type"] in ("unsupported", "json_invalid") else f"{param}: {error['msg']}"
-    return Failure(400, message, param)
+    if error["type"] == "json_invalid":
+        return Failure(400, f"the body is not JSON: {error['ctx']['error']}")
+    place = ".".join(map(str, error["loc"][1:]))  # after "body"
+    if error["type"] == "unsupported":  # our own words, which name the field
+        return Failure(400, error["msg"], place or error["ctx"]["param"])
+    return Failure(400, f"{place}: {error['msg']}", place or None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from raychat import checkpoint
 from raychat.chat import Message, render_prompt
@@ -68,7 +68,7 @@ class ChatService:
             seed=request.seed,
         )
         try:
-            async with contextlib.aclosing(self._pieces(prompt, params, request.stop_strings)) as pieces:
+            async with contextlib.aclosing(self._pieces(prompt, params, request.stop)) as pieces:
                 async for piece in pieces:
                     yield piece
         except RuntimeError as e:
@@ -87,7 +87,7 @@ class ChatService:
         return prompt
 
     async def _pieces(
-        self, prompt: list[int], params: SamplingParams, stop: tuple[str, ...]
+        self, prompt: list[int], params: SamplingParams, stop: Sequence[str]
     ) -> AsyncGenerator[Piece, None]:
         text = TextStream(self._engine.tokenizer, stop)
         async with contextlib.aclosing(self._loop.events(prompt, params)) as batches:

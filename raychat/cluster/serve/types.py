@@ -6,7 +6,7 @@ Reference: https://platform.openai.com/docs/api-reference/chat. `top_k` is an ex
 import json
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from raychat.engine import Finish
@@ -31,14 +31,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "annotations": ([],),
     "tool_calls": ([],),
 }
-_IGNORED = (
-    "user",
-    "metadata",
-    "store",
-    "name",
-    "safety_identifier",
-    "prompt_cache_key",
-)  # say nothing about the answer
+# What says nothing about the answer.
+_IGNORED = ("user", "metadata", "store", "name", "safety_identifier", "prompt_cache_key")
 
 
 class _Strict(BaseModel):
@@ -57,6 +51,13 @@ class _Strict(BaseModel):
         return self
 
 
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        hint = f"got {json.dumps(value)}, expected a string or a list"
+        raise PydanticCustomError("unsupported", "{param}: {hint}", {"param": name, "hint": hint})
+    return value
+
+
 class TextPart(BaseModel):
     """A part of a message; only text is understood."""
 
@@ -68,11 +69,16 @@ class Message(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: list[TextPart]  # or a string
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _one_part(cls, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else _list("content", content)
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content)
 
 
 class StreamOptions(_Strict):
@@ -97,11 +103,12 @@ class ChatRequest(_Strict):
     max_tokens: int | None = Field(default=None, ge=1)  # None = as many as the context has room for
     max_completion_tokens: int | None = Field(default=None, ge=1)  # newer name of max_tokens, wins over it
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)  # or a string, or null
 
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _several(cls, stop: Any) -> Any:
+        return [] if stop is None else [stop] if isinstance(stop, str) else _list("stop", stop)
 
     @property
     def include_usage(self) -> bool:
@@ -130,9 +137,8 @@ class Failure(NamedTuple):
 
     def body(self) -> dict[str, Any]:
         """Return the error as the OpenAI API words it."""
-        kind = {429: "rate_limit_error"}.get(
-            self.status, "invalid_request_error" if self.status < 500 else "server_error"
-        )
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
