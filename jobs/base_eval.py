@@ -15,7 +15,7 @@ from raychat.cluster import Cluster
 class Args:
     """Evaluate the run's newest base checkpoint; the figures go to runs/<run>/base/eval.json."""
 
-    run: str = "base"  # name of the run
+    run: str = "tiny"  # name of the run
     bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
     max_items: int | None = None  # items of each task, the same ones every time; None = all

@@ -16,7 +16,7 @@ TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-be
 class Args:
     """Evaluate the newest chat checkpoint of a stage; the figures go to runs/<run>/<stage>/eval.json."""
 
-    run: str = "base"  # name of the run
+    run: str = "tiny"  # name of the run
     stage: Literal["mid", "sft", "rl"] = "sft"  # which of its models
     tasks: tuple[str, ...] | None = None  # None = those of the six of ChatCORE whose data is there
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
