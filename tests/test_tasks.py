@@ -1,0 +1,359 @@
+"""Tasks: layouts of the real data sets read from local files and through `datasets`, prompts and rewards."""
+
+import gzip
+import json
+import random
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raychat import tasks, tools
+from raychat.tasks import Problem, Task, extract_code, final_number, mixture
+from raychat.tasks.spelling import letters_reward
+from raychat.tasks.talks import identity_messages
+
+GSM8K = {"question": "Ann has 3 hens and buys 4. How many?", "answer": "She has 3+4=<<3+4=7>>7 hens.\n#### 7"}
+ARC = {
+    "id": "x",
+    "question": "Which is an animal?",
+    "choices": {"text": ["stone", "fox", "hat"], "label": ["A", "B", "C"]},
+    "answerKey": "B",
+}
+MMLU = {"question": "2 + 2?", "subject": "sums", "choices": ["3", "4", "5", "6"], "answer": 1}
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "source": "x"}
+HUMANEVAL = {
+    "task_id": "HumanEval/0",
+    "prompt": 'import math\n\n\ndef half(x):\n    """Return half of x."""\n',
+    "entry_point": "half",
+    "canonical_solution": "    return x / 2\n",
+    "test": "def check(candidate):\n    assert candidate(4) == 2\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with a row of every data set."""
+    contents = {
+        "gsm8k/train.jsonl": [GSM8K],
+        "gsm8k/test.jsonl": [GSM8K],
+        "ai2_arc/ARC-Easy/test.jsonl": [
+            ARC,
+            ARC | {"choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"},
+        ],
+        "ai2_arc/ARC-Challenge/train.jsonl": [ARC],
+        "mmlu/test.jsonl": [MMLU],
+        "mmlu/auxiliary_train.jsonl": [MMLU | {"subject": ""}],
+        "chat/some.jsonl": [TALK],
+        "humaneval/HumanEval.jsonl.gz": [HUMANEVAL],
+    }
+    for name, rows in contents.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return str(tmp_path)
+
+
+def only(task):
+    (problem,) = task.problems
+    return problem
+
+
+# ---------------------------------------------------------------------------------------------- multiple choice
+
+
+def test_multiple_choice_is_asked_with_the_letter_after_the_choice(root):
+    problem = tasks.arc(root, "ARC-Easy").problems[0]
+    assert problem.messages == [
+        {
+            "role": "user",
+            "content": "Question: Which is an animal?\n- stone=A\n- fox=B\n- hat=C\nAnswer with the letter only.",
+        },
+        {"role": "assistant", "content": "B"},
+    ]
+    assert problem.letters == ("A", "B", "C")
+
+
+def test_arc_keeps_the_labels_it_comes_with(root):
+    task = tasks.arc(root, "ARC-Easy")
+    assert task.problems[1].letters == ("1", "2")
+    assert task.reward(task.problems[1], " 2\n") == 1.0
+
+
+def test_arc_and_mmlu_are_asked_alike(root):
+    arc, mmlu = only(tasks.load("arc-challenge", root, "train")), only(tasks.load("mmlu", root, "test"))
+    assert mmlu.reference == "B"
+    assert arc.messages[0]["content"].splitlines()[-1] == mmlu.messages[0]["content"].splitlines()[-1]
+
+
+def test_only_the_bare_letter_earns_the_reward(root):
+    task = tasks.mmlu(root, "train")
+    rewards = [task.reward(only(task), said) for said in ("B", "B\n", "A", "b", "B.", "The answer is B", "")]
+    assert rewards == [1, 1, 0, 0, 0, 0, 0]
+
+
+def test_an_answer_that_is_no_choice_is_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        tasks.choice_problem("?", ["a", "b"], ["A", "B"], "C")
+    with pytest.raises(ValueError, match="do not fit"):
+        tasks.choice_problem("?", ["a", "b"], ["A", "B", "C"], "C")
+
+
+# ---------------------------------------------------------------------------------------------- GSM8K
+
+
+def test_calculator_calls_become_tool_parts(root):
+    assert only(tasks.gsm8k(root)).messages[-1]["content"] == [
+        {"type": "text", "text": "She has 3+4="},
+        {"type": "python", "text": "3+4"},
+        {"type": "python_output", "text": "7"},
+        {"type": "text", "text": "7 hens.\n#### 7"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 7", "7"),
+        ("so it is\n#### 1,234", "1234"),
+        ("#### $18", "18"),
+        ("#### $1,250.50", "1250.5"),
+        ("####-3", "-3"),
+        ("#### -$3", "-3"),
+        ("#### 12.", "12"),
+        ("#### 0.75 miles", "0.75"),
+        ("#### 7\n#### 8", "7"),
+    ],
+)
+def test_final_number_is_found(text, number):
+    assert final_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("text", ["", "7", "### 7", "#### seven", "#### .", "#### ,", "#### 1.2.3"])
+def test_no_final_number_is_none(text):
+    assert final_number(text) is None
+
+
+@given(st.text())
+def test_final_number_never_raises(text):
+    final_number("#### " + text)
+
+
+def test_gsm8k_rewards_the_number_not_its_spelling(root):
+    task = tasks.gsm8k(root)
+    rewards = [task.reward(only(task), said) for said in ("#### 7", "#### 7.00", "#### 8", "7", "so 7\n#### $7.")]
+    assert rewards == [1, 1, 0, 0, 1]
+
+
+# ---------------------------------------------------------------------------------------------- HumanEval
+
+
+@pytest.mark.parametrize(
+    ("completion", "passes"),
+    [
+        ("    return x / 2", True),  # continues the prompt
+        ("```python\ndef half(x):\n    return x / 2\n```\nThat is all.", True),
+        ("Here:\n```\ndef half(x):\n    return math.floor(x) / 2\n```", True),  # needs the prompt's import
+        ("```python\ndef half(x):\n    return x / 2", True),  # the fence was cut off
+        ("def half(x):\n    return x", False),
+        ("I cannot.", False),
+        ("", False),
+        ("    return 2\n\nimport sys\nsys.exit(0)", False),
+    ],
+)
+def test_human_eval_runs_the_completion_against_the_tests(root, completion, passes):
+    task = tasks.humaneval(root)
+    assert task.reward(only(task), completion) == float(passes)
+
+
+def test_human_eval_reference_passes(root):
+    task = tasks.humaneval(root)
+    assert task.reward(only(task), only(task).messages[-1]["content"]) == 1.0
+
+
+def test_code_is_taken_from_the_first_fence():
+    assert extract_code("a\n```py\nx = 1\n```\nb\n```\ny\n```") == "x = 1\n"
+    assert extract_code("x = 1") == "x = 1"
+
+
+# ---------------------------------------------------------------------------------------------- spelling
+
+
+def test_spelling_bee_counts_with_the_tool(root):
+    for problem in tasks.spelling_bee(root, "test", num=50).problems:
+        parts = problem.messages[-1]["content"]
+        call, output = (next(p["text"] for p in parts if p["type"] == kind) for kind in ("python", "python_output"))
+        assert tools.calculator(call) == output == str(problem.reference)
+        assert parts[-1]["text"].endswith(f"#### {output}")
+
+
+def test_spelling_references_earn_their_rewards(root):
+    bee, spell = tasks.spelling_bee(root, "train", num=50), tasks.simple_spelling(root, "train", num=50)
+    assert all(bee.reward(p, p.messages[-1]["content"][-1]["text"]) == 1.0 for p in bee.problems)
+    assert all(spell.reward(p, p.messages[-1]["content"]) == 1.0 for p in spell.problems)
+
+
+@pytest.mark.parametrize(
+    ("said", "reward"),
+    [
+        ("f-o-x", 1),
+        ("f, o, x.", 1),
+        ("fox: f-o-x", 1),
+        ("It is\nf o x", 1),
+        ("f-o-o-x", 0),
+        ("fox", 0),
+        ("F-O-X", 0),
+        ("", 0),
+    ],
+)
+def test_letters_may_be_separated_in_several_ways(said, reward):
+    assert letters_reward(Problem([], reference="fox"), said) == reward
+
+
+def test_no_word_is_both_trained_on_and_tested(root):
+    words = {
+        split: {problem.reference for problem in tasks.simple_spelling(root, split).problems}
+        for split in ("train", "test")
+    }
+    assert len(words["train"]) > 3000  # the package's own list: the folder has none
+    assert len(words["test"]) > 300
+    assert not words["train"] & words["test"]
+
+
+def test_the_folders_own_words_are_used(tmp_path):
+    (tmp_path / "spelling").mkdir()
+    (tmp_path / "spelling" / "words.txt").write_text("fox\nhen\nowl\nstone\ncat\ndog\n")
+    found = tasks.simple_spelling(str(tmp_path), "train", num=100).problems
+    assert {problem.reference for problem in found} <= {"fox", "hen", "owl", "stone", "cat", "dog"}
+
+
+# ---------------------------------------------------------------------------------------------- conversations
+
+
+def test_conversations_are_taken_as_they_are(root):
+    assert only(tasks.conversations(root, "train")).messages == TALK["messages"]
+
+
+def test_conversation_files_are_chosen_by_their_names(tmp_path):
+    (tmp_path / "chat").mkdir()
+    for name, said in (("train-0", "a"), ("train-1", "b"), ("test", "c")):
+        row = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": said}]}
+        (tmp_path / "chat" / f"{name}.jsonl").write_text(json.dumps(row))
+    found = {
+        s: [p.messages[0]["content"] for p in tasks.conversations(str(tmp_path), s).problems] for s in ("train", "test")
+    }
+    assert found == {"train": ["a", "b"], "test": ["c"]}
+
+
+def test_free_conversations_have_no_reward(root):
+    task = tasks.identity()
+    with pytest.raises(ValueError, match="no reward"):
+        task.reward(task.problems[0], "hello")
+
+
+def test_identity_says_raychat_and_repeats_itself_exactly():
+    once, again = tasks.identity(num=50).problems, tasks.identity(num=50).problems
+    assert list(once) == list(again)
+    assert len({str(problem) for problem in once}) > 25
+    assert any("raychat" in m["content"] for p in once for m in p.messages if m["role"] == "assistant")
+
+
+def test_identity_messages_take_turns():
+    for seed in range(20):
+        roles = [message["role"] for message in identity_messages(random.Random(seed))]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+# ---------------------------------------------------------------------------------------------- where rows come from
+
+
+@pytest.mark.parametrize("name", [n for n in tasks.TASKS if n not in ("identity", "spelling-bee", "simple-spelling")])
+def test_a_missing_file_is_named_with_its_layout(name, tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        tasks.load(name, str(tmp_path), "test")
+    assert "expected" in str(error.value)
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "gsm8k").mkdir()
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("not json\n")
+    with pytest.raises(ValueError, match="not JSON lines"):
+        tasks.gsm8k(str(tmp_path))
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        tasks.gsm8k(str(tmp_path))
+
+
+def test_an_unknown_task_or_split_is_refused(root):
+    with pytest.raises(ValueError, match="arc-easy"):
+        tasks.load("arcade", root, "test")
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        tasks.load("gsm8k", root, "dev")
+    with pytest.raises(ValueError, match="no split 'train'"):
+        tasks.load("humaneval", root, "train")
+
+
+def test_names_may_be_written_in_capitals_or_with_underscores(root):
+    assert tasks.load("ARC-Easy", root, "test").name == tasks.load("arc_easy", root, "test").name == "ARC-Easy"
+
+
+HUB_ROWS = {
+    ("openai/gsm8k", "main", "train"): [GSM8K],
+    ("openai/gsm8k", "main", "test"): [GSM8K],
+    ("allenai/ai2_arc", "ARC-Easy", "test"): [ARC],
+    ("allenai/ai2_arc", "ARC-Challenge", "test"): [ARC],
+    ("cais/mmlu", "all", "test"): [MMLU],
+    ("cais/mmlu", "auxiliary_train", "train"): [{"train": MMLU}],
+    ("openai/openai_humaneval", "default", "test"): [HUMANEVAL],
+    ("HuggingFaceTB/smol-smoltalk", "default", "train"): [TALK],
+}
+
+
+def test_the_hubs_data_sets_load_through_datasets(tmp_path, monkeypatch):
+    """`load_dataset` takes a folder of the repository's name and layout for the repository."""
+    configs = {}
+    for (repo, config, split), rows in HUB_ROWS.items():
+        folder = tmp_path / repo / config
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+        files = configs.setdefault(repo, {}).setdefault(config, [])
+        files.append({"split": split, "path": f"{config}/{split}.parquet"})
+    for repo, found in configs.items():
+        listed = [{"config_name": name, "data_files": files} for name, files in found.items()]
+        (tmp_path / repo / "README.md").write_text(f"---\nconfigs: {json.dumps(listed)}\n---\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert only(tasks.load("gsm8k", tasks.HUB, "train")).reference == 7
+    assert only(tasks.load("arc-easy", tasks.HUB, "test")).reference == "B"
+    assert only(tasks.load("arc-challenge", tasks.HUB, "test")).letters == ("A", "B", "C")
+    assert only(tasks.load("mmlu", tasks.HUB, "test")).reference == "B"
+    assert only(tasks.load("mmlu", tasks.HUB, "train")).reference == "B"
+    assert only(tasks.load("humaneval", tasks.HUB, "test")).reference["entry_point"] == "half"
+    assert only(tasks.load("conversations", tasks.HUB, "train")).messages == TALK["messages"]
+
+
+# ---------------------------------------------------------------------------------------------- mixtures
+
+
+def counted(name, num):
+    return Task(name, [Problem([{"role": "user", "content": f"{name}{i}"}]) for i in range(num)], 0.0, lambda p, c: 0.0)
+
+
+def test_a_mixture_repeats_and_shuffles_in_an_order_of_its_seed():
+    parts = [(counted("a", 5), 2), (counted("b", 3), 1), (counted("c", 4), 0)]
+    names = [problem.messages[0]["content"] for problem in mixture(parts, seed=1)]
+    assert sorted(names) == sorted([f"a{i}" for i in range(5)] * 2 + [f"b{i}" for i in range(3)])
+    assert names == [problem.messages[0]["content"] for problem in mixture(parts, seed=1)]
+    assert names != [problem.messages[0]["content"] for problem in mixture(parts, seed=2)]
+    assert mixture(parts, seed=1)[2:4] == list(mixture(parts, seed=1))[2:4]
+
+
+def test_a_mixture_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no problems"):
+        mixture([(counted("a", 3), 0)])
+    with pytest.raises(ValueError, match="0 times or more"):
+        mixture([(counted("a", 3), -1)])
