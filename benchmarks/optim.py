@@ -1,0 +1,88 @@
+"""Step time of MuonAdamW against torch.optim.Muon + torch.optim.AdamW on the same parameters, in one process.
+
+    .venv/bin/python benchmarks/optim.py [depth]
+
+Times are medians of steps taken in turn; the last line is JSON. On a CPU torch's Muon multiplies in bf16, ours in fp32.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raychat.device import device, synchronize
+from raychat.model import GPT, GPTConfig
+from raychat.optim import MuonAdamW
+from raychat.scaling import from_depth
+
+WARMUP_STEPS, STEPS = 2, 7
+
+
+def main(depth: int | None = None) -> None:
+    where = device()
+    depth = depth or (12 if where.type == "cuda" else 4)
+    sizes = from_depth(depth)
+    config = GPTConfig(n_layer=depth, n_head=sizes.n_head, n_kv_head=sizes.n_head, n_embd=sizes.n_embd)
+    torch.manual_seed(0)
+
+    def parameters() -> dict[str, Tensor]:
+        model = GPT(config)
+        model.init_weights()
+        model.to(where)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+        return dict(model.named_parameters())
+
+    ours = parameters()
+    contenders: dict[str, Callable[[], object]] = {
+        "muon_adamw": MuonAdamW(ours.items(), dim=sizes.n_embd).step,
+        "torch_muon_adamw": torch_muon_adamw(parameters()),
+        "torch_adamw": torch.optim.AdamW(parameters().values()).step,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for step in range(WARMUP_STEPS + STEPS):
+        for name, run in contenders.items():
+            synchronize(where)
+            start = time.perf_counter()
+            run()
+            synchronize(where)
+            if step >= WARMUP_STEPS:
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    result = {
+        "benchmark": "optim",
+        "device": torch.cuda.get_device_name(where)
+        if where.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "depth": depth,
+        "num_params": sum(p.numel() for p in ours.values()),
+        "step_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
+        "ratio_to": {
+            name: round(medians["muon_adamw"] / median, 3) for name, median in medians.items() if name != "muon_adamw"
+        },
+    }
+    for name, median in medians.items():
+        print(f"{name:18} {1000 * median:9.2f} ms a step")
+    print(json.dumps(result))
+
+
+def torch_muon_adamw(params: dict[str, Tensor]) -> Callable[[], None]:
+    """Build torch's pair: Muon for the blocks' matrices, AdamW for the rest."""
+    matrices = [p for name, p in params.items() if name.startswith("blocks.")]
+    rest = [p for name, p in params.items() if not name.startswith("blocks.")]
+    muon, adamw = torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest)
+
+    def step() -> None:
+        muon.step()
+        adamw.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
