@@ -91,6 +91,26 @@ def test_library_does_not_import_jobs() -> None:
     assert not [str(p) for p in sources("raychat") if any(name.split(".")[0] == "jobs" for name in imports(p))]
 
 
+@pytest.mark.parametrize(
+    "path", [*sources("jobs"), REPO / "raychat/cluster/__init__.py"], ids=lambda p: p.parent.name + "/" + p.name
+)
+def test_every_setting_has_a_help_text(path: Path) -> None:
+    """The help text is the comment that ends a setting's line; tyro does not find it when the line was wrapped."""
+    text = path.read_text()
+    lines = text.splitlines()
+    missing = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ClassDef) or node.name not in ("Args", "Cluster"):
+            continue
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id != "cluster":
+                above = lines[field.lineno - 2].strip().startswith("#")
+                at_the_end = field.lineno == field.end_lineno and "  # " in lines[field.lineno - 1]
+                if not (above or at_the_end):
+                    missing.append(field.target.id)
+    assert not missing, f"settings without a comment on their own line: {missing}"
+
+
 @pytest.mark.parametrize("job", JOBS)
 def test_job_shows_help_in_three_seconds(job: str) -> None:
     def seconds() -> float:
