@@ -124,20 +124,33 @@ def _in_this_process(work: Work, missing: Sequence[int], _: Cluster) -> Iterator
 def _on_the_cluster(work: Work, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
     """Make blocks as Ray Data tasks, the first ones first; yield the number of rows as each is done.
 
-    Each task gets its own block's inputs only, and writes its own output: what goes through Ray are a few bytes.
+    Each task gets its own block's inputs only, and writes its own output: what goes back through Ray is a count. An
+    error goes back as text: Ray would keep its own wrapping of it and lose the error.
     """
     folder, pack = work.folder, work.pack
     items = [{"block": block, "inputs": cloudpickle.dumps(work.blocks[block])} for block in missing]
 
     def make(item: dict[str, Any]) -> dict[str, Any]:
-        return {"rows": make_block(folder, item["block"], pack, cloudpickle.loads(item["inputs"]))}
+        try:
+            num_rows = make_block(folder, item["block"], pack, cloudpickle.loads(item["inputs"]))
+        except Exception as error:
+            return {"rows": 0, "error": _described(error), "traceback": traceback.format_exc()}
+        return {"rows": num_rows, "error": "", "traceback": ""}
 
     data = ray.data.from_items(items, override_num_blocks=len(items))
     data.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its start, its plan, its end; errors are raised
     tasks, num_cpus = _room(cluster)
     for made in data.map(make, num_cpus=num_cpus, compute=ray.data.TaskPoolStrategy(size=tasks)).iter_rows():
+        if made["error"]:
+            failed = _TaskFailed(made["error"])
+            failed.add_note(made["traceback"])
+            raise failed
         yield made["rows"]
+
+
+class _TaskFailed(Exception):
+    """What a task raised: its type and message, its traceback as a note."""
 
 
 def _room(cluster: Cluster) -> tuple[int, float]:
@@ -153,7 +166,4 @@ def _room(cluster: Cluster) -> tuple[int, float]:
 
 
 def _described(error: BaseException) -> str:
-    """Return type and message of the error that began it, which Ray wraps into others."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, _TaskFailed) else f"{type(error).__name__}: {error}"

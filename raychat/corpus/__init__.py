@@ -9,6 +9,7 @@ Its last shard is for validation.
 
 import glob
 import os
+import posixpath
 from collections.abc import Sequence
 
 from fsspec.core import url_to_fs
@@ -146,19 +147,21 @@ def _check_distinct(shards: Sequence[str]) -> None:
     """Raise ValueError where two of the paths are one file, however they are spelled."""
     seen: dict[object, str] = {}
     for shard in shards:
-        same = seen.setdefault(_identity(shard), shard)
-        if same is not shard:
+        file = _identity(shard)
+        if file in seen:
             raise ValueError(
-                f"{shard} is there twice (as {same}): a shard is either trained on or validated on, and once"
+                f"{shard} is there twice (first as {seen[file]}): a shard is trained on or validated on, and once"
             )
+        seen[file] = shard
 
 
 def _identity(path: str) -> object:
+    """Return a value that is equal for two spellings of one file."""
     if not paths.is_local(path):
-        fs, p = url_to_fs(path)
-        return fs.protocol, p
+        scheme, _, rest = path.partition("://")
+        return scheme, posixpath.normpath(rest.strip("/"))
     try:
         status = os.stat(path)
-        return status.st_dev, status.st_ino  # also sees through links
+        return status.st_dev, status.st_ino  # sees through links
     except FileNotFoundError:
         return os.path.realpath(path)

@@ -1,0 +1,368 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray import cloudpickle
+
+from raychat import chat, corpus, paths
+from raychat.cluster import Cluster
+from raychat.cluster.pack import Work
+from raychat.cluster.prepare import conversations, documents, prepare, prepare_async
+from raychat.tasks import Problem
+from raychat.tokenizer import Tokenizer
+from raychat.tokens import FAILED_FILE, PLAN_FILE, Plan, TokenRows
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
+
+HERE = Cluster(workers=0)  # in this process
+BYTES = Tokenizer([bytes([i]) for i in range(256)])  # a token is a byte: what a row should hold is plain to see
+T = 63
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def shards_of(folder: Path, num_shards: int = 3, num_documents: int = 400) -> list[str]:
+    """Write shards of JSON lines with documents that are all different, and not all short."""
+    for shard in range(num_shards):
+        lines = [f"{shard}/{i} " + "abc " * (i * 7 % 40) for i in range(num_documents)]
+        paths.write_text(str(folder / f"{shard}.jsonl"), "".join(json.dumps({"text": text}) + "\n" for text in lines))
+    return corpus.shards([str(folder)], "unused")
+
+
+def content(folder: str) -> dict[str, str]:
+    """Every file of a local folder and a digest of its bytes."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).iterdir()}
+
+
+def small_blocks(work: Work, shards: list[str]) -> Work:
+    """The same work in more and smaller blocks than `documents` would make."""
+    blocks = corpus.blocks(shards, min_bytes=4000)
+    return work._replace(blocks=blocks, plan=Plan(len(blocks), T, BYTES.vocab_size, False, "test"))
+
+
+def documents_work(tmp_path: Path, name: str = "storage") -> Work:
+    shards = shards_of(tmp_path / "data")
+    return small_blocks(documents(shards, BYTES, T, str(tmp_path / name)), shards)
+
+
+def all_rows(folder: str) -> np.ndarray:
+    rows = TokenRows(folder, wait_s=5)
+    return rows.rows(np.arange(rows.num_rows()))[0]
+
+
+def pieces_of(row: list[int]) -> list[list[int]]:
+    """Cut a row before every BOS."""
+    starts = [at for at, token in enumerate(row) if token == BYTES.bos]
+    assert starts[0] == 0
+    return [row[a:b] for a, b in zip(starts, [*starts[1:], len(row)], strict=True)]
+
+
+# ---- documents
+
+
+def test_rows_hold_the_documents_each_from_its_bos(tmp_path: Path) -> None:
+    work = documents_work(tmp_path)
+    texts = {text for block in work.blocks for text in corpus.texts(block)}
+    rows = all_rows(prepare(work, HERE, say=quiet))
+    assert rows.shape == (len(rows), T + 1)
+    whole = cropped = 0
+    for row in rows.tolist():
+        *before, last = [BYTES.decode(piece[1:]) for piece in pieces_of(row)]
+        assert texts.issuperset(before)
+        assert any(text.startswith(last) for text in texts)
+        texts -= {*before, last}  # nothing twice
+        whole += len(before)
+        cropped += last not in texts
+    assert whole > 100
+    assert cropped > 100
+
+
+def test_work_is_named_by_what_it_is_made_from(tmp_path: Path) -> None:
+    shards = shards_of(tmp_path / "data")
+    other = Tokenizer([*BYTES.tokens, b"ab"])
+    works = [
+        documents(shards, BYTES, T, "s3://bucket"),
+        documents(shards, BYTES, T, "s3://bucket"),
+        documents(shards, BYTES, T + 1, "s3://bucket"),
+        documents(shards, other, T, "s3://bucket"),
+        documents(shards[:-1], BYTES, T, "s3://bucket"),
+    ]
+    paths.write_text(shards[0], paths.read_text(shards[0]).replace("abc", "abd"))
+    works.append(documents(shards, BYTES, T, "s3://bucket"))
+    folders = [work.folder for work in works]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 5
+    assert folders[0].startswith("s3://bucket/tokens/documents-")
+
+
+@pytest.mark.parametrize("sequence_len, least_used", [(256, 0.95), (2048, 0.99)])
+def test_small_corpora_have_several_blocks_and_lose_little(
+    tmp_path: Path, sequence_len: int, least_used: float
+) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["x" * int(n) for n in rng.integers(20, 200, size=20_000)]  # about 2.2 MB
+    paths.write_text(str(tmp_path / "x.jsonl"), "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    work = documents([str(tmp_path / "x.jsonl")], BYTES, sequence_len, str(tmp_path))
+    assert len(work.blocks) >= 2
+    rows = all_rows(prepare(work, HERE, say=quiet))
+    assert rows.size > least_used * sum(len(text) + 1 for text in texts)  # the rest is cropped, mostly
+
+
+def test_text_shorter_than_a_row_gives_no_row(tmp_path: Path) -> None:
+    paths.write_text(str(tmp_path / "x.txt"), "short")
+    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, say=quiet)
+    assert TokenRows(folder).num_rows() == 0
+
+
+def test_remote_storage(tmp_path: Path) -> None:
+    shards = shards_of(tmp_path / "data")
+    local = prepare(documents(shards, BYTES, T, str(tmp_path)), HERE, say=quiet)
+    remote = prepare(documents(shards, BYTES, T, f"memory://{tmp_path.name}"), HERE, say=quiet)
+    assert (all_rows(local) == all_rows(remote)).all()
+
+
+# ---- conversations
+
+said = st.text("ab \nü", min_size=1, max_size=25)
+parts = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "python", "python_output"]), "text": said}),
+    min_size=1,
+    max_size=3,
+)
+exchange = st.tuples(said, st.one_of(said, parts))
+
+
+def problem(exchanges: list[tuple[str, Any]]) -> Problem:
+    messages = [{"role": r, "content": c} for e in exchanges for r, c in zip(("user", "assistant"), e, strict=True)]
+    return Problem(messages)
+
+
+problems_strategy = st.lists(st.lists(exchange, min_size=1, max_size=3).map(problem), min_size=1, max_size=12)
+
+
+@settings(max_examples=50)
+@given(problems_strategy)
+def test_masked_rows_carry_loss_exactly_on_the_assistants_tokens(problems: list[Problem]) -> None:
+    work = conversations(problems, BYTES, T, "unused", masked=True)
+    found = []
+    for block in work.blocks:
+        for row, mask in work.pack(block).tolist():
+            pieces = pieces_of(row)
+            ends = np.cumsum([0, *map(len, pieces)]).tolist()
+            found += [(piece, mask[a:b]) for piece, a, b in zip(pieces, ends[:-1], ends[1:], strict=True)]
+    padding = ([BYTES.bos], [0])
+    rendered = [chat.render(BYTES, p.messages) for p in problems]
+    assert sorted(f for f in found if f != padding) == sorted((r.ids[: T + 1], r.mask[: T + 1]) for r in rendered)
+
+
+def test_unmasked_conversation_rows_are_full_and_carry_loss_everywhere(tmp_path: Path) -> None:
+    problems = [problem([(f"question {i}", "answer " * (i % 5 + 1))]) for i in range(200)]
+    rows = TokenRows(prepare(conversations(problems, BYTES, T, str(tmp_path), masked=False), HERE, say=quiet))
+    tokens, mask = rows.rows(np.arange(rows.num_rows()))
+    assert mask.all()
+    assert rows.num_valid(np.arange(10)) == 10 * T
+    assert (tokens[:, 0] == BYTES.bos).all()
+    rendered = {tuple(chat.render(BYTES, p.messages).ids) for p in problems}
+    assert all(tuple(piece) in rendered for row in tokens.tolist() for piece in pieces_of(row)[:-1])
+
+
+def test_many_conversations_are_cut_into_blocks_in_their_order() -> None:
+    problems = [problem([(f"question {i}", "answer " * 300)]) for i in range(1000)]
+    work = conversations(problems, BYTES, T, "unused", masked=True)
+    assert 4 <= len(work.blocks) <= 8
+    assert [m for block in work.blocks for m in block] == [p.messages for p in problems]
+    assert work.folder != conversations(problems, BYTES, T, "unused", masked=False).folder
+    assert work.folder != conversations(problems[::-1], BYTES, T, "unused", masked=True).folder
+
+
+def test_no_conversations_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        conversations([], BYTES, T, "unused", masked=True)
+
+
+# ---- making blocks: blocks here are numbers, packed by functions that wait, fail or die as told by files
+
+
+def numbers(folder: Path, pack: Callable[[int], np.ndarray], num_blocks: int = 4) -> Work:
+    plan = Plan(num_blocks, T, BYTES.vocab_size, masked=False, inputs="numbers")
+    return Work(str(folder), plan, list(range(num_blocks)), pack)
+
+
+def two_rows(block: int) -> np.ndarray:
+    return np.full((2, T + 1), block, dtype=np.uint16)
+
+
+def waits_for(folder: str, block: int) -> np.ndarray:
+    """Blocks after the first wait until the file `go` is there."""
+    while block and not os.path.exists(f"{folder}/go"):
+        time.sleep(0.01)
+    return two_rows(block)
+
+
+def fails_without(folder: str, block: int) -> np.ndarray:
+    if block == 2 and not os.path.exists(f"{folder}/go"):
+        raise ValueError(f"block {block} is unreadable")
+    return two_rows(block)
+
+
+def dies_once(folder: str, block: int) -> np.ndarray:
+    """The process that packs block 2 is killed, the first time."""
+    if block == 2 and not os.path.exists(f"{folder}/died"):
+        Path(folder, "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return two_rows(block)
+
+
+def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
+    work = documents_work(tmp_path)
+    folder = prepare(work, HERE, say=quiet)
+    before = content(folder)
+    removed = [name for name in before if name.startswith(("000001-", "000003-"))]
+    assert len(before) > 6
+    assert len(removed) == 2
+    for name in removed:
+        os.remove(f"{folder}/{name}")
+    made: list[Any] = []
+
+    def packing(block: Any) -> np.ndarray:
+        made.append(block)
+        return work.pack(block)
+
+    prepare(work._replace(pack=packing), HERE, say=quiet)
+    assert made == [work.blocks[1], work.blocks[3]]
+    assert content(folder) == before
+    prepare(work._replace(pack=packing), HERE, say=quiet)
+    assert len(made) == 2
+
+
+def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
+    prepare(numbers(tmp_path, two_rows), HERE, say=quiet)
+    with pytest.raises(ValueError, match="another plan"):
+        prepare(numbers(tmp_path, two_rows, num_blocks=5), HERE, say=quiet)
+
+
+def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet)
+    rows = TokenRows(str(folder), wait_s=10)
+    assert rows.rows([0, 1])[0][:, 0].tolist() == [0, 0]
+    assert not rows.complete()
+    (tmp_path / "go").touch()
+    assert rows.rows([7])[0][0, 0] == 3
+    assert preparation.result() == str(folder)
+
+
+def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet):
+        assert TokenRows(str(folder), wait_s=10).rows([0])[0][0, 0] == 0
+        timer = subprocess.Popen(
+            [sys.executable, "-c", f"import time; time.sleep(0.5); open({str(tmp_path / 'go')!r}, 'w')"]
+        )
+    timer.wait()
+    assert [name for name in paths.names(str(folder)) if name != PLAN_FILE] == [
+        "000000-00000002.npy",
+        "000001-00000002.npy",
+    ]
+    prepare(numbers(folder, two_rows), HERE, say=quiet)
+    assert TokenRows(str(folder)).num_rows() == 8
+
+
+def check_failure(work: Work, cluster: Cluster, go: Path) -> None:
+    """A failing preparation says why to its caller and to readers; the next one goes on from there."""
+    with pytest.raises(RuntimeError, match="ValueError: block 2 is unreadable") as failure:
+        prepare(work, cluster, say=quiet)
+    assert failure.value.__cause__ is not None
+    assert "fails_without" in paths.read_text(paths.join(work.folder, FAILED_FILE))  # the traceback
+    with pytest.raises(RuntimeError, match="block 2 is unreadable"):
+        TokenRows(work.folder).num_rows()
+    go.touch()
+    prepare(work, cluster, say=quiet)
+    assert TokenRows(work.folder).num_rows() == 8
+    assert FAILED_FILE not in paths.names(work.folder)
+
+
+def test_failure_is_told_to_caller_and_readers(tmp_path: Path) -> None:
+    check_failure(numbers(tmp_path / "tokens", partial(fails_without, str(tmp_path))), HERE, tmp_path / "go")
+
+
+def test_progress_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    assert said[0] == "tokens: making 4 of 4 blocks"
+    assert said[-1].startswith("tokens: 4/4 blocks, 8 rows of 64 tokens")
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    assert len(said) == 2  # nothing to do, nothing to say
+
+
+_KILLED = """
+import sys, time
+from raychat.cluster import Cluster
+from raychat.cluster.prepare import documents, prepare
+from raychat.tokenizer import Tokenizer
+sys.path.insert(0, {tests!r})
+import test_prepare
+work = test_prepare.small_blocks(documents({shards!r}, test_prepare.BYTES, test_prepare.T, {storage!r}), {shards!r})
+def slowly(block):
+    time.sleep(0.1)
+    return work.pack(block)
+prepare(work._replace(pack=slowly), Cluster(workers=0))
+"""
+
+
+def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
+    whole = documents_work(tmp_path, "whole")
+    prepare(whole, HERE, say=quiet)
+    shards = corpus.shards([str(tmp_path / "data")], "unused")
+    killed = small_blocks(documents(shards, BYTES, T, str(tmp_path / "killed")), shards)
+    script = _KILLED.format(tests=str(Path(__file__).parent), shards=shards, storage=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(paths.names(killed.folder)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 4 <= len(paths.names(killed.folder)) < len(content(whole.folder))
+    prepare(killed, HERE, say=quiet)
+    there = content(killed.folder)
+    assert {name: there[name] for name in paths.names(killed.folder)} == content(whole.folder)
+
+
+# ---- on a Ray cluster
+
+
+@pytest.mark.ray
+def test_ray_tasks_make_the_same_bytes(ray_cluster: None, tmp_path: Path) -> None:
+    here, there = documents_work(tmp_path, "here"), documents_work(tmp_path, "there")
+    prepare(here, HERE, say=quiet)
+    said: list[str] = []
+    prepare(there, Cluster(workers=2), say=said.append)
+    assert content(there.folder) == content(here.folder)
+    assert f"{len(there.blocks)}/{len(there.blocks)} blocks" in said[-1]
+
+
+@pytest.mark.ray
+def test_failure_of_a_task_is_told_to_caller_and_readers(ray_cluster: None, tmp_path: Path) -> None:
+    work = numbers(tmp_path / "tokens", partial(fails_without, str(tmp_path)))
+    check_failure(work, Cluster(workers=1), tmp_path / "go")
+
+
+@pytest.mark.ray
+def test_killed_task_is_done_again(ray_cluster: None, tmp_path: Path) -> None:
+    folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), say=quiet)
+    assert (tmp_path / "died").exists()
+    assert all_rows(folder)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
