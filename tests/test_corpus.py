@@ -1,3 +1,4 @@
+import doctest
 import gzip
 import json
 import re
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raychat import corpus, paths
-from raychat.corpus.blocks import DOCUMENT_CHARS, Part, text_documents
+from raychat.corpus import reading
+from raychat.corpus.reading import DOCUMENT_CHARS, Part, text_documents
 
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + "ümläut 漢字" for i in range(50)]
 
@@ -200,6 +202,10 @@ def test_text_is_cut_into_blocks_between_paragraphs(tmp_path: Path, blank: str) 
     assert len(blocks) > 5
     found = [p.strip() for text in documents(blocks) for p in re.split(r"\n\s*\n", text)]
     assert found == [p.strip() for p in paragraphs]
+
+
+def test_examples_in_the_docstrings() -> None:
+    assert doctest.testmod(reading) == (0, 2)
 
 
 # ---- errors say which file and what is expected
