@@ -212,10 +212,9 @@ class Engine:
         running = list(self._running)
         logits = [self._decode(running)] if running else []
         while self._waiting and self._free:
-            slot = self._free.pop()
-            request = self._waiting.popleft()
-            logits.append(self._enter(request, slot))
-            self._running[slot] = request
+            slot, request = self._free[-1], self._waiting[0]
+            logits.append(self._enter(request, slot))  # may raise or be interrupted: the request then still waits
+            self._running[self._free.pop()] = self._waiting.popleft()
             running.append(slot)
         if not running:
             return []
@@ -267,6 +266,7 @@ class Engine:
     def _enter(self, request: _Request, slot: int) -> Tensor:
         """Put a request's prompt into a slot; return the logits (1, V) of its first token."""
         if request.prompt != self._prefix:
+            self._prefix = None
             self._cache.reset(self._prefix_slot)
             idx = torch.tensor([request.prompt], device=self._device)
             self._prefix_logits = self.model(idx, self._cache.at(torch.tensor([self._prefix_slot])))[:, -1].clone()

@@ -1,6 +1,7 @@
 """The API as the real `openai` client sees it: over HTTP alone for the details, and over Ray Serve for the whole."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from raychat.cluster.serve.service import ChatService
 from raychat.cluster.serve.types import ModelCard
 from raychat.engine import Engine
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
+
+# Read when Ray starts: a replica that is stopped need not wait 30 s for a load balancer to notice.
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
 
 REPO = Path(__file__).parent.parent
 TOKENIZER = byte_tokenizer()

@@ -26,6 +26,7 @@ from raychat.cluster.serve.service import ChatService, card_of
 from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece
 from raychat.talk import find_checkpoint
 
+REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # a replica that is to go may finish its answers for so long
 QUEUE_PER_SEQUENCE = 8  # requests that may wait for a replica, per sequence of one; more are turned away with 429
 

@@ -1,0 +1,116 @@
+"""Chat with a model in the terminal. It runs in this process, without Ray.
+
+python jobs/chat_cli.py  (the newest run)
+
+python jobs/chat_cli.py --run d20 --stage sft --prompt "What is 12 * 34?"
+
+/new begins a new conversation, an empty line, Ctrl-D or /quit ends it, Ctrl-C stops an answer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from raychat.cluster import Cluster
+
+if TYPE_CHECKING:
+    from raychat.engine import Engine
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
+    stage: Literal["rl", "sft", "mid"] | None = None  # None = the latest that the run has reached
+    prompt: str | None = None  # answer this and end; None = a conversation
+    temperature: float = 0.7  # 0 = always the most likely token
+    top_k: int | None = 50  # only among the k most likely tokens; None = all
+    top_p: float | None = None  # only among the most likely tokens that hold this much probability; None = all
+    max_new_tokens: int = 512  # of an answer
+    seed: int | None = None  # the same seed gives the same answers; None = new ones every time
+    cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
+
+
+def run(args: Args) -> str:
+    """Chat, or answer the one prompt; return the last answer."""
+    from raychat import checkpoint
+    from raychat.device import device
+    from raychat.engine import Engine
+    from raychat.talk import find_checkpoint
+
+    found = find_checkpoint(args.cluster.storage(), args.run, args.stage)
+    model, _ = checkpoint.load_model(found.path, device())
+    engine = Engine(model.eval(), checkpoint.load_tokenizer(found.path), max_sequences=1)
+    if args.prompt is not None:
+        return _show(answer(engine, [{"role": "user", "content": args.prompt}], args))
+    print(f"{found.name} from {found.path}\n/new: new conversation, empty line: end, Ctrl-C: stop an answer\n")
+    return _converse(engine, args)
+
+
+def _converse(engine: "Engine", args: Args) -> str:
+    from raychat.talk import content_of
+
+    messages: list[dict[str, Any]] = []
+    text = ""
+    while (asked := _ask()) not in ("", "/quit"):
+        if asked == "/new":
+            messages = []
+            continue
+        question = {"role": "user", "content": asked}
+        try:
+            text = _show(answer(engine, [*messages, question], args))
+        except ValueError as e:  # the conversation has outgrown the context
+            print(f"{e}\n/new begins a new conversation\n")
+            continue
+        if text:
+            messages += [question, {"role": "assistant", "content": content_of(text)}]
+        print()
+    return text
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return ""
+
+
+def _show(pieces: Iterator[str]) -> str:
+    """Print an answer as it comes; return what came, up to Ctrl-C."""
+    text = ""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            text += piece
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    print()
+    return text
+
+
+def answer(engine: "Engine", messages: list[dict[str, Any]], args: Args) -> Iterator[str]:
+    """Yield the answer to a conversation in pieces; closing the iterator ends the generation.
+
+    Raises:
+        ValueError: the conversation is longer than the context.
+    """
+    from raychat.chat import render_prompt
+    from raychat.engine import SamplingParams
+    from raychat.talk import TextStream
+
+    params = SamplingParams(args.temperature, args.top_k, args.top_p, args.max_new_tokens, args.seed)
+    request = engine.add(render_prompt(engine.tokenizer, messages), params)
+    text = TextStream(engine.tokenizer)
+    try:
+        while engine.busy:
+            for event in engine.step():
+                yield text.push(event.token)
+        yield text.close()
+    finally:
+        engine.cancel(request)
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))
