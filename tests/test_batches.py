@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+import toy
 
 from raychat.batches import Batch, evaluation, next_token, steps_of
 from raychat.dist import World
@@ -34,21 +34,21 @@ def test_targets_are_the_next_tokens_and_masked_ones_are_ignored() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 def test_weights_of_a_step_sum_to_one_over_all_workers(tmp_path: Path, masked: bool, size: int) -> None:
-    rows = TokenRows(tiny.token_folder(str(tmp_path), masked=masked))
+    rows = TokenRows(toy.token_folder(str(tmp_path), masked=masked))
     batches = [b for rank in range(size) for b in step(rows, 3, rank=rank, size=size)]
     assert sum(float(b.weights.sum()) for b in batches) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_any_number_of_workers_sees_the_same_rows(tmp_path: Path, size: int) -> None:
-    rows = TokenRows(tiny.token_folder(str(tmp_path)))
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
     alone = torch.cat([b.inputs for b in step(rows, 2)])
     shared = torch.cat([b.inputs for rank in range(size) for b in step(rows, 2, rank=rank, size=size)])
     assert sorted(alone.tolist()) == sorted(shared.tolist())
 
 
 def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
-    rows = TokenRows(tiny.token_folder(str(tmp_path)))
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
     batches = steps_of(rows, rows_per_step=7, device_rows=7, start=0, world=World(0, 1), device=CPU)
     for number in range(12):  # 84 rows of 40: the rows go round
         (batch,) = next(batches)
@@ -57,7 +57,7 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
 
 
 def test_evaluation_visits_every_row_once(tmp_path: Path) -> None:
-    rows = TokenRows(tiny.token_folder(str(tmp_path)))
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
     seen = [
         row
         for rank in range(3)

@@ -4,43 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+import toy
 
-from raychat import checkpoint, paths, schedule, stage
+from raychat import checkpoint, paths, stage
 from raychat.log import read_metrics
-from raychat.token_stage import TokenStage, train_on_rows
-
-STEPS = 8
+from raychat.token_stage import train_on_rows
 
 
 class Killed(Exception):
     pass
-
-
-def work(tmp_path: Path, name: str, **changes: Any) -> TokenStage:
-    tokenizer = str(tmp_path / "tokenizer")
-    tiny.byte_tokenizer().save(tokenizer)
-    for folder, seed in (("train", 0), ("val", 1)):
-        tiny.token_folder(str(tmp_path / folder), seed=seed)
-    values: dict[str, Any] = {
-        "name": f"test/{name}",
-        "folder": str(tmp_path / name),
-        "tokenizer": tokenizer,
-        "rows": str(tmp_path / "train"),
-        "val_rows": str(tmp_path / "val"),
-        "architecture": tiny.CONFIG,
-        "steps": STEPS,
-        "rows_per_step": 6,
-        "schedule": schedule.base,
-        "lr_scale": 0.3,
-        "weight_decay": 0.1,
-        "device_rows": 4,
-        "eval_every": 4,
-        "save_every": 3,
-        "settings": {"seed": 0},
-    }
-    return TokenStage(**(values | changes))
 
 
 def kill_at(step: int) -> Any:
@@ -59,13 +32,13 @@ def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def weights(folder: str) -> dict[str, torch.Tensor]:
     path = checkpoint.latest(folder)
     assert path is not None
-    assert paths.name(path) == f"step_{STEPS:06d}"
+    assert paths.name(path) == f"step_{toy.STEPS:06d}"
     return checkpoint.load_model(path, torch.device("cpu"))[0].state_dict()
 
 
 @pytest.mark.parametrize("killed_at", [1, 4, 7])  # before the first checkpoint, between two, after the last
 def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -> None:
-    whole, cut = work(tmp_path, "whole"), work(tmp_path, "cut")
+    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
     train_on_rows(whole, lambda row: None)
     with pytest.raises(Killed):
         train_on_rows(cut, kill_at(killed_at))
@@ -78,35 +51,35 @@ def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -
 
 
 def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) -> None:
-    one = work(tmp_path, "one")
+    one = toy.token_stage(tmp_path, "one")
     rows: list[dict[str, Any]] = []
     summary = train_on_rows(one, rows.append)
     logged = read_metrics(one.folder)
-    assert [r["step"] for r in logged if "loss" in r] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in logged if "loss" in r] == list(range(1, toy.STEPS + 1))
     assert [r["step"] for r in logged if "val_bpb" in r] == [4, 8]
     assert rows[-1]["val_bpb"] == summary["val_bpb"]
     assert summary == paths.read_json(one.folder + "/summary.json")
-    assert summary["tokens"] == STEPS * 6 * tiny.CONFIG.sequence_len
+    assert summary["tokens"] == toy.STEPS * 6 * toy.CONFIG.sequence_len
     assert summary["unigram_bpb"] > 0
     assert paths.name(summary["checkpoint"]) == "step_000008"
 
 
 def test_finished_stage_is_found_and_other_settings_are_refused(tmp_path: Path) -> None:
-    one = work(tmp_path, "one")
+    one = toy.token_stage(tmp_path, "one")
     assert stage.finished(one.folder, {"seed": 0}) is None
     summary = train_on_rows(one, lambda row: None)
     assert stage.finished(one.folder, {"seed": 0}) == summary
     with pytest.raises(ValueError, match="seed: there 0, now 1"):
         stage.finished(one.folder, {"seed": 1})
     with pytest.raises(ValueError, match="other settings"):
-        train_on_rows(work(tmp_path, "one", settings={"seed": 1}), lambda row: None)
+        train_on_rows(toy.token_stage(tmp_path, "one", settings={"seed": 1}), lambda row: None)
 
 
 def test_child_starts_from_the_parent_with_its_momenta(tmp_path: Path) -> None:
-    parent = work(tmp_path, "parent")
+    parent = toy.token_stage(tmp_path, "parent")
     train_on_rows(parent, lambda row: None)
     path = checkpoint.latest(parent.folder)
-    child = work(tmp_path, "child", parent=path, keep_momenta=True)
+    child = toy.token_stage(tmp_path, "child", parent=path, keep_momenta=True)
     train_on_rows(child, lambda row: None)
     first = next(r["loss"] for r in read_metrics(child.folder) if "loss" in r)
     last = [r["loss"] for r in read_metrics(parent.folder) if "loss" in r][-1]

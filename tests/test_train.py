@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import torch.multiprocessing as mp
+import toy
 
 from raychat import dist, schedule
 from raychat.batches import steps_of
@@ -19,10 +19,10 @@ STEPS = 4
 
 
 def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float]:
-    """Train the tiny model a few steps and return the loss of each."""
+    """Train the toy model a few steps and return the loss of each."""
     torch.set_num_threads(1)
-    model = tiny.model()
-    optimizer = MuonAdamW(model.named_parameters(), lr_scale=0.3, weight_decay=0.1, dim=tiny.CONFIG.n_embd)
+    model = toy.model()
+    optimizer = MuonAdamW(model.named_parameters(), lr_scale=0.3, weight_decay=0.1, dim=toy.CONFIG.n_embd)
     seen: list[float] = []
     batches = steps_of(
         TokenRows(folder), rows_per_step=7, device_rows=device_rows, start=0, world=dist.world(), device=CPU
@@ -40,7 +40,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_accumulation_is_the_big_batch(tmp_path: Path, masked: bool) -> None:
-    folder = tiny.token_folder(str(tmp_path), masked=masked)
+    folder = toy.token_folder(str(tmp_path), masked=masked)
     # fp32 sums in another order, through four optimizer steps
     assert losses(folder, device_rows=1) == pytest.approx(losses(folder, device_rows=7), rel=1e-4)
 
@@ -56,16 +56,16 @@ def _worker(rank: int, size: int, folder: str, store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])  # 3 does not divide the 7 rows of a step
 def test_workers_give_the_losses_of_one(tmp_path: Path, size: int) -> None:
-    folder = tiny.token_folder(str(tmp_path / "tokens"))
+    folder = toy.token_folder(str(tmp_path / "tokens"))
     store = str(tmp_path / "store")
     mp.spawn(_worker, (size, folder, store), nprocs=size)
     assert eval(Path(store + ".losses").read_text()) == pytest.approx(losses(folder, device_rows=2), rel=1e-4)
 
 
 def test_training_learns_to_count(tmp_path: Path) -> None:
-    folder = tiny.token_folder(str(tmp_path))
-    model = tiny.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=tiny.CONFIG.n_embd)
+    folder = toy.token_folder(str(tmp_path))
+    model = toy.model()
+    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
     seen: list[float] = []
     batches = steps_of(TokenRows(folder), rows_per_step=20, device_rows=20, start=0, world=dist.world(), device=CPU)
     constant = Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.0)
@@ -75,8 +75,8 @@ def test_training_learns_to_count(tmp_path: Path) -> None:
 
 
 def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path) -> None:
-    model = tiny.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=tiny.CONFIG.n_embd)
+    model = toy.model()
+    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     still = Schedule(lambda _: 1.0, lambda _: 0.9, lambda _: 0.0)
     seen: list[float] = []

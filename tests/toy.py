@@ -1,0 +1,63 @@
+"""The toy stage that tests of training are made of: a byte tokenizer, a two-layer model, rows that count upwards."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import byte_tokenizer
+
+from raychat import schedule, tokens
+from raychat.model import GPT, GPTConfig
+from raychat.token_stage import TokenStage
+from raychat.tokenizer import SPECIAL_TOKENS
+
+VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+CONFIG = GPTConfig(sequence_len=32, vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+
+
+def model(config: GPTConfig = CONFIG, seed: int = 0) -> GPT:
+    built = GPT(config)
+    built.init_weights(seed)
+    return built
+
+
+def token_folder(folder: str, *, num_rows: int = 40, num_blocks: int = 2, masked: bool = False, seed: int = 0) -> str:
+    """Write token shards whose rows are learnable: every row counts up from a random start."""
+    generator = np.random.default_rng(seed)
+    T = CONFIG.sequence_len
+    tokens.write_plan(folder, tokens.Plan(num_blocks, T, VOCAB_SIZE, masked, inputs=f"counting-{seed}"))
+    for block in range(num_blocks):
+        n = num_rows // num_blocks
+        rows = ((generator.integers(0, 64, (n, 1)) + np.arange(T + 1)) % 128).astype(np.uint16)
+        mask = (generator.random(rows.shape) < 0.4).astype(np.uint16)
+        tokens.write_block(folder, block, np.stack((rows, mask), axis=1) if masked else rows)
+    return folder
+
+
+STEPS = 8
+
+
+def token_stage(root: Path, name: str, **changes: Any) -> TokenStage:
+    """A stage of 8 steps on two folders of token shards, below `root`; evaluated every 4 and saved every 3 steps."""
+    tokenizer = str(root / "tokenizer")
+    byte_tokenizer().save(tokenizer)
+    for folder, seed in (("train", 0), ("val", 1)):
+        token_folder(str(root / folder), seed=seed)
+    values: dict[str, Any] = {
+        "name": f"test/{name}",
+        "folder": str(root / name),
+        "tokenizer": tokenizer,
+        "rows": str(root / "train"),
+        "val_rows": str(root / "val"),
+        "architecture": CONFIG,
+        "steps": STEPS,
+        "rows_per_step": 6,
+        "schedule": schedule.base,
+        "lr_scale": 0.3,
+        "weight_decay": 0.1,
+        "device_rows": 4,
+        "eval_every": 4,
+        "save_every": 3,
+        "settings": {"seed": 0},
+    }
+    return TokenStage(**(values | changes))
