@@ -1,0 +1,36 @@
+"""The report card of a run: everything that its stages left on the storage, put together.
+
+    runs/<run>/report/report.json     all figures; `stages.<stage>.<figure>`
+    runs/<run>/report/report.md       tables and samples, with the curves beside it as .svg
+    runs/<run>/report/report.html     the same as one self-contained page
+
+It reads `{base,mid,sft,rl}/{metrics.jsonl,summary.json,eval.json}` and the tokenizer's figures. What a stage did not
+measure is `null` in report.json and "-" in the tables; nothing is made up.
+"""
+
+from typing import Any
+
+from raychat import paths
+from raychat.report.curves import pictures_of
+from raychat.report.figures import collect
+from raychat.report.html import page
+from raychat.report.markdown import document
+from raychat.report.tables import tables_of
+
+
+def write(run_folder: str, *, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Write a run's report into its folder and return what report.json says.
+
+    price_per_hour: US dollars, of all machines together; None = a list price where the GPU has one, else no cost.
+    Raises ValueError when no stage of the run is there.
+    """
+    report, rows = collect(run_folder, price_per_hour)
+    pictures = pictures_of(rows, report["stages"])
+    tables = tables_of(report)
+    folder = paths.join(run_folder, "report")
+    for name, svg in pictures.items():
+        paths.write_text(paths.join(folder, f"{name}.svg"), svg)
+    paths.write_text(paths.join(folder, "report.md"), document(report, tables, list(pictures)))
+    paths.write_text(paths.join(folder, "report.html"), page(report, tables, pictures))
+    paths.write_json(paths.join(folder, "report.json"), report)  # the last: it says that the others are there
+    return report

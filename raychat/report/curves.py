@@ -1,0 +1,88 @@
+"""Loss, validation and reward curves as SVG pictures."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Rows = list[dict[str, Any]]
+COLOURS = {"base": "#3b6ea8", "mid": "#2f8f6b", "sft": "#b5742b", "rl": "#9a4a78"}
+MAX_POINTS = 600  # in a picture's line
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.edgecolor": "#999999",
+    "axes.titlelocation": "left",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "raychat",  # same figures, same file
+}
+
+
+def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the pictures by name (`loss`, `val_bpb`, `reward`), those with nothing to show left out."""
+    made = {}
+    for name, key, title, keys in (
+        ("loss", "loss", "training loss (nats per token)", ("loss",)),
+        ("val_bpb", "val_bpb", "validation bits per byte", ("val_bpb",)),
+        ("reward", "reward", "mean reward", ("reward", "val_reward")),
+    ):
+        shown = {stage: series for stage, series in rows.items() if any(key in row for row in series)}
+        if name == "loss":
+            shown.pop("rl", None)  # a policy gradient's loss says nothing by itself
+        if shown:
+            made[name] = _picture(shown, stages, title, keys)
+    return made
+
+
+def _picture(rows: dict[str, Rows], stages: dict[str, dict[str, Any]], title: str, keys: Sequence[str]) -> str:
+    """Draw one panel per stage, side by side."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.1 * len(rows) + 0.4, 2.5), layout="constrained")
+        panels = figure.subplots(1, len(rows), squeeze=False)[0]
+        for axes, (stage, series) in zip(panels, rows.items(), strict=True):
+            for key in keys:
+                _line(axes, series, key, COLOURS[stage])
+            axes.set_title(f"{stage.upper()}: {title}" if len(rows) == 1 else stage.upper())
+            axes.set_xlabel("step")
+            if "val_bpb" in keys and (unigram := stages[stage]["unigram_bpb"]) is not None:
+                axes.axhline(unigram, color="#999999", linestyle=":", label="unigram")
+            if len(axes.get_legend_handles_labels()[0]) > 1:
+                axes.legend(frameon=False)
+        if len(rows) > 1:
+            panels[0].set_ylabel(title)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    return out.getvalue()
+
+
+def _line(axes: "Axes", rows: Rows, key: str, colour: str) -> None:
+    """Draw a figure over the steps: every step thin and its running mean above it; points where there are few."""
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    if len(points) <= 30:
+        label, style = {"val_reward": ("held-out problems", "--")}.get(key, (key.replace("_", " "), "-"))
+        axes.plot(steps, values, style, color=colour, marker="o", markersize=3, label=label)
+        return
+    stride = -(-len(points) // MAX_POINTS)
+    axes.plot(steps[::stride], values[::stride], color=colour, linewidth=0.6, alpha=0.35)
+    smooth = list(_running_mean(values, span=max(5, len(values) // 50)))
+    axes.plot(steps[::stride], smooth[::stride], color=colour, linewidth=1.5, label=key.replace("_", " "))
+
+
+def _running_mean(values: Sequence[float], span: int) -> Iterator[float]:
+    """Yield the exponential running mean over about `span` values, without a bias at the start."""
+    decay, total, weight = 1 - 1 / span, 0.0, 0.0
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        yield total / weight

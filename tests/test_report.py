@@ -1,0 +1,250 @@
+"""The report card says what the stages' files say, and "-" where they say nothing."""
+
+import html.parser
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import report as job
+from raychat import paths, report
+from raychat.cluster import Cluster
+from raychat.report import figures, tables
+
+H100 = "NVIDIA H100 80GB HBM3"
+EVIL = "<script>alert(1)</script> | *bold* & \n\n# no heading"
+
+
+def write_stage(
+    folder: str, summary: dict[str, Any] | None, evaluation: dict[str, Any] | None, rows: list[dict[str, Any]]
+) -> None:
+    paths.write_text(paths.join(folder, "metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+    if summary is not None:
+        paths.write_json(paths.join(folder, "summary.json"), summary)
+    if evaluation is not None:
+        paths.write_json(paths.join(folder, "eval.json"), evaluation)
+
+
+def write_run(run: str) -> None:
+    """Write what a whole run leaves behind: tokenizer, base, SFT and RL; mid was not run."""
+    tokenizer = paths.join(run, "tokenizer")
+    paths.write_json(
+        paths.join(tokenizer, "train.json"),
+        {"vocab_size": 512, "characters": 1_000_000, "documents": 700, "wall_s": 2.5, "fingerprint": "abc"},
+    )
+    rates = {"news": {"bytes_per_token": {"tiny": 3.25, "gpt2": 4.5}}, "code": {"bytes_per_token": {"tiny": 2.0}}}
+    paths.write_json(paths.join(tokenizer, "eval.json"), {"texts": rates})
+
+    loss = [{"step": s, "loss": 6 * math.exp(-s / 60) + 2, "tok_per_s": 900.0 + s, "t": s * 1.0} for s in range(1, 201)]
+    loss += [{"step": s, "val_bpb": 3.0 - s / 200, "t": s * 1.0} for s in (100, 200)]
+    base = {"steps": 200, "tokens": 819200, "wall_s": 1800.0, "workers": 8, "device": H100, "num_params": 123456}
+    base |= {"val_bpb": 2.0, "unigram_bpb": 4.0, "settings": {"depth": 2}}
+    core_tasks = {"copying": {"accuracy": 0.75, "centred": 0.5, "num_items": 40}}
+    samples = [{"prompt": "Once upon", "text": " a time"}]
+    write_stage(
+        paths.join(run, "base"),
+        base,
+        {"wall_s": 600.0, "core": 0.5, "core_tasks": core_tasks, "samples": samples},
+        loss,
+    )
+    paths.write_json(paths.join(run, "base", "step_000200", "meta.json"), {"model": {"n_layer": 2, "n_embd": 128}})
+
+    chat = {
+        "wall_s": 60.0,
+        "accuracy": {"arc-easy": 0.625, "gsm8k": 0.125},
+        "chance": {"arc-easy": 0.25, "gsm8k": 0.0},
+        "num_problems": {"arc-easy": 80, "gsm8k": 80},
+        "chatcore": 0.3125,
+        "answers": [{"task": "arc-easy", "question": "Pick one", "reward": 1.0, "text": "B"}],
+        "samples": [{"prompt": "Hello?", "text": EVIL}],
+    }
+    sft = {"steps": 50, "wall_s": 120.0, "val_bpb": 1.5, "unigram_bpb": 3.5, "workers": 8, "device": H100}
+    write_stage(paths.join(run, "sft"), sft, chat, [{"step": s, "loss": 2.0 - s / 100} for s in range(1, 51)])
+
+    rl = {"steps": 20, "wall_s": 240.0, "workers": 8, "device": H100, "reward_first": 0.1, "reward_last": 0.4}
+    rl["samples"] = [{"question": "2 + 2?", "answer": "#### 4", "reward": 1.0}]
+    reward = [{"step": s, "loss": 0.0, "reward": s / 50} for s in range(1, 21)] + [{"step": 20, "val_reward": 0.3}]
+    write_stage(paths.join(run, "rl"), rl, None, reward)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run with its report written."""
+    folder = str(tmp_path_factory.mktemp("report") / "runs" / "demo")
+    write_run(folder)
+    report.write(folder)
+    return folder
+
+
+def file(run: str, name: str) -> str:
+    return paths.read_text(paths.join(run, "report", name))
+
+
+def cells(written: dict[str, Any], title: str) -> dict[str, list[str]]:
+    (table,) = [table for table in tables.tables_of(written) if table.title == title]
+    return {row[0]: row[1:] for row in table.rows}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags and attributes, and checks that tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def test_json_holds_what_the_stages_measured(run: str) -> None:
+    written = json.loads(file(run, "report.json"))
+    stages = written["stages"]
+    assert list(stages) == ["base", "sft", "rl"]
+    base = {key: stages["base"][key] for key in ("val_bpb", "unigram_bpb", "wall_s", "core", "copying", "steps")}
+    assert base == {"val_bpb": 2.0, "unigram_bpb": 4.0, "wall_s": 1800.0, "core": 0.5, "copying": 0.75, "steps": 200}
+    assert {k: stages["sft"][k] for k in ("arc_easy", "gsm8k", "chatcore")} == {
+        "arc_easy": 0.625,
+        "gsm8k": 0.125,
+        "chatcore": 0.3125,
+    }
+    assert (stages["rl"]["reward_first"], stages["rl"]["reward_last"]) == (0.1, 0.4)
+    assert written["run"] == "demo"
+    assert written["model"] == {"n_layer": 2, "n_embd": 128}
+    assert written["tokenizer"]["vocab_size"] == 512
+
+
+def test_nothing_is_made_up(run: str) -> None:
+    """What a stage did not measure is null, in every stage that was run."""
+    stages = json.loads(file(run, "report.json"))["stages"]
+    assert all(key in stage for key in figures.ALWAYS for stage in stages.values())
+    assert stages["rl"]["val_bpb"] is stages["rl"]["unigram_bpb"] is stages["base"]["reward_first"] is None
+    assert stages["sft"]["core"] is stages["base"]["chatcore"] is stages["rl"]["eval_wall_s"] is None
+
+
+def test_results_table(run: str) -> None:
+    rows = cells(json.loads(file(run, "report.json")), "Results")
+    assert rows == {
+        "val bpb": ["2.0000", "-", "1.5000", "-"],
+        "unigram bpb": ["4.0000", "-", "3.5000", "-"],
+        "CORE": ["0.5000", "-", "-", "-"],
+        "ARC-Easy": ["-", "-", "0.6250", "-"],
+        "GSM8K": ["-", "-", "0.1250", "-"],
+        "ChatCORE": ["-", "-", "0.3125", "-"],
+        "mean reward, first steps": ["-", "-", "-", "0.1000"],
+        "mean reward, last steps": ["-", "-", "-", "0.4000"],
+    }
+
+
+def test_cost_at_given_and_at_list_price(run: str) -> None:
+    given, _ = figures.collect(run, price_per_hour=12.0)
+    assert given["stages"]["base"]["cost"] == pytest.approx(2400 / 3600 * 12)
+    assert given["total"]["cost"] == pytest.approx((2400 + 180 + 240) / 3600 * 12)
+    listed, _ = figures.collect(run)
+    assert listed["stages"]["rl"]["cost"] == pytest.approx(240 / 3600 * 8 * 3.0)
+    assert cells(listed, "Time and cost")["BASE"][-1] == "$16.00"
+
+
+def test_without_a_price_there_is_no_cost(tmp_path: Path) -> None:
+    write_run(run := str(tmp_path / "demo"))
+    path = paths.join(run, "base", "summary.json")
+    paths.write_json(path, paths.read_json(path) | {"device": "cpu"})
+    written, _ = figures.collect(run)
+    assert written["stages"]["base"]["cost"] is written["total"]["cost"] is None
+    assert cells(written, "Time and cost")["BASE"][-1] == cells(written, "Time and cost")["total"][-1] == "-"
+
+
+def test_page_is_whole_and_needs_nothing_else(run: str) -> None:
+    text = file(run, "report.html")
+    page = Page(text)
+    assert "script" not in [tag for tag, _ in page.seen]
+    assert EVIL in page.text
+    sources = [attrs[key] for _, attrs in page.seen for key in ("src", "href") if key in attrs]
+    assert len(sources) == 3
+    assert all(source and source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert "url(" not in text
+    for expected in ("0.6250", "50% below unigram", "0.10 → 0.40", "Once upon", "#### 4"):
+        assert expected in page.text
+
+
+def test_pictures_show_the_curves(run: str) -> None:
+    for name, words in {"loss": {"BASE", "SFT"}, "val_bpb": {"BASE", "unigram"}, "reward": {"reward"}}.items():
+        found = "".join(ET.fromstring(file(run, f"{name}.svg")).itertext())
+        assert all(word in found for word in words), (name, found)
+        assert ("RL" in found) == (name == "reward")  # a policy gradient's loss says nothing
+
+
+def test_markdown_keeps_texts_of_the_model_from_being_markup(run: str) -> None:
+    text = file(run, "report.md")
+    assert "| ARC-Easy | - | - | 0.6250 | - |" in text
+    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE)[:2] == ["demo: report card", "Results"]
+    assert not re.search(r"^# no heading", text, re.MULTILINE)
+    assert "![reward](reward.svg)" in text
+    for name in re.findall(r"\]\((.*?)\)", text):
+        assert paths.exists(paths.join(run, "report", name))
+
+
+def test_unfinished_stage_is_told_by_its_metrics(tmp_path: Path) -> None:
+    rows = [{"step": s, "loss": 2.0, "t": s * 0.5} for s in range(1, 8)]
+    write_stage(str(tmp_path / "r" / "base"), None, None, rows)
+    written, _ = figures.collect(str(tmp_path / "r"))
+    assert written["stages"]["base"]["wall_s"] == 3.5
+    assert written["stages"]["base"]["val_bpb"] is None
+    assert cells(written, "Time and cost")["BASE (unfinished)"][0] == "7"
+    assert written["model"] is written["tokenizer"] is None
+
+
+def test_run_without_stages_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing to report: .* none of the stages base, mid, sft, rl"):
+        report.write(str(tmp_path / "empty"))
+
+
+def test_object_store() -> None:
+    run = "memory://report-test/runs/demo"
+    write_run(run)
+    report.write(run)
+    assert paths.names(paths.join(run, "report")) == [
+        "loss.svg",
+        "report.html",
+        "report.json",
+        "report.md",
+        "reward.svg",
+        "val_bpb.svg",
+    ]
+
+
+def test_job_prints_the_table(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = str(Path(run).parent.parent)
+    written = job.run(job.Args(run="demo", cluster=Cluster(workers=0, storage_path=storage)))
+    assert written["run"] == "demo"
+    said = capsys.readouterr().out
+    assert "| ChatCORE | - | - | 0.3125 | - |" in said
+    assert said.rstrip().endswith("runs/demo/report/report.html")
+
+
+def test_durations_read_naturally() -> None:
+    assert [tables.duration(s) for s in (0.0, 59.94, 60, 3599.6, 3600, 86400)] == [
+        "0.0 s",
+        "59.9 s",
+        "1 min 00 s",
+        "1 h 00 min",
+        "1 h 00 min",
+        "24 h 00 min",
+    ]
