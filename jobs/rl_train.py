@@ -1,0 +1,97 @@
+"""Reinforce: let the fine-tuned model answer questions with a checkable answer, and make what earned reward likelier.
+
+Rollout actors answer with the current weights, train workers take the step. Architecture and rates come from the parent
+checkpoint. Killed at any moment, the same command goes on from the last checkpoint.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = "tiny"  # name of the run whose model is taken
+    task: str = "gsm8k"  # whose training problems are asked
+    task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
+    steps: int | None = None  # None = one pass over the problems
+    questions_per_step: int = 16  # problems asked in a step
+    samples: int = 16  # answers to each of them
+    max_new_tokens: int = 256  # of an answer
+    temperature: float = 1.0  # of sampling
+    top_k: int = 50  # sample among so many likeliest tokens
+    lr: float = 0.05  # of the first step, times the base run's rates; falls linearly to 0
+    device_rows: int | None = None  # rows of full context that a micro-batch may be as large as; None = by the device
+    eval_every: int = 60  # steps between evaluations
+    num_eval: int = 64  # held-out problems in an evaluation; 0 = none
+    save_every: int = 60  # steps between checkpoints
+    rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
+    questions_per_call: int = 1  # questions that an actor answers at once; more fill a large GPU better
+    seed: int = 0  # of the order of the problems and of sampling
+    parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Reinforce, or find that it is done; return the stage's summary."""
+    from functools import partial
+
+    from raychat import checkpoint, corpus, schedule, tasks
+    from raychat.cluster.launch import launch
+    from raychat.cluster.rollout import num_actors, rollout_pool
+    from raychat.engine import SamplingParams
+    from raychat.rl import RLStage, Sampler, train_on_rollouts
+    from raychat.stage import finished
+
+    cluster, folder = args.cluster, args.cluster.run_folder(args.run, "rl")
+    parent = args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid"))
+    inherited = checkpoint.read_meta(parent)["settings"]
+    settings = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("cluster", "rollout_workers")}
+    settings |= {"parent": parent, "lr_scale": inherited["lr_scale"]}
+    if (summary := finished(folder, settings)) is not None:
+        print(f"rl: {args.run} is trained already: {summary['checkpoint']}")
+        return summary
+
+    root = corpus.task_root(args.task_data, cluster.storage())
+    task = tasks.load(args.task, root, "train")
+    steps = args.steps or max(1, len(task.problems) // args.questions_per_step)
+    params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens)
+    work = RLStage(
+        name=f"{args.run}/rl",
+        folder=folder,
+        parent=parent,
+        task=partial(tasks.load, args.task, root, "train"),
+        steps=steps,
+        questions_per_step=args.questions_per_step,
+        samples=args.samples,
+        params=params,
+        schedule=partial(schedule.linear_to_zero, peak=args.lr),
+        lr_scale=inherited["lr_scale"],
+        questions_per_call=args.questions_per_call,
+        val_task=partial(tasks.load, args.task, root, "test"),
+        num_eval=args.num_eval,
+        seed=args.seed,
+        device_rows=args.device_rows,
+        eval_every=args.eval_every,
+        save_every=args.save_every,
+        settings=settings,
+    )
+    actors = num_actors(cluster, args.rollout_workers, work.calls_per_step)
+    print(
+        f"rl: {len(task.problems)} problems of {task.name}, {steps} steps of {args.questions_per_step} x "
+        f"{args.samples} answers by {actors or 'no'} rollout actors, from {parent}"
+    )
+    build = partial(Sampler.load, parent, task.reward, params, work.max_sequences)
+    with rollout_pool(build, cluster, actors) as pool:
+        work = dataclasses.replace(work, pool=pool)
+        summary = launch(train_on_rollouts, work, name=work.name, steps=steps, cluster=cluster)
+    print(f"rl: mean reward {summary['reward_first']:.3f} -> {summary['reward_last']:.3f}, {summary['checkpoint']}")
+    return summary
+
+
+if __name__ == "__main__":
+    import tyro
+
+    run(tyro.cli(Args, description=__doc__))

@@ -1,0 +1,68 @@
+"""A small real model to reinforce, and a task that it can learn in seconds: to answer in ASCII."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import tiny
+import torch
+
+from raychat import checkpoint
+from raychat.engine import SamplingParams
+from raychat.model import GPT, GPTConfig
+from raychat.rl import RLStage
+from raychat.schedule import linear_to_zero
+from raychat.tasks import Problem, Task
+
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=6)
+
+
+def model() -> GPT:
+    """A model in which every weight has a part in the logits, and a gradient that is more than rounding."""
+    # of two layers, backout would only scale the last one's output, which the final norm undoes
+    config = GPTConfig(sequence_len=32, vocab_size=265, n_layer=3, n_head=2, n_kv_head=2, n_embd=32)
+    built = GPT(config)
+    built.init_weights()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in built.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return built
+
+
+def parent(folder: Path) -> str:
+    """Save the model as the checkpoint that the stage starts from; return its path."""
+    return checkpoint.save_checkpoint(
+        str(folder / "sft"), 0, model(), None, tiny.byte_tokenizer(), {"settings": {"lr_scale": 1.0}}
+    )
+
+
+def ascii_reward(problem: Problem, text: str) -> float:
+    """Return the share of an answer's characters that are ASCII; bytes above 127 decode to other characters."""
+    return sum(ord(c) < 128 for c in text) / max(len(text), 1)
+
+
+def ascii_task(num_problems: int = 6, reward: Callable[[Problem, str], float] = ascii_reward) -> Task:
+    problems = [
+        Problem([{"role": "user", "content": "abcdef"[: i + 1]}, {"role": "assistant", "content": "x"}])
+        for i in range(num_problems)
+    ]
+    return Task("ascii", problems, 0.0, reward)
+
+
+def stage_of(root: Path, **changes: object) -> RLStage:
+    """Describe a stage of a few steps from the model that `parent(root)` saved."""
+    work = RLStage(
+        name="tiny/rl",
+        folder=str(root / "rl"),
+        parent=str(root / "sft" / "step_000000"),
+        task=ascii_task,
+        steps=4,
+        questions_per_step=3,
+        samples=4,
+        params=PARAMS,
+        schedule=partial(linear_to_zero, peak=0.5),
+        lr_scale=1.0,
+    )
+    return replace(work, **changes)  # type: ignore[arg-type]
