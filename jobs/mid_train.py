@@ -36,9 +36,8 @@ def run(args: Args) -> dict[str, Any]:
     """Midtrain, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat.cluster.finetune import finetune
-
     from raychat import schedule
+    from raychat.cluster.finetune import finetune
 
     return finetune(
         args,

@@ -49,7 +49,9 @@ def tiny() -> Pipeline:
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k", "spelling-bee"), steps=200),
+        mid_train.Args(
+            tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k", "spelling-bee"), steps=200
+        ),
         sft_train.Args(tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k*2", "identity"), steps=120),
         rl_train.Args(steps=20),
         chat_eval.Args(max_problems=100),
@@ -173,7 +175,9 @@ def run(args: Args) -> dict[str, Any]:
     chat_eval.run(dataclasses.replace(steps.chat_eval, stage="rl"))
 
     card = report.run(steps.report)
-    print(f"speedrun: done in {time.monotonic() - began:.0f} s; talk to it: python jobs/serve.py --run {steps.report.run}")
+    print(
+        f"speedrun: done in {time.monotonic() - began:.0f} s; talk to it: python jobs/serve.py --run {steps.report.run}"
+    )
     return card
 
 
