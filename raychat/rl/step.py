@@ -107,8 +107,8 @@ def figures(groups: Sequence[Group]) -> Metrics:
 def reward_trend(rows: Sequence[Mapping[str, Any]]) -> Metrics:
     """Return the mean reward over the first and the last fifth of a stage's rows of metrics, at least a step each.
 
-    >>> reward_trend([{"step": s, "reward": s / 10} for s in range(1, 11)] + [{"step": 10, "val_reward": 0.0}])
-    {'reward_first': 0.15, 'reward_last': 0.95}
+    >>> reward_trend([{"step": s, "reward": s} for s in range(1, 11)] + [{"step": 10, "val_reward": 0}])
+    {'reward_first': 1.5, 'reward_last': 9.5}
     """
     all_rewards = [row["reward"] for row in rows if "reward" in row]
     n = max(1, len(all_rewards) // 5)
