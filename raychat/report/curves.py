@@ -32,7 +32,7 @@ def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dic
         ("val_bpb", "val_bpb", "validation bits per byte", ("val_bpb",)),
         ("reward", "reward", "mean reward", ("reward", "val_reward")),
     ):
-        shown = {stage: series for stage, series in rows.items() if any(key in row for row in series)}
+        shown = {stage: series for stage, series in rows.items() if sum(key in row for row in series) > 1}
         if name == "loss":
             shown.pop("rl", None)  # a policy gradient's loss says nothing by itself
         if shown:
@@ -76,7 +76,7 @@ def _line(axes: "Axes", rows: Rows, key: str, colour: str) -> None:
         return
     stride = -(-len(points) // MAX_POINTS)
     axes.plot(steps[::stride], values[::stride], color=colour, linewidth=0.6, alpha=0.35)
-    smooth = list(_running_mean(values, span=max(5, len(values) // 50)))
+    smooth = list(_running_mean(values, span=max(5, len(values) // 100)))
     axes.plot(steps[::stride], smooth[::stride], color=colour, linewidth=1.5, label=key.replace("_", " "))
 
 

@@ -30,15 +30,16 @@ def collect(run_folder: str, price_per_hour: float | None = None) -> tuple[dict[
     if not there:
         raise ValueError(f"nothing to report: {run_folder} has none of the stages {', '.join(STAGES)}")
     stages = {name: stage_figures(*read[name], rows[name], price_per_hour) for name in there}
+    tokenizer = tokenizer_figures(paths.join(run_folder, "tokenizer"))
     report = {
         "run": paths.name(run_folder),
         "created": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "machine": machine(),
         "versions": versions(),
-        "tokenizer": tokenizer_figures(paths.join(run_folder, "tokenizer")),
+        "tokenizer": tokenizer,
         "model": _architecture(folders, there),
         "stages": stages,
-        "total": _totals(stages, price_per_hour),
+        "total": totals([*stages.values(), tokenizer or {}], price_per_hour),
         "samples": {name: _samples(*read[name]) for name in there},
     }
     return report, {name: rows[name] for name in there}
@@ -117,10 +118,12 @@ def _architecture(folders: dict[str, str], there: list[str]) -> dict[str, Any] |
     return None
 
 
-def _totals(stages: dict[str, dict[str, Any]], price_per_hour: float | None) -> dict[str, Any]:
-    costs = [stage["cost"] for stage in stages.values()]
+def totals(parts: list[dict[str, Any]], price_per_hour: float | None) -> dict[str, Any]:
+    """Sum up time and cost over stages and tokenizer (whose minutes on a CPU are not priced)."""
+    costs = [part["cost"] for part in parts if "cost" in part]
     return {
-        "wall_s": sum((stage["wall_s"] or 0) + (stage["eval_wall_s"] or 0) for stage in stages.values()),
+        "wall_s": sum(part.get("wall_s") or 0 for part in parts),
+        "eval_wall_s": sum(part.get("eval_wall_s") or 0 for part in parts),
         "cost": None if None in costs else sum(costs),
         "price": "given" if price_per_hour is not None else "list" if None not in costs else None,
         "price_per_hour": price_per_hour,

@@ -27,7 +27,7 @@ th:first-child, td:first-child { text-align: left; }
 .text td { text-align: left; white-space: normal; } .text td:first-child { white-space: nowrap; color: var(--soft); }
 td.absent { color: #b4bcc6; } td.best { font-weight: 700; color: var(--accent); }
 .note { color: var(--soft); font-size: 13px; margin: 12px 0 0; }
-img { display: block; max-width: 100%; margin: 0 auto 8px 0; }
+img { max-width: 100%; margin: 0 12px 8px 0; vertical-align: top; }
 .talk { border-left: 3px solid var(--line); padding: 2px 0 2px 14px; margin: 0 0 16px; white-space: pre-wrap; }
 .talk .ask { color: var(--soft); } .talk .say { margin-top: 4px; overflow-wrap: anywhere; }
 .talk.right { border-color: #3f9d6d; } .talk.wrong { border-color: #d98a8a; }
@@ -75,7 +75,7 @@ def _cards(report: dict[str, Any]) -> str:
     if rl.get("reward_first") is not None and rl.get("reward_last") is not None:
         cards.append((f"{rl['reward_first']:.2f} → {rl['reward_last']:.2f}", "mean reward in RL"))
     money = f", {dollars(total['cost'])}" if total["cost"] is not None else ""
-    cards.append((duration(total["wall_s"]), f"training and evaluation{money}"))
+    cards.append((duration(total["wall_s"] + total["eval_wall_s"]), f"training and evaluation{money}"))
     return (
         '<div class="cards">'
         + "".join(f'<div class="card"><b>{b}</b><span>{s}</span></div>' for b, s in cards)

@@ -108,15 +108,15 @@ def _time(report: dict[str, Any]) -> Table:
                 dollars(stage["cost"]),
             ]
         )
-    rows.append(["total", *[ABSENT] * 3, duration(total["wall_s"] + (tokenizer.get("wall_s") or 0)), *[ABSENT] * 4])
-    rows[-1][-1] = dollars(total["cost"])
+    times = [duration(total["wall_s"]), duration(total["eval_wall_s"])]
+    rows.append(["total", *[ABSENT] * 3, *times, ABSENT, ABSENT, dollars(total["cost"])])
     header = ["stage", "steps", "tokens", "tok/s", "training", "evaluation", "workers", "device", "cost"]
     notes = {
         "given": f"At ${total['price_per_hour'] or 0:g} an hour.",
         "list": "At a usual on-demand price of these GPUs (raychat/report/figures.py); set --price-per-hour for yours.",
         None: "No price is known for this machine: set --price-per-hour.",
     }
-    return Table("Time and cost", header, rows, notes[total["price"]] + " The total counts training and evaluation.")
+    return Table("Time and cost", header, rows, notes[total["price"]])
 
 
 def _core(report: dict[str, Any]) -> Table:
