@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
+import toy
+from tiny import byte_tokenizer
 
 from raychat.batches import Batch, next_token
 from raychat.batches import evaluation as share_of
@@ -20,8 +21,8 @@ CPU = torch.device("cpu")
 
 def rows(num: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    shape = (num, tiny.CONFIG.sequence_len + 1)
-    return generator.integers(0, tiny.VOCAB_SIZE, shape), generator.random(shape) < 0.7
+    shape = (num, toy.CONFIG.sequence_len + 1)
+    return generator.integers(0, toy.VOCAB_SIZE, shape), generator.random(shape) < 0.7
 
 
 def batches(tokens: np.ndarray, mask: np.ndarray, size: int) -> list[Batch]:
@@ -31,7 +32,7 @@ def batches(tokens: np.ndarray, mask: np.ndarray, size: int) -> list[Batch]:
 def lengths() -> np.ndarray:
     """Some tokens have several bytes, the special ones none."""
     generator = np.random.default_rng(1)
-    return np.where(np.arange(tiny.VOCAB_SIZE) < 256, generator.integers(1, 6, tiny.VOCAB_SIZE), 0).astype(np.int32)
+    return np.where(np.arange(toy.VOCAB_SIZE) < 256, generator.integers(1, 6, toy.VOCAB_SIZE), 0).astype(np.int32)
 
 
 def by_hand(model: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray, token_bytes: np.ndarray) -> float:
@@ -46,7 +47,7 @@ def by_hand(model: torch.nn.Module, tokens: np.ndarray, mask: np.ndarray, token_
 
 
 def test_equals_the_sum_written_out() -> None:
-    model, (tokens, mask), token_bytes = tiny.model(), rows(), lengths()
+    model, (tokens, mask), token_bytes = toy.model(), rows(), lengths()
     torch.nn.init.normal_(model.lm_head.weight, std=0.5)
     with torch.no_grad():
         expected = by_hand(model, tokens, mask, token_bytes)
@@ -55,8 +56,8 @@ def test_equals_the_sum_written_out() -> None:
 
 
 def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> None:
-    model, token_bytes = tiny.model(), torch.from_numpy(lengths())
-    store = TokenRows(tiny.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
+    model, token_bytes = toy.model(), torch.from_numpy(lengths())
+    store = TokenRows(toy.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
     whole = bpb.bits_per_byte(model, batches(*store.rows(np.arange(7)), 7), token_bytes)
     sums = sum(
         bpb.nats_and_bytes(model, share_of(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes)
@@ -66,8 +67,8 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
 
 
 def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
-    folder = tiny.token_folder(str(tmp_path / "rows"), num_rows=200, masked=True)
-    subject = Subject(tiny.model(), tiny.byte_tokenizer())
+    folder = toy.token_folder(str(tmp_path / "rows"), num_rows=200, masked=True)
+    subject = Subject(toy.model(), byte_tokenizer())
     evaluation = bpb.evaluation(folder, max_rows=150)
     assert len(evaluation.work) == 3
     got = evaluation.finish([work(subject) for work in evaluation.work])["val_bpb"]
@@ -79,24 +80,24 @@ def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:
     """Logits all zero: log2 of the vocabulary per byte."""
     tokens, mask = rows()
     tokens %= 256
-    token_bytes = torch.from_numpy(tiny.byte_tokenizer().token_bytes())
+    token_bytes = torch.from_numpy(byte_tokenizer().token_bytes())
 
     def uniform(idx: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(*idx.shape, tiny.VOCAB_SIZE)
+        return torch.zeros(*idx.shape, toy.VOCAB_SIZE)
 
     got = bpb.bits_per_byte(uniform, batches(tokens, mask, 3), token_bytes)
-    assert got == pytest.approx(math.log2(tiny.VOCAB_SIZE), rel=1e-6)
+    assert got == pytest.approx(math.log2(toy.VOCAB_SIZE), rel=1e-6)
 
 
 def test_nothing_to_judge_is_an_error() -> None:
     tokens, mask = rows()
     with pytest.raises(ValueError, match="no target"):
-        bpb.bits_per_byte(tiny.model(), batches(tokens, mask & False, 4), torch.from_numpy(lengths()))
+        bpb.bits_per_byte(toy.model(), batches(tokens, mask & False, 4), torch.from_numpy(lengths()))
 
 
 def test_unigram_equals_the_sum_written_out() -> None:
     (train, train_mask), (val, val_mask), token_bytes = rows(5, seed=1), rows(3, seed=2), lengths()
-    counts = [1] * tiny.VOCAB_SIZE
+    counts = [1] * toy.VOCAB_SIZE
     for row, carries in zip(train, train_mask, strict=True):
         for token in row[1:][carries[1:]]:
             counts[token] += 1

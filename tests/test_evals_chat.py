@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+import toy
+from tiny import byte_tokenizer
 
 from raychat import chat
 from raychat.engine import SamplingParams
@@ -20,29 +21,29 @@ from raychat.evals.subject import Evaluation, Subject
 from raychat.model import GPTConfig
 from raychat.tasks import Problem, Task, choice_problem
 
-CONFIG = GPTConfig(sequence_len=128, vocab_size=tiny.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+CONFIG = GPTConfig(sequence_len=128, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 
 
 def lively(seed: int = 0) -> Subject:
     """A model whose predictions differ from token to token; a fresh one is nearly uniform."""
-    model = tiny.model(CONFIG, seed)
+    model = toy.model(CONFIG, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if "proj" in name or "lm_head" in name:
             torch.nn.init.normal_(p, std=0.3, generator=generator)
-    return Subject(model, tiny.byte_tokenizer())
+    return Subject(model, byte_tokenizer())
 
 
 def one_track(letter: str) -> Subject:
     """A model that says the same letter whatever it reads."""
-    model = tiny.model(CONFIG)
+    model = toy.model(CONFIG)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
         model.resid_scale.fill_(1)
         model.wte.weight.fill_(1)
         model.lm_head.weight[ord(letter)] = 1
-    return Subject(model, tiny.byte_tokenizer())
+    return Subject(model, byte_tokenizer())
 
 
 def choices(golds: str, letters: Sequence[str] = "ABCD") -> Task:
@@ -124,7 +125,7 @@ def test_bad_letters_are_named() -> None:
 
 
 def test_long_prompt_keeps_bos_and_tail() -> None:
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     problem = Problem(
         [{"role": "user", "content": "x" * 300 + "end"}, {"role": "assistant", "content": "A"}], ("A", "B")
     )

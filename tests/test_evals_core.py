@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
+import toy
 import yaml
+from tiny import byte_tokenizer
 
 from raychat.evals import core
 from raychat.evals.subject import Subject
 from raychat.model import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
-CONFIG = GPTConfig(sequence_len=160, vocab_size=tiny.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+CONFIG = GPTConfig(sequence_len=160, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 
 CHOICE = [
     {"query": f"What is {i} plus one?", "choices": [str(i + 1), str(i + 2), "no idea"], "gold": i % 2} for i in range(9)
@@ -55,7 +56,7 @@ def task(bundle: str, label: str) -> core.Task:
 
 def lively(seed: int = 0) -> GPT:
     """A model whose predictions differ from token to token; a fresh one is nearly uniform."""
-    model = tiny.model(CONFIG, seed)
+    model = toy.model(CONFIG, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if "proj" in name or "lm_head" in name:
@@ -84,7 +85,7 @@ def test_real_bundle_is_read(shared_data: Path) -> None:
     tasks = core.load_bundle(str(shared_data / "eval_bundle"))
     assert len(tasks) == 13
     assert {t.kind for t in tasks} == set(core.KINDS)
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     for t in tasks:
         items = core.read_items(t)
         for index in (0, len(items) - 1):
@@ -160,7 +161,7 @@ def judged(t: core.Task, index: int, tokenizer: Tokenizer) -> list[str]:
 
 def test_judged_tokens(bundle: str) -> None:
     """Of choices what differs; of a schema the continuation, also where contexts end alike; else what follows."""
-    tokenizer = tiny.byte_tokenizer()
+    tokenizer = byte_tokenizer()
     assert judged(task(bundle, "adding"), 0, tokenizer) == ["1", "2", "no idea"]
     assert judged(task(bundle, "pronouns"), 0, tokenizer) == [" ran.", " ran."]
     assert judged(task(bundle, "letters"), 0, tokenizer) == [" b"]
@@ -169,7 +170,7 @@ def test_judged_tokens(bundle: str) -> None:
 def test_choice_that_begins_another_is_still_judged(bundle: str, tmp_path: Path) -> None:
     item = {"query": "Pick:", "choices": ["red", "red wine"], "gold": 0}
     (tmp_path / "eval_data" / "some" / "adding.jsonl").write_text(json.dumps(item) + "\n")
-    assert judged(task(bundle, "adding"), 0, tiny.byte_tokenizer()) == ["d", " wine"]
+    assert judged(task(bundle, "adding"), 0, byte_tokenizer()) == ["d", " wine"]
 
 
 # ---------------------------------------------------------------------------------------------- judging
@@ -178,7 +179,7 @@ def test_choice_that_begins_another_is_still_judged(bundle: str, tmp_path: Path)
 @pytest.mark.parametrize("label", ["adding", "pronouns", "letters"])
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
 def test_verdicts_equal_those_of_one_candidate_at_a_time(bundle: str, label: str, batch_tokens: int) -> None:
-    model, tokenizer, t = lively(), tiny.byte_tokenizer(), task(bundle, label)
+    model, tokenizer, t = lively(), byte_tokenizer(), task(bundle, label)
     items = core.read_items(t)
     expected = []
     for index, item in enumerate(items):
@@ -197,7 +198,7 @@ def test_verdicts_equal_those_of_one_candidate_at_a_time(bundle: str, label: str
 
 def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle: str) -> None:
     """A model made to say "c" after such contexts gets the item whose letter that is, and no other."""
-    model, tokenizer, t = tiny.model(CONFIG).eval(), tiny.byte_tokenizer(), task(bundle, "letters")
+    model, tokenizer, t = toy.model(CONFIG).eval(), byte_tokenizer(), task(bundle, "letters")
     t = t._replace(delimiter="")  # then one token is judged: the letter
     items = tuple(i._replace(contexts=[i.contexts[0] + ":"]) for i in core.read_items(t))
     assert [tokenizer.decode(core.candidate_rows(t, items, i, tokenizer)[0][0][-1:]) for i in range(3)] == [
@@ -219,7 +220,7 @@ def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle
 
 def test_long_prompts_keep_their_tail(bundle: str) -> None:
     t = task(bundle, "letters")._replace(num_fewshot=5)
-    items, tokenizer, model = core.read_items(t), tiny.byte_tokenizer(), lively()
+    items, tokenizer, model = core.read_items(t), byte_tokenizer(), lively()
     row = core.candidate_rows(t, items, 0, tokenizer)[0][0]
     assert len(row) > 120
     short = GPT(GPTConfig(**{**vars(CONFIG), "sequence_len": 64}))
@@ -246,7 +247,7 @@ def test_centred_accuracy(bundle: str) -> None:
 
 
 def test_evaluation_sums_up_all_tasks(bundle: str) -> None:
-    subject, tasks = Subject(lively(), tiny.byte_tokenizer()), core.load_bundle(bundle)
+    subject, tasks = Subject(lively(), byte_tokenizer()), core.load_bundle(bundle)
     evaluation = core.evaluation(tasks, max_items=4)
     found: dict[str, Any] = evaluation.finish([work(subject) for work in evaluation.work])
     for t in tasks:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+import toy
+from tiny import byte_tokenizer
 
 from raychat import checkpoint
 from raychat.cluster import Cluster
@@ -25,13 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def path(folder: Path) -> str:
     """A checkpoint of a tiny model."""
-    model, tokenizer = tiny.model(), tiny.byte_tokenizer()
+    model, tokenizer = toy.model(), byte_tokenizer()
     return checkpoint.save_checkpoint(str(folder / "base"), 3, model, None, tokenizer, {"settings": {}})
 
 
 @pytest.fixture(scope="module")
 def evaluations(folder: Path) -> list[Evaluation]:
-    rows = tiny.token_folder(str(folder / "rows"), num_rows=200)
+    rows = toy.token_folder(str(folder / "rows"), num_rows=200)
     return [bpb.evaluation(rows, max_rows=200), samples.continuations(["ab", "cd"], 4)]
 
 

@@ -1,0 +1,110 @@
+"""base_eval and chat_eval on a tiny checkpoint: the figures are in eval.json, and are not made twice."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import yaml
+from tiny import byte_tokenizer
+
+from jobs import base_eval, chat_eval
+from raychat import checkpoint, paths
+from raychat.cluster import Cluster
+from raychat.model import GPTConfig
+
+CONFIG = GPTConfig(sequence_len=64, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage with a run of a base and an SFT checkpoint, its corpus, a CORE bundle and ARC-Easy."""
+    root = tmp_path_factory.mktemp("jobs")
+    for shard in ("a", "b"):
+        (root / f"{shard}.txt").write_text(f"{shard}: the cat sat on the mat, and the mat was flat.\n\n" * 60)
+    data = [str(root / "a.txt"), str(root / "b.txt")]
+    for stage in ("base", "sft"):
+        folder = str(root / "storage" / "runs" / "t" / stage)
+        checkpoint.save_checkpoint(folder, 5, toy.model(CONFIG), None, byte_tokenizer(), {"settings": {"data": data}})
+
+    items = root / "bundle" / "eval_data" / "colours.jsonl"
+    items.parent.mkdir(parents=True)
+    rows = [{"query": f"Sky {i}?", "choices": ["blue", "green"], "gold": i % 2} for i in range(12)]
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"label": "colours", "dataset_uri": "colours.jsonl", "num_fewshot": [1], "icl_task_type": "multiple_choice"}
+    (root / "bundle" / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": [task]}))
+    (root / "bundle" / "eval_meta_data.csv").write_text("Eval Task,Random baseline\ncolours,50\n")
+
+    arc = root / "tasks" / "ai2_arc" / "ARC-Easy" / "test.jsonl"
+    arc.parent.mkdir(parents=True)
+    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
+    rows = [{"id": str(i), "question": f"Q{i}?", "choices": choices, "answerKey": "AB"[i % 2]} for i in range(8)]
+    arc.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.fixture
+def storage(made: Path, tmp_path: Path) -> Cluster:
+    """A copy of it for the test, in this process."""
+    shutil.copytree(made / "storage", tmp_path / "storage")
+    return Cluster(workers=0, storage_path=str(tmp_path / "storage"))
+
+
+def base_args(made: Path, storage: Cluster, **settings: Any) -> base_eval.Args:
+    return base_eval.Args(run="t", bundle=str(made / "bundle"), eval_tokens=500, cluster=storage, **settings)
+
+
+def test_base_eval_writes_bpb_core_and_samples(made: Path, storage: Cluster) -> None:
+    found = base_eval.run(base_args(made, storage, prompts=("The cat",)))
+    assert found == paths.read_json(storage.run_folder("t", "base", "eval.json"))
+    assert 0 < found["val_bpb"] < 20
+    assert found["core_tasks"]["colours"]["num_items"] == 12
+    assert found["core"] == pytest.approx((found["core_tasks"]["colours"]["accuracy"] - 0.5) / 0.5)
+    assert [s["prompt"] for s in found["samples"]] == ["The cat"]
+    assert (found["checkpoint"], found["step"]) == ("step_000005", 5)
+
+
+def test_prompts_are_beginnings_of_validation_documents(made: Path, storage: Cluster) -> None:
+    found = base_eval.run(base_args(made, storage, max_items=2))
+    assert {s["prompt"] for s in found["samples"]} == {"b: the cat s"}  # twelve tokens, each a byte, of the last shard
+
+
+def test_evaluation_is_made_once_per_checkpoint_and_settings(
+    made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = base_eval.run(base_args(made, storage, max_items=4))
+    assert "evaluated already" not in capsys.readouterr().out
+    assert base_eval.run(base_args(made, storage, max_items=4)) == first
+    assert "evaluated already" in capsys.readouterr().out
+    assert base_eval.run(base_args(made, storage, max_items=3))["core_tasks"]["colours"]["num_items"] == 3
+    meta = {"settings": {"data": [str(made / "a.txt"), str(made / "b.txt")]}}
+    checkpoint.save_checkpoint(
+        storage.run_folder("t", "base"), 9, toy.model(CONFIG, seed=1), None, byte_tokenizer(), meta
+    )
+    again = base_eval.run(base_args(made, storage, max_items=3))
+    assert (again["step"], again["val_bpb"] != first["val_bpb"]) == (9, True)
+
+
+def test_chat_eval_takes_the_tasks_that_are_there(
+    made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = chat_eval.Args(run="t", task_data=str(made / "tasks"), max_problems=6, questions=("Hi?",), cluster=storage)
+    found = chat_eval.run(args)
+    assert found == paths.read_json(storage.run_folder("t", "sft", "eval.json"))
+    assert found["num_problems"] == {"arc-easy": 6, "spelling-bee": 6}  # the latter needs no data
+    assert found["samples"][0]["prompt"] == "Hi?"
+    said = capsys.readouterr().out
+    assert "not evaluated: gsm8k: no such file" in said
+    assert "ChatCORE" in said
+
+
+def test_task_asked_for_without_data_is_an_error(made: Path, storage: Cluster) -> None:
+    with pytest.raises(ValueError, match=r"no such file: .*gsm8k"):
+        chat_eval.run(chat_eval.Args(run="t", tasks=("gsm8k",), task_data=str(made / "tasks"), cluster=storage))
+
+
+def test_stage_without_checkpoint_is_an_error(storage: Cluster) -> None:
+    with pytest.raises(ValueError, match=r"no checkpoint in .*runs/t/rl to evaluate"):
+        chat_eval.run(chat_eval.Args(run="t", stage="rl", cluster=storage))
