@@ -28,7 +28,7 @@ class Args:
     num_eval: int = 64  # held-out problems in an evaluation; 0 = none
     save_every: int = 60  # steps between checkpoints
     rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
-    questions_per_call: int = 1  # questions that an actor answers at once; more fill a large GPU better
+    questions_per_call: int = 2  # questions answered at once, samples * this many sequences: more keep a device busier
     seed: int = 0  # of the order of the problems and of sampling
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
     cluster: Cluster = field(default_factory=Cluster)

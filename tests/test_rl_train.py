@@ -1,0 +1,74 @@
+"""The reinforcement job in this process: from a checkpoint of a run and a folder of word problems to a summary."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny_rl
+
+from jobs import rl_train
+from raychat import checkpoint, tasks
+from raychat.cluster import Cluster
+from raychat.log import read_metrics
+from raychat.tasks import Problem, Task
+
+
+def write_problems(folder: Path) -> None:
+    for split in ("train", "test"):
+        rows = [{"question": f"{i}+1?", "answer": f"<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(5)]
+        path = folder / "gsm8k" / f"{split}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def args(raychat_home: Path, tmp_path: Path) -> rl_train.Args:
+    (raychat_home / "runs" / "r").mkdir(parents=True)
+    tiny_rl.parent(raychat_home / "runs" / "r")
+    write_problems(tmp_path)
+    return rl_train.Args(
+        run="r",
+        task_data=str(tmp_path),
+        questions_per_step=2,
+        samples=3,
+        max_new_tokens=5,
+        num_eval=2,
+        cluster=Cluster(workers=0),
+    )
+
+
+def test_job_reinforces_once(args: rl_train.Args, raychat_home: Path) -> None:
+    summary = rl_train.run(args)
+    assert summary["steps"] == 2  # one pass over five problems, two a step
+    assert {"reward_first", "reward_last", "val_reward", "tokens", "samples", "wall_s"} <= summary.keys()
+    assert summary["reward_first"] == 0.0  # noise is no answer
+    assert 0 < summary["tokens"] <= 2 * 2 * 3 * 5
+    folder = str(raychat_home / "runs" / "r" / "rl")
+    assert [row["step"] for row in read_metrics(folder) if "reward" in row] == [1, 2]
+    meta = checkpoint.read_meta(summary["checkpoint"])
+    assert meta["parent"].endswith("/runs/r/sft/step_000000")
+    assert meta["settings"]["lr_scale"] == 1.0
+    assert rl_train.run(args) == json.loads((Path(folder) / "summary.json").read_text())
+
+
+def test_other_settings_are_refused(args: rl_train.Args) -> None:
+    rl_train.run(args)
+    rl_train.run(replace(args, rollout_workers=2))  # makes no difference to the result
+    with pytest.raises(ValueError, match="samples: there 3, now 4"):
+        rl_train.run(replace(args, samples=4))
+
+
+def test_a_new_task_needs_problems_and_a_reward_only(args: rl_train.Args, monkeypatch: pytest.MonkeyPatch) -> None:
+    def vowels(root: str, split: str) -> Task:
+        problems = [Problem([{"role": "user", "content": "a?"}, {"role": "assistant", "content": "a"}])]
+        return Task("vowels", problems, 0.0, lambda problem, text: float(any(c in "aeiou" for c in text)))
+
+    monkeypatch.setitem(tasks.TASKS, "vowels", vowels)
+    summary = rl_train.run(replace(args, task="vowels", steps=1))
+    assert 0 <= summary["reward_first"] <= 1
+
+
+def test_run_without_a_chat_model_is_an_error(args: rl_train.Args) -> None:
+    with pytest.raises(ValueError, match="no checkpoint of sft or mid"):
+        rl_train.run(replace(args, run="absent"))
