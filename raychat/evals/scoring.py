@@ -25,8 +25,9 @@ def logits_of(model: GPT, rows: Sequence[Sequence[int]], batch_tokens: int) -> I
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     while order:
         width = padded_length(lengths[order[0]], context, device)
-        now, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
-        padded = torch.zeros(len(now), width, dtype=torch.int64)
+        height = max(1, batch_tokens // width)
+        now, order = order[:height], order[height:]
+        padded = torch.zeros(height if device.type == "cuda" else len(now), width, dtype=torch.int64)
         for i, row in enumerate(now):
             padded[i, : lengths[row]] = torch.tensor(rows[row])
         logits = model(padded.to(device))
