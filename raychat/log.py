@@ -118,7 +118,7 @@ class MetricsLog:
         if not paths.is_local(self._path):
             self._write()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
     def _write(self) -> None:
         self._uploaded = time.monotonic()
