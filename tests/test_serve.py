@@ -260,13 +260,18 @@ def wait_until(true: Any, timeout_s: float = 10) -> bool:
     return bool(true())
 
 
-def test_disconnect_cancels_the_request() -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_disconnect_cancels_the_request(stream: bool) -> None:
     slow = slow_service(0.01)
     with http_server(slow) as url:
-        stream = ask(client(url), stream=True)
-        next(stream), next(stream)
-        assert slow.num_open == 1
-        stream.close()
+        if stream:
+            answer = ask(client(url), stream=True)
+            next(answer), next(answer)
+            assert slow.num_open == 1
+            answer.close()
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                ask(client(url).with_options(timeout=0.3))
         assert wait_until(lambda: slow.num_open == 0, timeout_s=3)  # by itself it would go on for 10 s
 
 

@@ -31,6 +31,7 @@ from raychat.cluster.serve.types import (
 from raychat.engine import Finish
 
 HEALTH_TIMEOUT_S = 10.0
+CLIENT_GONE = 499  # as nginx logs a client that closed its request
 RETRY_AFTER_S = 2  # what a client that was turned away is told
 
 Pieces = AsyncGenerator[Piece | Failure, None]
@@ -71,8 +72,8 @@ def make_app(backend: Backend) -> FastAPI:
         return backend.card if name == backend.card.id else _error(no_such_model(name, backend.card))
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(request: ChatRequest) -> Any:
-        return await _answer(backend, request)
+    async def chat_completions(request: ChatRequest, http: Request) -> Any:
+        return await _answer(backend, request, http)
 
     _say_errors_as_openai_does(app)
     return app
@@ -89,7 +90,7 @@ class _Head(NamedTuple):
     model: str
 
 
-async def _answer(backend: Backend, request: ChatRequest) -> Response | ChatCompletion:
+async def _answer(backend: Backend, request: ChatRequest, http: Request) -> Response | ChatCompletion:
     """Wait for the first piece, so that what is wrong with a request is an HTTP status; then stream or collect."""
     head = _Head(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), backend.card.id)
     pieces = backend.stream(request)
@@ -97,7 +98,7 @@ async def _answer(backend: Backend, request: ChatRequest) -> Response | ChatComp
     if isinstance(first, Failure):
         return _error(first)
     if not request.stream:
-        return await _collected(head, first, pieces)
+        return await _collected(head, first, pieces, http)
     events = _events(head, first, pieces, request.include_usage)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
@@ -111,12 +112,14 @@ async def _all(first: Piece, rest: Pieces) -> Pieces:
             yield piece
 
 
-async def _collected(head: _Head, first: Piece, rest: Pieces) -> Response | ChatCompletion:
+async def _collected(head: _Head, first: Piece, rest: Pieces, http: Request) -> Response | ChatCompletion:
     text, tokens, finish = "", 0, None
     async with contextlib.aclosing(_all(first, rest)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Failure):
                 return _error(piece)
+            if await http.is_disconnected():
+                return Response(status_code=CLIENT_GONE)  # nobody reads it
             text, tokens, finish = text + piece.text, tokens + piece.num_tokens, piece.finish
     choice = Choice(message=Answer(content=text), finish_reason=finish or "length")
     return ChatCompletion(**head._asdict(), choices=[choice], usage=_usage(first, tokens))
