@@ -29,58 +29,22 @@ class Args:
 
 def run(args: Args) -> None:
     """Serve until interrupted."""
+    from raychat.cluster.serve.run import serve_here, serve_on_ray
+
+    storage = args.cluster.storage()
     if args.cluster.workers == 0:
-        _serve_here(args)
-    else:
-        _serve_on_ray(args)
-
-
-def _serve_here(args: Args) -> None:
-    import uvicorn
-
-    from raychat.cluster.serve.http import make_app
-    from raychat.cluster.serve.service import ChatService, card_of
-    from raychat.talk import find_checkpoint
-
-    found = find_checkpoint(args.cluster.storage(), args.run, args.stage)
-    service = ChatService.load(found.path, card_of(found), args.max_sequences)
-    print(f"serving {found.name} from {found.path}", flush=True)
-    uvicorn.run(make_app(service), host=args.host, port=args.port)
-
-
-def _serve_on_ray(args: Args) -> None:
-    from ray import serve
-
-    from raychat.cluster.launch import connect
-    from raychat.cluster.serve.app import REQUEST_TIMEOUT_S, build
-
-    connect(args.cluster)
-    app = build(
-        {
-            "run": args.run,
-            "stage": args.stage,
-            "storage_path": args.cluster.storage(),
-            "max_sequences": args.max_sequences,
-            "min_replicas": args.min_replicas,
-            "max_replicas": args.max_replicas,
-            "gpus_per_replica": args.cluster.gpus_per_worker,
-        }
-    )
-    serve.start(http_options={"host": args.host, "port": args.port, "request_timeout_s": REQUEST_TIMEOUT_S})
-    serve.run(app, name="raychat")
-    print(f"chat at http://{args.host}:{args.port}, the API is below /v1; Ctrl-C ends", flush=True)
-    _wait_for_interrupt()
-    serve.shutdown()
-
-
-def _wait_for_interrupt() -> None:
-    import signal
-    import threading
-
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+        serve_here(storage, args.run, args.stage, args.max_sequences, args.host, args.port)
+        return
+    settings = {
+        "run": args.run,
+        "stage": args.stage,
+        "storage_path": storage,
+        "max_sequences": args.max_sequences,
+        "min_replicas": args.min_replicas,
+        "max_replicas": args.max_replicas,
+        "gpus_per_replica": args.cluster.gpus_per_worker,
+    }
+    serve_on_ray(settings, args.host, args.port, args.cluster)
 
 
 if __name__ == "__main__":

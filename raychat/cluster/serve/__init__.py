@@ -6,4 +6,5 @@ service.py  one model that answers chat requests: rendering, engine, text; knows
 http.py     FastAPI over anything that answers chat requests
 page.html   the chat page, self-contained
 app.py      the two deployments (ingress, model) and `build`, which serve_config.yaml names
+run.py      serve until interrupted, for jobs/serve.py
 """
