@@ -8,9 +8,9 @@ SEQUENCE_LEN = 2048
 RATIO = 12.0  # training tokens per scaling parameter; 10.5 is compute-optimal, 8 the speedrun's
 BATCH_TOKENS_REF = 2**19  # of the reference, d12, for which the learning rates and the weight decay were tuned
 WEIGHT_DECAY_REF = 0.28
-# The rule's decay grows without bound as runs shrink: 1.9 at d4, some 30 in a demo of a few hundred small steps. The bound
-# leaves depth 6 and up to the rule. Measured at d2, 250 steps of tinyshakespeare's bytes, lr_scale 0.5: validation 1.917
-# nats with 0.28, 1.929 with 1, 1.959 with 4.
+# The rule's decay grows without bound as runs shrink: 1.9 at d4, some 30 in a demo of a few hundred small steps.
+# The bound leaves depth 6 and up to the rule. Measured at d2, 250 steps of tinyshakespeare's bytes, lr_scale 0.5:
+# validation 1.917 nats with 0.28, 1.929 with 1, 1.959 with 4.
 MAX_WEIGHT_DECAY = 1.0
 
 
