@@ -2,9 +2,9 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -113,19 +113,22 @@ def test_every_setting_has_a_help_text(path: Path) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_job_shows_help_in_three_seconds(job: str) -> None:
+    """Its processor time is looked at, with room to spare: the wall clock also runs for other processes."""
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         shown = subprocess.run(
-            [sys.executable, f"jobs/{job}.py", "--help"], cwd=REPO, capture_output=True, text=True, timeout=60
+            [sys.executable, f"jobs/{job}.py", "--help"], cwd=REPO, capture_output=True, text=True, timeout=100
         )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert shown.returncode == 0, shown.stderr
         assert "usage" in shown.stdout
-        return time.perf_counter() - start
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     timings: list[float] = []
-    while len(timings) < 3 and min(timings, default=99) >= 3:  # the best of three: other processes may be running
+    while len(timings) < 3 and min(timings, default=99) >= 2:  # cores that are shared also run slower
         timings.append(seconds())
-    assert min(timings) < 3, f"--help took {timings} s; import torch, ray and the like inside run()"
+    assert min(timings) < 2, f"--help took {timings} s of processor; import torch, ray and the like inside run()"
 
 
 def tracked_files() -> list[Path]:
