@@ -93,9 +93,8 @@ def run(
     """
     rank, size = dist.world()
     device = next(model.parameters()).device
-    start, spent = _resume(stage, model, optimizer)
+    start, spent, latest_metrics = _resume(stage, model, optimizer)
     began = time.monotonic() - spent
-    latest_metrics: Metrics = {}
     log = MetricsLog(stage.folder, start=start, name=stage.name, settings=stage.settings) if rank == 0 else None
     clock = _Clock(stage.tokens_per_step, flops.per_token(model), peak_flops(device), size, start)
 
@@ -167,18 +166,18 @@ def run(
     return summary
 
 
-def _resume(stage: Stage, model: GPT, optimizer: MuonAdamW) -> tuple[int, float]:
-    """Load the stage's latest checkpoint, if it has one; return the steps done and the seconds spent on them."""
+def _resume(stage: Stage, model: GPT, optimizer: MuonAdamW) -> tuple[int, float, Metrics]:
+    """Load the stage's latest checkpoint, if it has one; return its steps, the seconds they took, its last metrics."""
     last = checkpoint.latest(stage.folder)
     if last is None:
-        return 0, 0.0
+        return 0, 0.0, {}
     meta = checkpoint.read_meta(last)
     check_settings(stage.folder, meta["settings"], stage.settings)
     checkpoint.load_weights(last, model)
     checkpoint.load_optimizer(last, optimizer)
     if dist.world().rank == 0:
         print(f"{stage.name}: goes on from step {meta['step']} of {stage.steps}", flush=True)
-    return meta["step"], meta["wall_s"]
+    return meta["step"], meta["wall_s"], meta["metrics"]
 
 
 class _Clock:

@@ -36,7 +36,7 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_model(path, torch.device("cpu"))[0].state_dict()
 
 
-@pytest.mark.parametrize("killed_at", [1, 4, 7])  # before the first checkpoint, between two, after the last
+@pytest.mark.parametrize("killed_at", [1, 4, 7])  # before the first checkpoint, between two, after the second
 def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -> None:
     whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
     train_on_rows(whole, lambda row: None)
@@ -62,6 +62,15 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
     assert summary["tokens"] == toy.STEPS * 6 * toy.CONFIG.sequence_len
     assert summary["unigram_bpb"] > 0
     assert paths.name(summary["checkpoint"]) == "step_000008"
+
+
+def test_stage_killed_between_its_last_checkpoint_and_its_summary_is_summed_up(tmp_path: Path) -> None:
+    one = toy.token_stage(tmp_path, "one")
+    summary = train_on_rows(one, lambda row: None)
+    paths.remove(one.folder + "/summary.json")
+    assert stage.finished(one.folder, one.settings) is None
+    again = train_on_rows(one, lambda row: None)
+    assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in summary.items() if k != "wall_s"}
 
 
 def test_finished_stage_is_found_and_other_settings_are_refused(tmp_path: Path) -> None:
