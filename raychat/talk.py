@@ -1,8 +1,8 @@
 """Talking to a trained model: find its checkpoint, and turn what it generates into text while it is being generated.
 
-In text a tool call and its answer are written as GSM8K writes them, `<<48/2=24>>`, and a call without answer `<<48/2>>`.
-`content_of` reads that notation back, so that an earlier answer sent along with the next question is to the model what it
-was when it gave it.
+In text a tool call and its answer are written as GSM8K writes them, `<<48/2=24>>`, and a call without answer
+`<<48/2>>`. `content_of` reads that notation back, so that an earlier answer sent along with the next question is to the
+model what it was when it gave it.
 """
 
 import codecs
