@@ -1,17 +1,22 @@
-"""The byte-level BPE tokenizer: trained by the Rust crate `raychat_bpe`, stored as JSON, special tokens at the end."""
+"""The byte-level BPE tokenizer: trained and run in Rust, stored as JSON, special tokens at the end."""
 
 import base64
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import raychat_bpe
 import tiktoken
 
 from raychat import paths
+
+if TYPE_CHECKING:
+    from raychat_bpe import Texts
 
 # GPT-4's split pattern with numbers of one or two digits, so that a small vocabulary is not spent on numbers.
 SPLIT_PATTERN = (
@@ -64,14 +69,14 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        counts: Mapping[bytes, int],
+        counts: Mapping[bytes, int] | raychat_bpe.Counts,
         vocab_size: int,
         specials: Sequence[str] = SPECIAL_TOKENS,
         pattern: str = SPLIT_PATTERN,
     ) -> Self:
         """Learn the merges from counted words.
 
-        counts: word (bytes) -> how often it occurs, as `raychat_bpe.count` gives them with the same pattern.
+        counts: word (bytes) -> how often it occurs, or `raychat_bpe.Counts`, made with the same pattern.
         vocab_size: size of the whole vocabulary, special tokens included. Fewer tokens result when the words run out of
         pairs to merge. Raises ValueError when it does not hold the 256 bytes and the special tokens.
         """
@@ -80,7 +85,11 @@ class Tokenizer:
                 f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special tokens need at least "
                 f"{256 + len(specials)}"
             )
-        return cls(raychat_bpe.train(dict(counts), vocab_size - len(specials)), specials, pattern)
+        words = counts if isinstance(counts, raychat_bpe.Counts) else dict(counts)
+        return cls(raychat_bpe.train(words, vocab_size - len(specials)), specials, pattern)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.tokens, self.specials, self.pattern)
 
     # ---------------------------------------------------------------------------------------------- facts
 
@@ -111,35 +120,37 @@ class Tokenizer:
     # ---------------------------------------------------------------------------------------------- encode, decode
 
     @cached_property
-    def _encoding(self) -> tiktoken.Encoding:
-        return self.to_tiktoken()
+    def _ranks(self) -> dict[bytes, int]:
+        return {token: i for i, token in enumerate(self.tokens)}
 
-    def to_tiktoken(self) -> tiktoken.Encoding:
-        """Export as a `tiktoken.Encoding` with the same ids."""
-        return tiktoken.Encoding(
-            name=f"raychat-{self.fingerprint}",
-            pat_str=self.pattern,
-            mergeable_ranks={token: i for i, token in enumerate(self.tokens)},
-            special_tokens=self.special,
-        )
+    @cached_property
+    def _encoder(self) -> raychat_bpe.Encoder:
+        return raychat_bpe.Encoder(self._ranks, self.special, self.pattern)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of one text. The names of special tokens in it are ordinary text."""
-        return self._encoding.encode_ordinary(text)
+        """Return the ids of one text. The names of special tokens in it are ordinary text, lone surrogates U+FFFD."""
+        try:
+            return self._encoder.encode(text)
+        except UnicodeEncodeError:
+            return self._encoder.encode(_without_surrogates(text))
 
-    def encode_batch(self, texts: Sequence[str], bos: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(
+        self, texts: "Texts", bos: bool = False, num_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of many texts, one after the other.
 
-        texts: strings. bos: put a BOS before each of them.
+        texts: strings, or an Arrow string column, which is read in place. bos: put a BOS before each text. num_threads:
+        None = OMP_NUM_THREADS, which Ray sets to a task's CPUs; without it, all cores.
         Returns (ids, offsets): ids (N,) uint16, or uint32 when the vocabulary has more than 65,536 tokens; offsets
         (len(texts) + 1,) int64, text i being ids[offsets[i] : offsets[i + 1]].
         """
-        start = [self.bos] if bos else []
-        lists = [start + ids for ids in self._encoding.encode_ordinary_batch(list(texts))]
-        offsets = np.zeros(len(lists) + 1, dtype=np.int64)
-        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        ids = np.fromiter((i for ids in lists for i in ids), dtype=self.dtype, count=int(offsets[-1]))
-        return ids, offsets
+        first = self.specials[0] if bos else None
+        threads = default_threads() if num_threads is None else num_threads
+        try:
+            return self._encoder.encode_batch(texts, first, threads)
+        except UnicodeEncodeError:
+            strings = cast(Sequence[str], texts)  # Arrow's are valid UTF-8
+            return self._encoder.encode_batch([_without_surrogates(text) for text in strings], first, threads)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of the ids, special tokens by their names.
@@ -156,6 +167,58 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids: special tokens by their names, bytes that are not UTF-8 as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    # ---------------------------------------------------------------------------------------------- other formats
+
+    def to_tiktoken(self) -> tiktoken.Encoding:
+        """Export as a `tiktoken.Encoding` with the same ids."""
+        return tiktoken.Encoding(
+            name=f"raychat-{self.fingerprint}",
+            pat_str=self.pattern,
+            mergeable_ranks=self._ranks,
+            special_tokens=self.special,
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """Export as the contents of a `tokenizer.json` of Hugging Face's `tokenizers`, with the same ids."""
+        text = [_byte_level(token) for token in self.tokens]
+        merges = [[_byte_level(half) for half in self._halves(i)] for i in range(256, len(self.tokens))]
+        special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": name, **special} for name, i in self.special.items()],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": True,
+                "vocab": {token: i for i, token in enumerate(text)},
+                "merges": merges,
+            },
+        }
+
+    def _halves(self, i: int) -> list[bytes]:
+        """Return the two tokens that token i is merged from: what its bytes become with the tokens before it alone."""
+        parts = [bytes([byte]) for byte in self.tokens[i]]
+        while len(parts) > 2:
+            made = [self._ranks.get(a + b, i) for a, b in itertools.pairwise(parts)]
+            at = min(range(len(made)), key=made.__getitem__)
+            if made[at] >= i:
+                raise ValueError(f"token {i}, {self.tokens[i]!r}, is not merged from two tokens before it")
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return parts
 
     # ---------------------------------------------------------------------------------------------- storage
 
@@ -185,3 +248,29 @@ class Tokenizer:
             raise ValueError(f"{path} is not a tokenizer of the format {FILE_FORMAT!r}")
         tokens = [base64.b64decode(token, validate=True) for token in data["tokens"]]
         return cls(tokens, data["specials"], data["pattern"])
+
+
+def default_threads() -> int | None:
+    """Return the threads that the crate is to use: OMP_NUM_THREADS, or None for all cores where it is not set."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdecimal() and int(value) > 0 else None
+
+
+def _without_surrogates(text: str) -> str:
+    """Join surrogate pairs and replace lone surrogates by U+FFFD, as tiktoken does."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _byte_level(token: bytes) -> str:
+    """Write bytes in the printable characters that GPT-2's vocabulary and Hugging Face's formats use for them."""
+    return "".join(_BYTE_LEVEL[byte] for byte in token)
+
+
+def _byte_level_table() -> list[str]:
+    """Printable Latin-1 characters stand for themselves, the other 68 bytes for the characters from U+0100 on."""
+    others = itertools.count(0x100)
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_BYTE_LEVEL = _byte_level_table()

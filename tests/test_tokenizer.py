@@ -1,12 +1,16 @@
 """The tokenizer against rustbpe (merges), tiktoken (ids) and a slow reference."""
 
+import functools
 import itertools
 import json
+import pickle
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import raychat_bpe
 import regex
@@ -78,9 +82,55 @@ def test_count_with_another_pattern() -> None:
     assert raychat_bpe.count(["ab  ab c"], r"\w+") == {b"ab": 2, b"c": 1}
 
 
+def test_count_does_not_depend_on_threads() -> None:
+    texts = [SAMPLE[i:] for i in range(50)]
+    counts = [raychat_bpe.count(texts, SPLIT_PATTERN, num_threads) for num_threads in (None, 1, 2, 5)]
+    assert counts[0] == counts[1] == counts[2] == counts[3]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_arrow_columns_are_texts(kind: pa.DataType) -> None:
+    texts = ["one two", "", "three猫 four five six seven", "x" * 100]
+    expected = raychat_bpe.count(texts, SPLIT_PATTERN)
+    array = pa.array(["cut", *texts, None], kind)[1:]
+    assert raychat_bpe.count(array, SPLIT_PATTERN) == expected
+    assert raychat_bpe.count(pa.chunked_array([array[:2], array[2:]]), SPLIT_PATTERN) == expected
+
+
+def test_arrow_column_that_is_no_text_is_a_value_error() -> None:
+    for column in (pa.array([1, 2]), pa.table({"text": ["a"]}), pa.array(["a"]).dictionary_encode()):
+        with pytest.raises(ValueError, match="expected strings"):
+            raychat_bpe.count(column, SPLIT_PATTERN)
+
+
 def test_bad_pattern_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="does not compile"):
         raychat_bpe.count(["text"], "(")
+
+
+WORDS = st.dictionaries(st.binary(max_size=20), st.integers(1, 2**40), max_size=30)
+
+
+@given(st.lists(WORDS, max_size=5), st.integers(1, 4), st.integers(1, 2**20))
+def test_sorted_counts_merge_to_their_sum(parts: list[dict[bytes, int]], num_parts: int, min_count: int) -> None:
+    total: Counter[bytes] = sum(map(Counter, parts), Counter())
+    forms = [raychat_bpe.Counts.from_dict(part).to_sorted(num_parts) for part in parts]
+    merged: dict[bytes, int] = {}
+    cut_words = cut_occurrences = 0
+    for of_part in range(num_parts):
+        form, words, occurrences = raychat_bpe.merge([form[of_part] for form in forms], min_count)
+        merged |= raychat_bpe.Counts.from_sorted([form]).to_dict()
+        cut_words, cut_occurrences = cut_words + words, cut_occurrences + occurrences
+    assert merged == {word: n for word, n in total.items() if n >= min_count}
+    assert cut_words == len(total) - len(merged)
+    assert cut_occurrences == sum(total.values()) - sum(merged.values())
+
+
+def test_broken_sorted_counts_are_a_value_error() -> None:
+    (form,) = raychat_bpe.Counts.from_dict({b"ab": 1, b"abc": 300}).to_sorted()
+    for broken in (b"", b"other", form[:-1], form + b"x"):
+        with pytest.raises(ValueError, match="no word counts"):
+            raychat_bpe.merge([broken])
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -133,9 +183,87 @@ def test_merges_equal_rustbpe_on_any_text(texts: list[str], vocab_size: int) -> 
     assert raychat_bpe.train(raychat_bpe.count(texts, SPLIT_PATTERN), vocab_size) == expected
 
 
+# ------------------------------------------------------------------------------------------------------ encoding
+
+# What is easily got wrong: every kind of white space, marks, joiners, other scripts' letters and digits, contractions
+# in any case, characters beside the surrogates, unassigned ones, NUL.
+TRICKY = (
+    " \t\n\r\x0b\x0c\x1c\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000\u180e\u200b\ufeff"
+    "'sSdDmMtTlLvVeErRſKﬁ’.,!_-aéñß猫नमте\u0301\u093f\u200d\u20e312٣½Ⅷ²\U0001d7d9🎉\U0001f468"
+    "\ud7ff\ue000\ufffe\uffff\u0378\U0003fffd\U0010ffff\0\x7f\x80"
+)
+
+
+def small_ranks(seed: int) -> dict[bytes, int]:
+    """Bytes and random joins of tokens before them, in an order of ids in which they were not learned."""
+    rng = random.Random(seed)
+    tokens = list(BYTES)
+    for _ in range(200):
+        token = rng.choice(tokens[97:123] + tokens[256:]) + rng.choice(tokens[97:123] + tokens[256:])
+        if token not in tokens:
+            tokens.append(token)
+    ids = rng.sample(range(70_000), len(tokens))
+    return dict(zip(tokens, ids, strict=True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(TRICKY, max_size=60))
+def test_ids_equal_tiktoken_on_tricky_text(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == reference_encoding(tokenizer).encode_ordinary(text)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 5), text=st.text("abcdefgh", max_size=300))
+def test_ids_equal_tiktoken_for_any_ranks(seed: int, text: str) -> None:
+    ranks = small_ranks(seed)
+    reference = tiktoken.Encoding("r", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    assert raychat_bpe.Encoder(ranks, {}, SPLIT_PATTERN).encode(text) == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "abc", " ", "\n", " \n", "é", "猫", "\u0301", "!", "1", "'s", "\0"])
+def test_long_runs_equal_tiktoken(tokenizer: Tokenizer, unit: str) -> None:
+    text = unit * 2000
+    assert tokenizer.encode(text) == reference_encoding(tokenizer).encode_ordinary(text)
+
+
+@pytest.mark.parametrize("unit", ["a", "e ", " ", "\n ", "猫", "'", "th"])
+def test_a_megabyte_of_one_thing_is_no_more_work_than_its_parts(unit: str) -> None:
+    """Quadratic time would take hours here; the limit is generous and no measurement."""
+    tokenizer = Tokenizer.train(raychat_bpe.count([SAMPLE + unit * 3000], SPLIT_PATTERN), 400)
+    text = unit * (1_000_000 // len(unit.encode()))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_encoding_does_not_depend_on_threads_nor_on_what_was_encoded_before(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    texts = ["".join(rng.choices(SAMPLE + TRICKY, k=rng.randrange(200))) for _ in range(500)]
+    expected = [reference_encoding(tokenizer).encode_ordinary(text) for text in texts]
+    for num_threads in (1, 2, 3):
+        ids, offsets = tokenizer.encode_batch(texts, num_threads=num_threads)
+        assert [ids[a:b].tolist() for a, b in itertools.pairwise(offsets)] == expected
+
+
+def test_arrow_column_is_encoded_like_a_list(tokenizer: Tokenizer) -> None:
+    texts = [SAMPLE, "", "one"]
+    for column in (pa.array(texts), pa.chunked_array([texts[:1], texts[1:]])):
+        got, expected = tokenizer.encode_batch(column, bos=True), tokenizer.encode_batch(texts, bos=True)
+        assert [part.tolist() for part in got] == [part.tolist() for part in expected]
+
+
+def test_wrong_ranks_are_a_value_error() -> None:
+    ranks = {token: i for i, token in enumerate(BYTES)}
+    cases = [(dict(list(ranks.items())[1:]), "byte 0"), (ranks | {b"": 300}, "empty"), (ranks | {b"ab": 7}, "twice")]
+    for wrong, message in cases:
+        with pytest.raises(ValueError, match=message):
+            raychat_bpe.Encoder(wrong, {}, SPLIT_PATTERN)
+    with pytest.raises(ValueError, match="no special token"):
+        raychat_bpe.Encoder(ranks, {}, SPLIT_PATTERN).encode_batch(["a"], "<|bos|>")
+
+
 # ------------------------------------------------------------------------------------------------------ Tokenizer
 
 
+@functools.cache
 def reference_encoding(tokenizer: Tokenizer) -> tiktoken.Encoding:
     ranks = {token: i for i, token in enumerate(tokenizer.tokens)}
     return tiktoken.Encoding("reference", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -213,6 +341,41 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
     again = Tokenizer.load(str(tmp_path))
     assert (again.tokens, again.specials, again.pattern) == (tokenizer.tokens, tokenizer.specials, tokenizer.pattern)
     assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_pickle(tokenizer: Tokenizer) -> None:
+    tokenizer.encode("warm up")
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.encode(SAMPLE) == tokenizer.encode(SAMPLE)
+
+
+def test_tiktoken_export_gives_the_same_ids(tokenizer: Tokenizer) -> None:
+    exported = tokenizer.to_tiktoken()
+    assert exported.encode_ordinary(SAMPLE) == tokenizer.encode(SAMPLE)
+    assert exported.encode("<|bos|>", allowed_special="all") == [tokenizer.bos]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.one_of(st.text(ASSIGNED), st.text("It's WE'LL 12\r\n \t\u00a0éñ猫क्🎉_.!", max_size=80)))
+def test_huggingface_export_gives_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
+    exported = huggingface(tokenizer)
+    exported.encode_special_tokens = True  # as ordinary text
+    assert exported.encode(text).ids == tokenizer.encode(text)
+    assert exported.decode(tokenizer.encode(text)) == text
+
+
+@functools.cache
+def huggingface(tokenizer: Tokenizer) -> Any:
+    tokenizers = pytest.importorskip("tokenizers")
+    return tokenizers.Tokenizer.from_str(json.dumps(tokenizer.to_huggingface()))
+
+
+def test_huggingface_export_has_the_special_tokens(tokenizer: Tokenizer) -> None:
+    exported = huggingface(tokenizer)
+    exported.encode_special_tokens = False
+    assert exported.get_vocab_size() == tokenizer.vocab_size
+    assert exported.encode("a<|bos|>").ids == [97, tokenizer.bos]
 
 
 def test_fingerprint_tells_tokenizers_apart(tokenizer: Tokenizer) -> None:

@@ -1,44 +1,92 @@
 //! Cut texts into words and count them.
 
-use fancy_regex::Regex;
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use foldhash::fast::RandomState;
 use rayon::prelude::*;
-use rustc_hash::FxHashMap;
 
-use crate::Error;
+use crate::table::{Key, ShortMap};
+use crate::{Counts, Error, Splitter, parallel};
 
-/// How often each word occurs; the words borrow from the texts.
-pub type Counts<'a> = FxHashMap<&'a str, i64>;
+/// Texts of more bytes are cut into parts that several threads count.
+const PART_BYTES: usize = 1 << 20;
 
-/// Count the words that `pattern` cuts `texts` into, in parallel over texts.
+/// Count the words that `pattern` cuts `texts` into, in parallel.
 ///
-/// The result does not depend on the number of threads nor on how the words are spread over the texts.
-pub fn count<'a, T: AsRef<str> + Sync>(texts: &'a [T], pattern: &str) -> Result<Counts<'a>, Error> {
-    let regex = Regex::new(pattern).map_err(|e| Error::Pattern(e.to_string()))?;
-    texts
-        .par_iter()
-        .try_fold(Counts::default, |counts, text| {
-            count_text(counts, text.as_ref(), &regex)
+/// The result does not depend on the number of threads (None = rayon's) nor on how words are spread over texts; the order
+/// of the words in it does.
+pub fn count(texts: &[&str], pattern: &str, num_threads: Option<usize>) -> Result<Counts, Error> {
+    let splitter = Splitter::new(pattern)?;
+    parallel::with_threads(num_threads, |n| {
+        let words = if n == 1 { count_texts(texts, &splitter) } else { count_parallel(texts, &splitter, n) };
+        Ok(words?.into_counts())
+    })
+}
+
+fn count_texts<'a>(texts: &[&'a str], splitter: &Splitter) -> Result<Words<'a>, Error> {
+    let mut words = Words::default();
+    texts.iter().try_for_each(|text| words.add_text(text, splitter))?;
+    Ok(words)
+}
+
+/// Every thread counts into its own table; the tables are added up at the end.
+fn count_parallel<'a>(texts: &[&'a str], splitter: &Splitter, num_threads: usize) -> Result<Words<'a>, Error> {
+    let parts: Vec<&str> = texts.iter().flat_map(|text| splitter.parts(text, PART_BYTES)).collect();
+    let tables: Vec<Mutex<Words>> = (0..num_threads).map(|_| Default::default()).collect();
+    parallel::ranges(&parts, 16 * num_threads).into_par_iter().try_for_each(|range| {
+        let table = &tables[rayon::current_thread_index().expect("this is one of the pool's threads")];
+        let mut words = table.lock().expect("nobody else locks this thread's table");
+        parts[range].iter().try_for_each(|text| words.add_text(text, splitter))
+    })?;
+    let tables = tables.into_par_iter().map(|table| table.into_inner().expect("no thread panicked"));
+    Ok(tables.reduce(Words::default, Words::add))
+}
+
+/// Counted words; the long ones borrow from the texts.
+struct Words<'a> {
+    short: ShortMap<i64>,
+    long: HashMap<&'a [u8], i64, RandomState>,
+}
+
+impl Default for Words<'_> {
+    fn default() -> Self {
+        Words { short: ShortMap::with_capacity(0), long: HashMap::default() }
+    }
+}
+
+impl<'a> Words<'a> {
+    fn add_text(&mut self, text: &'a str, splitter: &Splitter) -> Result<(), Error> {
+        let bytes = text.as_bytes();
+        splitter.split(text, |start, end| match Key::new(bytes, start, end) {
+            Some(key) => *self.short.entry(key) += 1,
+            None => *self.long.entry(&bytes[start..end]).or_insert(0) += 1,
         })
-        .try_reduce(Counts::default, |a, b| Ok(add(a, b)))
-}
-
-fn count_text<'a>(
-    mut counts: Counts<'a>,
-    text: &'a str,
-    regex: &Regex,
-) -> Result<Counts<'a>, Error> {
-    for word in regex.find_iter(text) {
-        let word = word.map_err(|e| Error::Split(e.to_string()))?;
-        *counts.entry(word.as_str()).or_insert(0) += 1;
     }
-    Ok(counts)
-}
 
-/// Add up two counts, the smaller into the larger.
-fn add<'a>(a: Counts<'a>, b: Counts<'a>) -> Counts<'a> {
-    let (mut into, from) = if a.len() < b.len() { (b, a) } else { (a, b) };
-    for (word, n) in from {
-        *into.entry(word).or_insert(0) += n;
+    fn len(&self) -> usize {
+        self.short.len() + self.long.len()
     }
-    into
+
+    fn add(self, other: Self) -> Self {
+        let (mut into, from) = if self.len() < other.len() { (other, self) } else { (self, other) };
+        for (key, n) in from.short.iter() {
+            *into.short.entry(key) += n;
+        }
+        for (word, n) in from.long {
+            *into.long.entry(word).or_insert(0) += n;
+        }
+        into
+    }
+
+    fn into_counts(self) -> Counts {
+        let mut counts = Counts::with_capacity(self.len());
+        for (key, n) in self.short.iter() {
+            counts.push(&key.bytes()[..key.len()], n);
+        }
+        for (word, n) in self.long {
+            counts.push(word, n);
+        }
+        counts
+    }
 }

@@ -11,6 +11,10 @@ pub enum Error {
     VocabSize(usize),
     /// A word has a negative count, or the sum of all pair counts does not fit 64 bits.
     Count(String),
+    /// An Arrow column cannot be read.
+    Arrow(String),
+    /// The vocabulary of an encoder is not one.
+    Tokens(String),
 }
 
 impl fmt::Display for Error {
@@ -18,11 +22,8 @@ impl fmt::Display for Error {
         match self {
             Error::Pattern(why) => write!(f, "the split pattern does not compile: {why}"),
             Error::Split(why) => write!(f, "the split pattern gave up on a text: {why}"),
-            Error::VocabSize(got) => write!(
-                f,
-                "vocab_size must be at least 256 and below 2^32, got {got}"
-            ),
-            Error::Count(why) => f.write_str(why),
+            Error::VocabSize(got) => write!(f, "vocab_size must be at least 256 and below 2^32, got {got}"),
+            Error::Count(why) | Error::Arrow(why) | Error::Tokens(why) => f.write_str(why),
         }
     }
 }

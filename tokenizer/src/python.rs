@@ -1,11 +1,16 @@
-//! The Python module `raychat_bpe`.
+//! The Python module `raychat_bpe`; `raychat_bpe.pyi` documents it.
 
-use pyo3::exceptions::PyValueError;
+use std::ffi::CStr;
+
+use numpy::{Element, IntoPyArray};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
-use crate::Error;
+use crate::arrow::Column;
+use crate::{Encoder, Error, Id};
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
@@ -13,39 +18,231 @@ impl From<Error> for PyErr {
     }
 }
 
-/// Count the words that the split pattern cuts the texts into: word (UTF-8 bytes) -> occurrences.
-#[pyfunction]
-fn count<'py>(
-    py: Python<'py>,
-    texts: Vec<PyBackedStr>,
-    pattern: &str,
-) -> PyResult<Bound<'py, PyDict>> {
-    let counts = py.detach(|| crate::count(&texts, pattern))?;
-    let dict = PyDict::new(py);
-    for (word, n) in counts {
-        dict.set_item(PyBytes::new(py, word.as_bytes()), n)?;
-    }
-    Ok(dict)
+/// A list of str, or an Arrow string column (anything with `__arrow_c_stream__` or `__arrow_c_array__`).
+enum Texts {
+    List(Vec<PyBackedStr>),
+    Arrow(Column),
 }
 
-/// Learn byte-pair merges from counted words; return the tokens in the order of their ids.
+impl<'py> FromPyObject<'_, 'py> for Texts {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Texts> {
+        if object.hasattr("__arrow_c_stream__")? {
+            let capsule = object.call_method0("__arrow_c_stream__")?;
+            // SAFETY: the capsule's name says what it holds, and nobody else takes it.
+            Ok(Texts::Arrow(unsafe { Column::from_stream(pointer(&capsule, c"arrow_array_stream")?)? }))
+        } else if object.hasattr("__arrow_c_array__")? {
+            let capsules = object.call_method0("__arrow_c_array__")?.cast_into::<PyTuple>()?;
+            let (schema, array) = (capsules.get_item(0)?, capsules.get_item(1)?);
+            // SAFETY: as above.
+            Ok(Texts::Arrow(unsafe {
+                Column::from_array(pointer(&schema, c"arrow_schema")?, pointer(&array, c"arrow_array")?)?
+            }))
+        } else {
+            Ok(Texts::List(object.extract()?))
+        }
+    }
+}
+
+fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
+    // SAFETY: this checks that it is a capsule of this name.
+    let pointer = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), name.as_ptr()) };
+    if pointer.is_null() { Err(PyErr::fetch(capsule.py())) } else { Ok(pointer.cast()) }
+}
+
+impl Texts {
+    fn strings(&self) -> Result<Vec<&str>, Error> {
+        match self {
+            Texts::List(list) => Ok(list.iter().map(|text| &**text).collect()),
+            Texts::Arrow(column) => column.strings(),
+        }
+    }
+}
+
+#[pyclass(frozen, module = "raychat_bpe")]
+struct Counts(crate::Counts);
+
+#[pymethods]
+impl Counts {
+    #[new]
+    #[pyo3(signature = (texts, pattern, num_threads = None))]
+    fn new(py: Python<'_>, texts: Texts, pattern: &str, num_threads: Option<usize>) -> PyResult<Counts> {
+        Ok(Counts(py.detach(|| crate::count(&texts.strings()?, pattern, num_threads))?))
+    }
+
+    #[staticmethod]
+    fn from_dict(counts: &Bound<'_, PyDict>) -> PyResult<Counts> {
+        let mut words = crate::Counts::with_capacity(counts.len());
+        for (word, n) in counts {
+            let n = n.extract()?;
+            if let Ok(bytes) = word.cast::<PyBytes>() {
+                words.push(bytes.as_bytes(), n);
+            } else if let Ok(text) = word.extract::<PyBackedStr>() {
+                words.push(text.as_bytes(), n);
+            } else {
+                return Err(PyTypeError::new_err("a word must be bytes or str"));
+            }
+        }
+        Ok(Counts(words))
+    }
+
+    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (word, n) in self.0.iter() {
+            dict.set_item(PyBytes::new(py, word), n)?;
+        }
+        Ok(dict)
+    }
+
+    #[staticmethod]
+    fn from_sorted(py: Python<'_>, parts: Vec<Bound<'_, PyBytes>>) -> PyResult<Counts> {
+        let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+        Ok(Counts(py.detach(|| crate::Counts::from_sorted(&parts))?))
+    }
+
+    #[pyo3(signature = (num_parts = 1))]
+    fn to_sorted<'py>(&self, py: Python<'py>, num_parts: usize) -> Vec<Bound<'py, PyBytes>> {
+        py.detach(|| self.0.to_sorted(num_parts)).iter().map(|part| PyBytes::new(py, part)).collect()
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+}
+
 #[pyfunction]
-fn train<'py>(
+#[pyo3(signature = (texts, pattern, num_threads = None))]
+fn count<'py>(
     py: Python<'py>,
-    counts: Bound<'py, PyDict>,
-    vocab_size: usize,
-) -> PyResult<Bound<'py, PyList>> {
-    let words: Vec<(Vec<u8>, i64)> = counts
-        .iter()
-        .map(|(word, n)| Ok((word.cast::<PyBytes>()?.as_bytes().to_vec(), n.extract()?)))
-        .collect::<PyResult<_>>()?;
-    let tokens = py.detach(|| crate::train(&words, vocab_size))?;
+    texts: Texts,
+    pattern: &str,
+    num_threads: Option<usize>,
+) -> PyResult<Bound<'py, PyDict>> {
+    Counts::new(py, texts, pattern, num_threads)?.to_dict(py)
+}
+
+#[pyfunction]
+#[pyo3(signature = (parts, min_count = 1))]
+fn merge<'py>(
+    py: Python<'py>,
+    parts: Vec<Bound<'py, PyBytes>>,
+    min_count: i64,
+) -> PyResult<(Bound<'py, PyBytes>, u64, i64)> {
+    let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+    let (merged, cut) = py.detach(|| crate::merge(&parts, min_count))?;
+    Ok((PyBytes::new(py, &merged), cut.words, cut.occurrences))
+}
+
+#[derive(FromPyObject)]
+enum AnyCounts<'py> {
+    Counts(Bound<'py, Counts>),
+    Dict(Bound<'py, PyDict>),
+}
+
+#[pyfunction]
+fn train<'py>(py: Python<'py>, counts: AnyCounts<'py>, vocab_size: usize) -> PyResult<Bound<'py, PyList>> {
+    let counts = match counts {
+        AnyCounts::Counts(counts) => counts,
+        AnyCounts::Dict(dict) => Bound::new(py, Counts::from_dict(&dict)?)?,
+    };
+    let counts = &counts.get().0;
+    let tokens = py.detach(|| crate::train(counts, vocab_size))?;
     PyList::new(py, tokens.iter().map(|token| PyBytes::new(py, token)))
+}
+
+#[pyclass(frozen, name = "Encoder", module = "raychat_bpe")]
+struct PyEncoder {
+    inner: Inner,
+    specials: Vec<(String, u32)>,
+}
+
+/// By the type of the ids.
+enum Inner {
+    U16(Encoder<u16>),
+    U32(Encoder<u32>),
+}
+
+#[pymethods]
+impl PyEncoder {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        ranks: &Bound<'_, PyDict>,
+        specials: &Bound<'_, PyDict>,
+        pattern: &str,
+    ) -> PyResult<PyEncoder> {
+        let tokens: Vec<(Vec<u8>, u32)> = ranks
+            .iter()
+            .map(|(token, id)| Ok((token.cast::<PyBytes>()?.as_bytes().to_vec(), id.extract()?)))
+            .collect::<PyResult<_>>()?;
+        let specials: Vec<(String, u32)> =
+            specials.iter().map(|(name, id)| Ok((name.extract()?, id.extract()?))).collect::<PyResult<_>>()?;
+        let ids = || tokens.iter().map(|(_, id)| *id).chain(specials.iter().map(|(_, id)| *id));
+        let small = ids().all(|id| (id as u64) < u16::NUM);
+        let tokens: Vec<(&[u8], u32)> = tokens.iter().map(|(token, id)| (token.as_slice(), *id)).collect();
+        let inner = py.detach(|| {
+            Ok::<_, Error>(match small {
+                true => Inner::U16(Encoder::new(&tokens, pattern)?),
+                false => Inner::U32(Encoder::new(&tokens, pattern)?),
+            })
+        })?;
+        Ok(PyEncoder { inner, specials })
+    }
+
+    fn encode<'py>(&self, py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyList>> {
+        match &self.inner {
+            Inner::U16(encoder) => encode(py, encoder, text),
+            Inner::U32(encoder) => encode(py, encoder, text),
+        }
+    }
+
+    #[pyo3(signature = (texts, first = None, num_threads = None))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: Texts,
+        first: Option<&str>,
+        num_threads: Option<usize>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let first = first.map(|name| self.special(name)).transpose()?;
+        match &self.inner {
+            Inner::U16(encoder) => encode_batch(py, encoder, texts, first, num_threads),
+            Inner::U32(encoder) => encode_batch(py, encoder, texts, first, num_threads),
+        }
+    }
+}
+
+impl PyEncoder {
+    fn special(&self, name: &str) -> PyResult<u32> {
+        let found = self.specials.iter().find(|(special, _)| special == name);
+        found.map(|(_, id)| *id).ok_or_else(|| PyValueError::new_err(format!("there is no special token {name:?}")))
+    }
+}
+
+fn encode<'py, I: Id + Into<u32>>(py: Python<'py>, encoder: &Encoder<I>, text: &str) -> PyResult<Bound<'py, PyList>> {
+    let mut ids: Vec<I> = Vec::new();
+    py.detach(|| encoder.encode(text, &mut ids))?;
+    PyList::new(py, ids.into_iter().map(Into::<u32>::into))
+}
+
+fn encode_batch<'py, I: Id + Element>(
+    py: Python<'py>,
+    encoder: &Encoder<I>,
+    texts: Texts,
+    first: Option<u32>,
+    num_threads: Option<usize>,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let encoded = py.detach(|| encoder.encode_batch(&texts.strings()?, first.map(I::new), num_threads))?;
+    Ok((encoded.ids.into_pyarray(py).into_any(), encoded.offsets.into_pyarray(py).into_any()))
 }
 
 /// Byte-level byte-pair encoding in Rust.
 #[pymodule]
 fn raychat_bpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Counts>()?;
+    module.add_class::<PyEncoder>()?;
     module.add_function(wrap_pyfunction!(count, module)?)?;
+    module.add_function(wrap_pyfunction!(merge, module)?)?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

@@ -1,198 +1,300 @@
 //! Learn byte-pair merges from counted words.
 //!
-//! Every pair of neighbouring tokens has a count; the largest is merged, everywhere, and only the counts of the pairs next
-//! to a merge change. A heap gives the largest; its entries may be out of date and are put right when they come up, which
-//! suffices because a count only ever falls once its pair is in the heap: all pairs that a merge makes hold its new token.
+//! The words lie one after the other in one array of cells, a cell a byte. Every occurrence of a pair of neighbouring
+//! tokens is the place of its first byte. A merge visits the places of its pair, joins the cells, and collects the pairs
+//! that this makes; each of these holds the new token, so that its places and its count are known once and for all, but for
+//! those that later merges take away. These are not kept track of: a count in the heap is the most that the pair can have,
+//! and when it comes up its places are looked at again. If fewer are left than it says, it goes back with the right count.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::HashMap;
+use std::ops::Range;
 
-use rayon::prelude::*;
-use rustc_hash::FxHashMap;
-
-use crate::Error;
+use crate::{Counts, Error};
 
 type Pair = (u32, u32);
 
-/// What is known of one pair of neighbouring tokens.
-#[derive(Default)]
-struct Occurrences {
-    /// In all words together, each as often as it occurs.
-    count: i64,
-    /// Words that held the pair when it came into being, each once; some may have lost it since.
-    words: Vec<u32>,
-}
-
-/// Largest count first; of equal counts the smaller pair, which makes the merges independent of the order of words.
-#[derive(PartialEq, Eq)]
-struct Candidate {
-    count: i64,
-    pair: Reverse<Pair>,
-}
-
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.count, self.pair).cmp(&(other.count, other.pair))
-    }
-}
-
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
+/// In a cell that is neither the first nor the last of its token.
+const INSIDE: u32 = u32::MAX;
+/// In the cells before, between and after words.
+const END: u32 = u32::MAX - 1;
 
 /// Learn tokens until there are `vocab_size` of them or no pair is left; return their bytes in the order of their ids.
 ///
-/// The first 256 are the single bytes. Words are bytes with their number of occurrences; equal words add up.
-pub fn train<W: AsRef<[u8]> + Sync>(
-    words: &[(W, i64)],
-    vocab_size: usize,
-) -> Result<Vec<Vec<u8>>, Error> {
-    if !(256..u32::MAX as usize).contains(&vocab_size) {
+/// The first 256 are the single bytes. The most frequent pair is merged first; of equally frequent ones that with the
+/// smaller first token, then the smaller second one. The order of the words does not matter, and equal words add up.
+pub fn train(words: &Counts, vocab_size: usize) -> Result<Vec<Vec<u8>>, Error> {
+    if !(256..END as usize).contains(&vocab_size) {
         return Err(Error::VocabSize(vocab_size));
     }
     check_counts(words)?;
-    let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
-    let mut state: Vec<Vec<u32>> = words
-        .par_iter()
-        .map(|(word, _)| word.as_ref().iter().map(|&byte| byte as u32).collect())
-        .collect();
-    let mut pairs = first_pairs(words);
-    let mut heap: BinaryHeap<Candidate> = pairs
-        .iter()
-        .map(|(&pair, seen)| Candidate {
-            count: seen.count,
-            pair: Reverse(pair),
-        })
-        .collect();
-
+    let mut trainer = Trainer::new(words, vocab_size);
+    let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     while tokens.len() < vocab_size {
-        let Some(Candidate {
-            count,
-            pair: Reverse(pair),
-        }) = heap.pop()
-        else {
+        let Some(candidate) = trainer.most_frequent() else {
             break;
         };
-        let now = pairs[&pair].count;
-        if now == 0 {
-            continue;
-        }
-        if now < count {
-            heap.push(Candidate {
-                count: now,
-                pair: Reverse(pair),
-            });
-            continue;
-        }
-        let new = tokens.len() as u32;
-        tokens.push(
-            [
-                tokens[pair.0 as usize].as_slice(),
-                tokens[pair.1 as usize].as_slice(),
-            ]
-            .concat(),
-        );
-        let merged = pairs.remove(&pair).expect("the pair was just looked up");
-        for (made, seen) in
-            merge_everywhere(&merged.words, pair, new, words, &mut state, &mut pairs)
-        {
-            heap.push(Candidate {
-                count: seen.count,
-                pair: Reverse(made),
-            });
-            pairs.insert(made, seen);
-        }
+        let (a, b) = (&tokens[candidate.pair.0.0 as usize], &tokens[candidate.pair.0.1 as usize]);
+        tokens.push([a.as_slice(), b.as_slice()].concat());
+        trainer.merge(candidate);
     }
     Ok(tokens)
 }
 
-fn check_counts<W: AsRef<[u8]>>(words: &[(W, i64)]) -> Result<(), Error> {
+fn check_counts(words: &Counts) -> Result<(), Error> {
+    if words.num_bytes() + words.len() >= END as usize {
+        return Err(Error::Count("the words have more than 2^32 bytes: leave the rare ones out".into()));
+    }
     let mut total: i64 = 0;
-    for (word, n) in words {
-        if *n < 0 {
+    for (word, n) in words.iter() {
+        if n < 0 {
             return Err(Error::Count(format!("a word has the negative count {n}")));
         }
-        total = i64::try_from(word.as_ref().len())
-            .ok()
-            .and_then(|len| len.checked_mul(*n))
-            .and_then(|pairs| total.checked_add(pairs))
-            .ok_or_else(|| Error::Count("the counts add up to more than 2^63 bytes".into()))?;
+        total = (word.len() as i64)
+            .checked_mul(n)
+            .and_then(|bytes| total.checked_add(bytes))
+            .ok_or_else(|| Error::Count("the words have more than 2^63 bytes, occurrence by occurrence".into()))?;
     }
     Ok(())
 }
 
-/// Count the pairs of bytes.
-fn first_pairs<W: AsRef<[u8]> + Sync>(words: &[(W, i64)]) -> FxHashMap<Pair, Occurrences> {
-    let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
-    for (index, (word, n)) in words.iter().enumerate().filter(|(_, (_, n))| *n > 0) {
-        for two in word.as_ref().windows(2) {
-            see(
-                pairs.entry((two[0] as u32, two[1] as u32)).or_default(),
-                *n,
-                index as u32,
-            );
+/// One byte of one word.
+#[derive(Clone, Copy)]
+struct Cell {
+    /// The token, in its first and its last cell; else `INSIDE` or `END`.
+    token: u32,
+    /// Index of the word's count in `weights`.
+    weight: u32,
+}
+
+/// A pair that may be merged. The largest is the one to merge: most frequent, then smallest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    /// How often it occurred when it was last counted; not less often than now.
+    count: i64,
+    pair: Reverse<Pair>,
+    /// Its places in `Trainer::places`, ascending.
+    start: usize,
+    len: usize,
+}
+
+impl Candidate {
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// Pairs of the new token with one other, while they are collected.
+#[derive(Clone, Copy, Default)]
+struct Made {
+    count: i64,
+    len: u32,
+    /// Where in `places` the next one goes.
+    next: usize,
+}
+
+struct Trainer {
+    cells: Vec<Cell>,
+    /// The different counts of words.
+    weights: Vec<i64>,
+    /// Bytes of each token.
+    lengths: Vec<u32>,
+    /// Places of all pairs, those of one pair side by side.
+    places: Vec<u32>,
+    heap: BinaryHeap<Candidate>,
+    /// By token: the pairs of it with the new token, to the left and to the right of it. Empty between merges.
+    left: Vec<Made>,
+    right: Vec<Made>,
+    /// Tokens that have a pair in `left` and in `right`.
+    in_left: Vec<u32>,
+    in_right: Vec<u32>,
+}
+
+impl Trainer {
+    fn new(words: &Counts, vocab_size: usize) -> Trainer {
+        let (cells, weights) = lay_out(words);
+        let mut trainer = Trainer {
+            cells,
+            weights,
+            lengths: vec![1; 256],
+            places: Vec::new(),
+            heap: BinaryHeap::new(),
+            left: vec![Made::default(); vocab_size],
+            right: vec![Made::default(); vocab_size],
+            in_left: Vec::new(),
+            in_right: Vec::new(),
+        };
+        trainer.find_first_pairs();
+        trainer
+    }
+
+    /// Find the pairs of bytes.
+    fn find_first_pairs(&mut self) {
+        let mut made = vec![Made::default(); 1 << 16];
+        let pairs = || self.cells.windows(2).enumerate().filter(|(_, two)| two[0].token < END && two[1].token < END);
+        let index = |two: &[Cell]| (two[0].token << 8 | two[1].token) as usize;
+        for (_, two) in pairs() {
+            let pair = &mut made[index(two)];
+            pair.count += self.weights[two[0].weight as usize];
+            pair.len += 1;
         }
+        let mut candidates = Vec::new();
+        let mut end = 0;
+        for (index, pair) in made.iter_mut().enumerate().filter(|(_, pair)| pair.len > 0) {
+            (pair.next, end) = (end, end + pair.len as usize);
+            let bytes = (index as u32 >> 8, index as u32 & 0xFF);
+            candidates.push(Candidate {
+                count: pair.count,
+                pair: Reverse(bytes),
+                start: pair.next,
+                len: pair.len as usize,
+            });
+        }
+        let mut places = vec![0; end];
+        for (place, two) in pairs() {
+            let pair = &mut made[index(two)];
+            places[pair.next] = place as u32;
+            pair.next += 1;
+        }
+        self.places = places;
+        self.heap = candidates.into();
     }
-    pairs
-}
 
-fn see(seen: &mut Occurrences, n: i64, word: u32) {
-    seen.count += n;
-    if seen.words.last() != Some(&word) {
-        seen.words.push(word);
-    }
-}
-
-/// Merge `pair` into `new` in the given words, take the pairs that vanish off `pairs`, and return those that appear.
-fn merge_everywhere<W: AsRef<[u8]> + Sync>(
-    indices: &[u32],
-    pair: Pair,
-    new: u32,
-    words: &[(W, i64)],
-    state: &mut [Vec<u32>],
-    pairs: &mut FxHashMap<Pair, Occurrences>,
-) -> FxHashMap<Pair, Occurrences> {
-    let mut made: FxHashMap<Pair, Occurrences> = FxHashMap::default();
-    for &index in indices {
-        let n = words[index as usize].1;
-        merge_word(&mut state[index as usize], pair, new, |vanished, gone| {
-            if gone {
-                // The merged pair itself is no longer in `pairs`.
-                if let Some(seen) = pairs.get_mut(&vanished) {
-                    seen.count -= n;
-                } else if let Some(seen) = made.get_mut(&vanished) {
-                    seen.count -= n;
+    /// Take the pair to merge next off the heap, its places being those that are left. None if no pair is left.
+    fn most_frequent(&mut self) -> Option<Candidate> {
+        loop {
+            let mut top = self.heap.pop()?;
+            let (a, b) = top.pair.0;
+            let length = self.lengths[a as usize] as usize;
+            let (mut count, mut len) = (0, 0);
+            for i in top.range() {
+                let place = self.places[i];
+                let cell = self.cells[place as usize];
+                if cell.token == a && self.cells[place as usize + length].token == b {
+                    self.places[top.start + len] = place;
+                    len += 1;
+                    count += self.weights[cell.weight as usize];
                 }
-            } else {
-                see(made.entry(vanished).or_default(), n, index);
             }
-        });
+            let right = count == top.count;
+            (top.count, top.len) = (count, len);
+            match (right, count) {
+                (_, 0) => {}
+                (true, _) => return Some(top),
+                (false, _) => self.heap.push(top),
+            }
+        }
     }
-    made
+
+    /// Make a new token of the pair, wherever it occurs.
+    fn merge(&mut self, candidate: Candidate) {
+        let Reverse((a, b)) = candidate.pair;
+        let new = self.lengths.len() as u32;
+        let (first, second) = (self.lengths[a as usize], self.lengths[b as usize]);
+        self.lengths.push(first + second);
+        let merged = self.join(candidate.range(), (a, b), new);
+        self.collect(merged.clone(), new);
+        self.store(merged, new);
+    }
+
+    /// Join the cells of the pair from left to right; return where in `places` those places are that were joined. In a row
+    /// of equal tokens every second one is.
+    fn join(&mut self, range: Range<usize>, (a, b): Pair, new: u32) -> Range<usize> {
+        let (first, both) = (self.lengths[a as usize] as usize, self.lengths[new as usize] as usize);
+        let mut end = range.start;
+        for i in range.clone() {
+            let place = self.places[i];
+            let (left, middle, right) = (place as usize, place as usize + first, place as usize + both - 1);
+            if self.cells[left].token != a || self.cells[middle].token != b {
+                continue;
+            }
+            self.cells[middle - 1].token = INSIDE;
+            self.cells[middle].token = INSIDE;
+            self.cells[left].token = new;
+            self.cells[right].token = new;
+            self.places[end] = place;
+            end += 1;
+        }
+        range.start..end
+    }
+
+    /// Count the pairs that the new token is in, into `left` and `right`.
+    fn collect(&mut self, merged: Range<usize>, new: u32) {
+        for i in merged {
+            let (weight, [before, after]) = self.neighbours(self.places[i], new);
+            for (token, made, seen) in
+                [(before, &mut self.left, &mut self.in_left), (after, &mut self.right, &mut self.in_right)]
+            {
+                if token < END {
+                    let pair = &mut made[token as usize];
+                    if pair.len == 0 {
+                        seen.push(token);
+                    }
+                    pair.count += weight;
+                    pair.len += 1;
+                }
+            }
+        }
+    }
+
+    /// Store the places of the pairs that were collected, and put these on the heap.
+    fn store(&mut self, merged: Range<usize>, new: u32) {
+        let mut end = self.places.len();
+        for (left, made, seen) in [(true, &mut self.left, &self.in_left), (false, &mut self.right, &self.in_right)] {
+            for &token in seen {
+                let pair = &mut made[token as usize];
+                (pair.next, end) = (end, end + pair.len as usize);
+                let both = if left { (token, new) } else { (new, token) };
+                let (start, len) = (pair.next, pair.len as usize);
+                self.heap.push(Candidate { count: pair.count, pair: Reverse(both), start, len });
+            }
+        }
+        self.places.resize(end, 0);
+        for i in merged {
+            let place = self.places[i];
+            let (_, [before, after]) = self.neighbours(place, new);
+            if before < END {
+                let pair = &mut self.left[before as usize];
+                self.places[pair.next] = place - self.lengths[before as usize];
+                pair.next += 1;
+            }
+            if after < END {
+                let pair = &mut self.right[after as usize];
+                self.places[pair.next] = place;
+                pair.next += 1;
+            }
+        }
+        self.in_left.drain(..).for_each(|token| self.left[token as usize] = Made::default());
+        self.in_right.drain(..).for_each(|token| self.right[token as usize] = Made::default());
+    }
+
+    /// The count of the word that the new token at `place` is in, and the tokens before and after it. Two new tokens side by
+    /// side are one pair, that of the first with the one after it: to the second, there is nothing before it.
+    #[inline]
+    fn neighbours(&self, place: u32, new: u32) -> (i64, [u32; 2]) {
+        let place = place as usize;
+        let before = self.cells[place - 1].token;
+        let after = self.cells[place + self.lengths[new as usize] as usize].token;
+        let weight = self.weights[self.cells[place].weight as usize];
+        (weight, [if before == new { END } else { before }, after])
+    }
 }
 
-/// Merge `pair` into `new` in one word, left to right, telling of each pair that vanishes (true) or appears (false).
-fn merge_word(word: &mut Vec<u32>, pair: Pair, new: u32, mut tell: impl FnMut(Pair, bool)) {
-    let (mut read, mut write) = (0, 0);
-    while read < word.len() {
-        if read + 1 < word.len() && (word[read], word[read + 1]) == pair {
-            if write > 0 {
-                tell((word[write - 1], pair.0), true);
-                tell((word[write - 1], new), false);
-            }
-            if read + 2 < word.len() {
-                tell((pair.1, word[read + 2]), true);
-                tell((new, word[read + 2]), false);
-            }
-            word[write] = new;
-            read += 2;
-        } else {
-            word[write] = word[read];
-            read += 1;
-        }
-        write += 1;
+/// Write the words into cells, and their different counts into a list. Words that never occur teach nothing.
+fn lay_out(words: &Counts) -> (Vec<Cell>, Vec<i64>) {
+    let between = Cell { token: END, weight: 0 };
+    let mut cells = Vec::with_capacity(words.num_bytes() + words.len() + 1);
+    cells.push(between);
+    let mut weights = Vec::new();
+    let mut index: HashMap<i64, u32, foldhash::fast::RandomState> = HashMap::default();
+    for (word, n) in words.iter().filter(|&(word, n)| n > 0 && word.len() > 1) {
+        let weight = *index.entry(n).or_insert_with(|| {
+            weights.push(n);
+            weights.len() as u32 - 1
+        });
+        cells.extend(word.iter().map(|&byte| Cell { token: byte as u32, weight }));
+        cells.push(between);
     }
-    word.truncate(write);
+    (cells, weights)
 }
