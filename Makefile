@@ -15,7 +15,7 @@ help: ## print this list
 
 .PHONY: speedrun-tiny
 speedrun-tiny: $(INSTALLED) ## the whole pipeline at toy size: about ten minutes on two CPU cores
-	$(PYTHON_IN_VENV) jobs/speedrun.py --preset tiny
+	$(PYTHON_IN_VENV) jobs/speedrun.py --preset tiny --cluster.workers 2
 
 .PHONY: test
 test: $(INSTALLED) ## all tests; those that need a GPU or the internet are skipped without (PYTEST_ARGS="-k name -x")

@@ -1,6 +1,7 @@
 """Midtrain: teach a base model the conversation format, tool use and multiple choice, in the pretraining style.
 
-Next-token loss over whole packed rows of conversations. Architecture and rates come from the base checkpoint.
+Next-token loss over whole packed rows of conversations. Architecture, rates and the optimizer's momenta come from the
+base checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,6 @@ def run(args: Args) -> dict[str, Any]:
         parents=("base",),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         whole_rows=True,
-        keep_momenta=False,
     )
 
 

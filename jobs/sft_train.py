@@ -46,7 +46,6 @@ def run(args: Args) -> dict[str, Any]:
         parents=("mid", "base"),
         schedule=partial(schedule.sft, peak=args.lr),
         whole_rows=False,
-        keep_momenta=True,
     )
 
 

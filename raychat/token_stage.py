@@ -37,8 +37,7 @@ class TokenStage:
     schedule: Callable[[int], Schedule]  # from the number of steps
     lr_scale: float
     weight_decay: float
-    parent: str | None = None  # checkpoint whose weights it starts from; None = freshly drawn weights
-    keep_momenta: bool = False  # start with the parent's optimizer state
+    parent: str | None = None  # checkpoint whose weights and momenta it starts from; None = freshly drawn weights
     seed: int = 0
     device_rows: int | None = None  # rows in a micro-batch; None = by the device
     max_val_rows: int | None = None
@@ -101,7 +100,7 @@ def _start(work: TokenStage, where: torch.device) -> tuple[GPT, MuonAdamW]:
         weight_decay=work.weight_decay,
         dim=work.architecture.n_embd,
     )
-    if work.parent is not None and work.keep_momenta:
+    if work.parent is not None:
         checkpoint.load_optimizer(work.parent, optimizer)
     return model, optimizer
 

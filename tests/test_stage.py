@@ -88,7 +88,7 @@ def test_child_starts_from_the_parent_with_its_momenta(tmp_path: Path) -> None:
     parent = toy.token_stage(tmp_path, "parent")
     train_on_rows(parent, lambda row: None)
     path = checkpoint.latest(parent.folder)
-    child = toy.token_stage(tmp_path, "child", parent=path, keep_momenta=True)
+    child = toy.token_stage(tmp_path, "child", parent=path)
     train_on_rows(child, lambda row: None)
     first = next(r["loss"] for r in read_metrics(child.folder) if "loss" in r)
     last = [r["loss"] for r in read_metrics(parent.folder) if "loss" in r][-1]

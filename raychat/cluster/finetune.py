@@ -54,7 +54,6 @@ def finetune(
     parents: Sequence[str],
     schedule: Callable[[int], Schedule],
     whole_rows: bool,
-    keep_momenta: bool,
 ) -> dict[str, Any]:
     """Train a stage on conversations, or find that it is trained; return its summary.
 
@@ -64,7 +63,6 @@ def finetune(
         parents: stages whose newest checkpoint it starts from, the first that the run has.
         schedule: from the number of steps.
         whole_rows: loss on every token of full rows, as in pretraining; else on the assistant's tokens alone.
-        keep_momenta: start with the parent's optimizer state.
     """
     cluster, storage = args.cluster, args.cluster.storage()
     folder = cluster.run_folder(args.run, stage)
@@ -108,7 +106,6 @@ def finetune(
         lr_scale=inherited["lr_scale"],
         weight_decay=0.0,
         parent=parent,
-        keep_momenta=keep_momenta,
         seed=args.seed,
         device_rows=args.device_rows,
         eval_every=args.eval_every,
