@@ -43,17 +43,18 @@ def tiny() -> Pipeline:
             depth=3,
             sequence_len=256,
             batch_tokens=4096,
-            steps=450,
+            steps=300,
             lr_scale=0.5,  # the rule, made for large batches, gives 0.09: far too timid for a few hundred small steps
             eval_every=150,
             save_every=150,
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(
-            tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k", "spelling-bee"), steps=200
+        mid_train.Args(tasks=("conversations", "mmlu*2", "arc-easy*2", "arc-challenge", "spelling-bee"), steps=250),
+        sft_train.Args(
+            tasks=("conversations", "mmlu*2", "arc-easy*2", "arc-challenge", "gsm8k", "spelling-bee", "identity"),
+            steps=120,
         ),
-        sft_train.Args(tasks=("conversations", "mmlu", "arc-easy", "arc-challenge", "gsm8k*2", "identity"), steps=120),
         rl_train.Args(steps=20),
         chat_eval.Args(max_problems=100),
         report.Args(),

@@ -33,7 +33,7 @@ class Stage:
     folder: str  # where its checkpoints and metrics go
     tokenizer: Tokenizer
     steps: int
-    tokens_per_step: int  # for tok/s and MFU
+    tokens_per_step: int  # for tok/s and MFU; 0 = it varies, so there is neither
     schedule: Schedule
     settings: dict[str, Any]  # recorded in every checkpoint; a resumed stage must have the same
     parent: str | None = None  # the checkpoint it starts from
@@ -196,6 +196,8 @@ class _Clock:
         now = time.monotonic()
         rate = self._tokens_per_step / max(now - self._last, 1e-9)
         self._last = now
+        if not self._tokens_per_step:
+            return {}
         mfu = flops.mfu(rate, self._flops_per_token, self._peak, self._workers)
         return {"tok_per_s": round(rate, 1), **({} if mfu is None else {"mfu": round(mfu, 4)})}
 
