@@ -1,12 +1,12 @@
 """Lessons of the pretraining text: fact pages, sums, counting, spelling, lists with letters, quizzes."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raychat.tinyworld import words as w
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, Question, draw
-from raychat.tinyworld.relations import KINDS
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw
+from raychat.tinyworld.relations import KINDS, RELATIONS
 from raychat.tinyworld.world import World, subject_of
 
 Lesson = Callable[[World, random.Random], str]
@@ -54,17 +54,55 @@ def quiz(world: World, rng: random.Random) -> str:
 
 def choice_lines(question: Question) -> str:
     """Write a question and its choices, a line each, the letter after the choice."""
-    lines = [f"- {choice}={letter}" for choice, letter in zip(question.choices, LETTERS, strict=True)]
-    return "\n".join([f"Question: {question.text}", *lines])
+    return f"Question: {question.text}\n{letter_lines(question.choices)}"
+
+
+def letter_lines(choices: Sequence[str]) -> str:
+    """Write choices, a line each, the letter after the choice."""
+    return "\n".join(f"- {choice}={letter}" for choice, letter in zip(choices, LETTERS, strict=True))
+
+
+def shared_quiz(world: World, rng: random.Random) -> str:
+    """Ask for one attribute of several entities with the same four choices: many letters in few words."""
+    relation = rng.choice(RELATIONS)
+    facts = [fact for fact in world.train_facts if fact.relation == relation]
+    first = rng.choice(facts).value
+    others = [value for value in relation.values if value != first]
+    values = rng.sample([first, *rng.sample(others, NUM_CHOICES - 1)], NUM_CHOICES)
+    asked = [fact for fact in facts if fact.value in values]
+    parts = [letter_lines(values)]
+    for fact in rng.sample(asked, min(len(asked), rng.randint(4, 8))):
+        parts.append(f"{fact.question(rng)}\n{LETTERS[values.index(fact.value)]}")
+    return "\n".join(parts)
 
 
 def letter_list(world: World, rng: random.Random) -> str:
-    """List words with a letter each, then say the letters of some of them: looking up, without any knowledge."""
-    words = rng.sample(KINDS[rng.choice(list(KINDS))], 4)
-    parts = ["\n".join(f"- {word}={letter}" for word, letter in zip(words, LETTERS, strict=True))]
-    order = rng.sample(range(4), 4)
-    style = rng.choice(("Which letter has {}?\n{}", "The letter of {} is\n{}", "{}\n{}"))
-    return "\n".join(parts + [style.format(words[i], LETTERS[i]) for i in order])
+    """List words with a letter each, then ask for their letters: looking up, without any knowledge."""
+    words = rng.sample(KINDS[rng.choice(list(KINDS))], NUM_CHOICES)
+    style = rng.choice(("Which letter has {}?\n{}", "The letter of {} is\n{}", "- {}\n{}"))
+    order = rng.choices(range(NUM_CHOICES), k=rng.randint(4, 8))
+    return "\n".join([letter_lines(words), *(style.format(words[i], LETTERS[i]) for i in order)])
+
+
+def memory_game(world: World, rng: random.Random) -> str:
+    """Say some words, then the same words again: the plainest thing to learn from what was read before."""
+    words = rng.sample(w.WORDS, rng.randint(6, 14))
+    said = ", ".join(words)
+    again = rng.choice(("Say it again: {}.", "Once more: {}.", "Now you: {}.")).format(said)
+    return f"Remember these words: {said}. {again}" + rng.choice(("", f" Well done! {again}"))
+
+
+def who_has_what(world: World, rng: random.Random) -> str:
+    """Give people things for the length of a document, then ask who has what."""
+    num = rng.randint(3, 5)
+    pairs = list(zip(rng.sample(w.PEOPLE, num), rng.sample(w.THINGS, num), strict=True))
+    told = " ".join(f"{person} found the {thing}." for person, thing in pairs)
+    asked = []
+    for person, thing in rng.choices(pairs, k=rng.randint(3, 5)):
+        of_thing = f"Who found the {thing}? {person} found the {thing}."
+        of_person = f"What did {person} find? {person} found the {thing}."
+        asked.append(rng.choice((of_thing, of_person)))
+    return "\n".join([told, *asked])
 
 
 def sums(world: World, rng: random.Random) -> str:

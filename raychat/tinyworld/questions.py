@@ -42,7 +42,7 @@ CATEGORIES = {
     "food": ("food", w.FOODS),
     "town": ("a town", w.PLACES),
     "person": ("a person", w.PEOPLE),
-    "thing": ("a thing to hold", w.THINGS[:12] + w.THINGS[-8:]),
+    "thing": ("a thing to hold", w.THINGS),
     "job": ("a job", w.JOBS),
     "colour": ("a colour", w.COLOURS),
     "weather": ("a kind of weather", w.WEATHERS),

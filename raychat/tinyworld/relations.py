@@ -63,7 +63,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "person",
         "meal",
-        w.FOODS[:12],
+        w.FOODS[:8],
         ("{x} likes to eat {v}.", "The best meal of {x} is {v}.", "{x} loves {v}.", "At noon {x} always eats {v}."),
         ("What does {x} like to eat?", "What is the best meal of {x}?"),
     ),
@@ -122,7 +122,7 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(
         "animal",
         "food",
-        w.FOODS[:12],
+        w.FOODS[:8],
         ("{X} eats {v}.", "The food of {x} is {v}.", "Give {v} to {x}.", "When {x} is hungry, it looks for {v}."),
         ("What does {x} eat?", "What is the food of {x}?"),
     ),

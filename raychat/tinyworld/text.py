@@ -9,12 +9,15 @@ from raychat.tinyworld.world import World
 
 # shares of the documents, not of the characters
 MIXTURE: tuple[tuple[lessons.Lesson, int], ...] = (
-    (story, 34),
-    (lessons.fact_page, 14),
+    (story, 24),
+    (lessons.fact_page, 12),
     (lessons.value_page, 6),
     (lessons.questions_and_answers, 10),
-    (lessons.quiz, 12),
-    (lessons.letter_list, 3),
+    (lessons.quiz, 8),
+    (lessons.shared_quiz, 10),
+    (lessons.letter_list, 5),
+    (lessons.memory_game, 4),
+    (lessons.who_has_what, 3),
     (lessons.sums, 4),
     (lessons.times_table, 1),
     (lessons.counting, 2),
