@@ -4,8 +4,8 @@
     python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
-This file is the table of contents: every step is a job that also runs alone. Killed at any moment, the same command goes
-on where it was: what is finished is found and skipped, what was under way resumes from its last checkpoint.
+This file is the table of contents: every step is a job that also runs alone. Killed at any moment, the same command
+goes on where it was: what is finished is found and skipped, what was under way resumes from its last checkpoint.
 """
 
 import dataclasses

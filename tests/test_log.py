@@ -1,4 +1,4 @@
-"""What a stage says: rows in a file that resuming cuts, the same in wandb offline, progress on a terminal or in lines."""
+"""What a stage says: rows in a file that resuming cuts, the same in wandb offline, progress in lines."""
 
 import json
 from pathlib import Path
