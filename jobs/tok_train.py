@@ -23,6 +23,7 @@ class Args:
     vocab_size: int = 32768  # tokens, the special ones included
     max_chars: int = 2_000_000_000  # characters to count
     doc_cap: int = 10_000  # characters of a document that count
+    min_count: int = 1  # words that occur less often do not count; keeps memory small on a corpus of terabytes
     overwrite: bool = False  # train again where the run has a tokenizer of other settings
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -52,6 +53,7 @@ def run(args: Args) -> dict[str, Any]:
         pattern=SPLIT_PATTERN,
         max_chars=args.max_chars,
         doc_cap=args.doc_cap,
+        min_count=args.min_count,
     )
     count_s = time.monotonic() - started
     tokenizer = Tokenizer.train(counted.counts, args.vocab_size)
@@ -62,11 +64,18 @@ def run(args: Args) -> dict[str, Any]:
         "characters": counted.chars,
         "documents": counted.documents,
         "unique_words": len(counted.counts),
+        "cut_words": counted.cut_words,
+        "cut_occurrences": counted.cut_occurrences,
         "characters_per_s": counted.chars / count_s,
         "wall_s": time.monotonic() - started,
     }
     paths.write_json(paths.join(folder, "train.json"), summary)
     tokenizer.save(folder)
+    if counted.cut_words:
+        print(
+            f"left out {counted.cut_words:,} words that occur less than {args.min_count} times, "
+            f"{counted.cut_occurrences:,} occurrences"
+        )
     if tokenizer.vocab_size < args.vocab_size:
         print(f"the text has pairs for no more than {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens")
     print(
@@ -85,6 +94,7 @@ def settings_of(args: Args) -> dict[str, Any]:
         "vocab_size": args.vocab_size,
         "max_chars": args.max_chars,
         "doc_cap": args.doc_cap,
+        "min_count": args.min_count,
     }
 
 

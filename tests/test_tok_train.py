@@ -1,5 +1,7 @@
 """jobs/tok_train.py: the tokenizer depends on the documents only, and a run keeps the one it has."""
 
+import functools
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import raychat_bpe
 
 from jobs import tok_train
-from raychat.cluster import Cluster
-from raychat.tokenizer import Tokenizer
+from raychat import corpus
+from raychat.cluster import Cluster, count
+from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXTS = [f"Document {i}: the cat's {word} sat on {i * 7} mats.\n" * 3 for i in range(60) for word in ("naïve", "猫")]
 
@@ -54,6 +58,26 @@ def test_workers_do_not_matter(write_shards: WriteShards) -> None:
     data = write_shards("x", 25, 7)
     runs = [trained(arguments(data, run=f"w{n}", workers=n, max_chars=9000)) for n in (0, 1, 2)]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_added_up_in_a_tree_and_in_parts(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_shards("x", 25, 3)
+    expected = trained(arguments(data, run="a"))
+    monkeypatch.setattr(count, "FAN_IN", 2)
+    monkeypatch.setattr(count, "BLOCKS_PER_PART", 2)
+    monkeypatch.setattr(corpus, "blocks", functools.partial(corpus.blocks, min_bytes=1))
+    assert trained(arguments(data, run="b")) == expected
+
+
+def test_rare_words_are_cut_and_reported(write_shards: WriteShards) -> None:
+    summary = tok_train.run(arguments(write_shards("x", 60, 7), min_count=100))
+    words = Counter(word for text in TEXTS for word in raychat_bpe.count([text], SPLIT_PATTERN).items())
+    counts: Counter[bytes] = Counter()
+    for (word, n), times in words.items():
+        counts[word] += n * times
+    rare = [n for n in counts.values() if n < 100]
+    assert (summary["cut_words"], summary["cut_occurrences"]) == (len(rare), sum(rare))
+    assert summary["unique_words"] == len(counts) - len(rare)
 
 
 def test_validation_shard_is_not_counted(write_shards: WriteShards) -> None:
