@@ -3,17 +3,17 @@
 use crate::encode::{Id, Merging};
 use crate::table::{Key, Seed};
 
-/// Slots for short pieces: those of frequent words stay within a core's own cache.
-const SHORT_SLOTS: usize = 1 << 15;
+/// Pairs of slots for short pieces: those of frequent words stay within a core's own cache.
+const SHORT_PAIRS: usize = 1 << 14;
 /// Slots for long pieces, and the most bytes that one may have.
 const LONG_SLOTS: usize = 1 << 12;
 const MAX_LONG: usize = 128;
 /// Pieces of more tokens are not kept.
 const MAX_IDS: usize = 7;
 
-/// The tokens of pieces seen lately: a piece has one slot, and a new one puts the old one out.
+/// The tokens of pieces seen lately. A short piece may be in two slots, a long one in one; new ones put old ones out.
 pub struct Cache<I> {
-    short: Vec<Short<I>>,
+    short: Vec<[Short<I>; 2]>,
     long: Vec<Long<I>>,
     seed: Seed,
     merging: Merging,
@@ -35,7 +35,7 @@ struct Long<I> {
 impl<I: Id> Default for Cache<I> {
     fn default() -> Self {
         Cache {
-            short: vec![Short::default(); SHORT_SLOTS],
+            short: vec![Default::default(); SHORT_PAIRS],
             long: vec![Long::default(); LONG_SLOTS],
             seed: Seed::of_process(),
             merging: Merging::default(),
@@ -52,7 +52,8 @@ impl<I: Id> Cache<I> {
     /// Append the ids of a short piece if they are here.
     #[inline]
     pub fn copy(&self, key: Key, ids: &mut Vec<I>) -> bool {
-        let slot = &self.short[key.hash(self.seed) % SHORT_SLOTS];
+        let [newer, older] = &self.short[key.hash(self.seed) % SHORT_PAIRS];
+        let slot = if newer.key == key { newer } else { older };
         if slot.key != key {
             return false;
         }
@@ -64,13 +65,14 @@ impl<I: Id> Cache<I> {
         true
     }
 
-    /// Keep the ids of a short piece.
+    /// Keep the ids of a short piece that is not here.
     pub fn keep(&mut self, key: Key, ids: &[I]) {
         if ids.len() <= MAX_IDS {
-            let slot = &mut self.short[key.hash(self.seed) % SHORT_SLOTS];
-            slot.key = key;
-            slot.len = ids.len() as u8;
-            slot.ids[..ids.len()].copy_from_slice(ids);
+            let [newer, older] = &mut self.short[key.hash(self.seed) % SHORT_PAIRS];
+            *older = *newer;
+            newer.key = key;
+            newer.len = ids.len() as u8;
+            newer.ids[..ids.len()].copy_from_slice(ids);
         }
     }
 

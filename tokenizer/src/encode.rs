@@ -159,6 +159,8 @@ fn join<I: Id>(parts: Vec<Encoded<I>>) -> Encoded<I> {
 /// The vocabulary, in the forms that encoding asks for.
 struct Tokens {
     bytes: [u32; 256],
+    /// What two bytes make together, the first one times 256 plus the second one.
+    byte_pairs: Vec<u32>,
     short: ShortMap<Option<u32>>,
     long: HashMap<Box<[u8]>, u32, RandomState>,
     /// What two tokens make together.
@@ -210,7 +212,8 @@ impl Tokens {
                 None => drop(long.insert(token.into(), id)),
             }
         }
-        Ok(Tokens { bytes, short, long, pairs })
+        let both = |two: usize| pairs.get(&(bytes[two >> 8], bytes[two & 0xFF])).copied().unwrap_or(NONE);
+        Ok(Tokens { bytes, byte_pairs: (0..1 << 16).map(both).collect(), short, long, pairs })
     }
 
     #[inline]
@@ -224,7 +227,7 @@ impl Tokens {
         tokens.clear();
         tokens.extend(piece.iter().map(|&byte| self.bytes[byte as usize]));
         made.clear();
-        made.extend(tokens.windows(2).map(|two| self.make(two[0], two[1])));
+        made.extend(piece.windows(2).map(|two| self.byte_pairs[(two[0] as usize) << 8 | two[1] as usize]));
         made.push(NONE);
         if piece.len() <= MAX_SCANNED {
             self.merge_scanning(tokens, made);

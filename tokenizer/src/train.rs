@@ -168,14 +168,15 @@ impl Trainer {
             let (a, b) = top.pair.0;
             let length = self.lengths[a as usize] as usize;
             let (mut count, mut len) = (0, 0);
-            for i in top.range() {
-                let place = self.places[i];
+            let places = &mut self.places[top.range()];
+            for i in 0..places.len() {
+                let place = places[i];
                 let cell = self.cells[place as usize];
-                if cell.token == a && self.cells[place as usize + length].token == b {
-                    self.places[top.start + len] = place;
-                    len += 1;
-                    count += self.weights[cell.weight as usize];
-                }
+                // Without a branch, for which places are left is hard to foresee.
+                let left = cell.token == a && self.cells[place as usize + length].token == b;
+                places[len] = place;
+                len += left as usize;
+                count += if left { self.weights[cell.weight as usize] } else { 0 };
             }
             let right = count == top.count;
             (top.count, top.len) = (count, len);
