@@ -18,10 +18,12 @@ from functools import lru_cache
 import numpy as np
 
 from raychat import paths
-from raychat.packing import best_fit
+from raychat.packing import Piece, best_fit
 
 PLAN_FILE = "plan.json"
 FAILED_FILE = "failed.txt"
+DOCUMENT_BUFFER = 1000  # documents that best fit chooses from
+CONVERSATION_BUFFER = 50  # a few: questions of one kind have one length, and a row should not hold that kind alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +45,17 @@ def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
 # ---------------------------------------------------------------------------------------------- packing
 
 
-def pack_documents(ids: np.ndarray, offsets: np.ndarray, sequence_len: int) -> np.ndarray:
-    """Pack documents into full rows, cropping where nothing fits (`packing.best_fit`).
+def pack_documents(
+    ids: np.ndarray, offsets: np.ndarray, sequence_len: int, buffer_size: int = DOCUMENT_BUFFER
+) -> np.ndarray:
+    """Pack documents into full rows, cropping where nothing fits (`packing.best_fit`), in a mixed order.
 
     ids: (N,) uint16 or uint32, the documents one after the other, each beginning with BOS, so that every row does.
     offsets: (documents + 1,), document i being ids[offsets[i] : offsets[i + 1]].
     Returns (rows, T + 1) of the same dtype; no rows when there are fewer than T + 1 tokens.
     """
     capacity = sequence_len + 1
-    packed = best_fit(np.diff(offsets).tolist(), capacity, crop=True)
+    packed = _mixed(best_fit(np.diff(offsets).tolist(), capacity, crop=True, buffer_size=buffer_size))
     begins = offsets.tolist()
     rows = np.empty((len(packed), capacity), dtype=ids.dtype)
     for row, pieces in zip(rows, packed, strict=True):
@@ -66,14 +70,15 @@ def pack_documents(ids: np.ndarray, offsets: np.ndarray, sequence_len: int) -> n
 def pack_conversations(
     conversations: Sequence[tuple[Sequence[int], Sequence[int]]], sequence_len: int, pad: int, vocab_size: int
 ) -> np.ndarray:
-    """Pack conversations into rows without cropping them; what is left of a row is padding that carries no loss.
+    """Pack conversations into rows, mixed, without cropping them; the rest of a row is padding that carries no loss.
 
     conversations: (ids, mask) each, of equal lengths; mask is 1 where the token carries loss when it is a target. One
     that is longer than T + 1 tokens is truncated.
     Returns (rows, 2, T + 1), tokens and mask, of `token_dtype(vocab_size)`.
     """
     capacity = sequence_len + 1
-    packed = best_fit([len(ids) for ids, _ in conversations], capacity, crop=False)
+    lengths = [len(ids) for ids, _ in conversations]
+    packed = _mixed(best_fit(lengths, capacity, crop=False, buffer_size=CONVERSATION_BUFFER))
     rows = np.zeros((len(packed), 2, capacity), dtype=token_dtype(vocab_size))
     rows[:, 0] = pad
     for row, pieces in zip(rows, packed, strict=True):
@@ -86,6 +91,11 @@ def pack_conversations(
             row[1, at] = 0
             at += stop - start
     return rows
+
+
+def _mixed(rows: list[list[Piece]]) -> list[list[Piece]]:
+    """Permute rows, always in the same way: best fit takes by length, and what is equally long is often much alike."""
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -16,7 +16,7 @@ from raychat.tokens import Plan
 if TYPE_CHECKING:
     from raychat.tasks import Problem
 
-_VERSION = 1  # part of every fingerprint: raise it when the same inputs give other rows
+_VERSION = 2  # part of every fingerprint: raise it when the same inputs give other rows
 _ENCODE_CHARS = 4_000_000  # of text tokenized at a time: token ids as Python integers take 36 bytes each
 
 
@@ -95,7 +95,7 @@ def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: 
         return tokens.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, vocab_size=tokenizer.vocab_size)
     ids = np.array([token for conversation in rendered for token in conversation.ids], dtype=tokenizer.dtype)
     offsets = np.cumsum([0, *(len(conversation.ids) for conversation in rendered)])
-    return tokens.pack_documents(ids, offsets, sequence_len)
+    return tokens.pack_documents(ids, offsets, sequence_len, tokens.CONVERSATION_BUFFER)
 
 
 def _sliced(messages: Sequence[Any], min_chars: int) -> list[Sequence[Any]]:
