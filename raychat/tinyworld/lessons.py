@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from raychat.tinyworld import words as w
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw, in_order
 from raychat.tinyworld.relations import KINDS, RELATIONS
 from raychat.tinyworld.world import World, subject_of
 
@@ -68,7 +68,7 @@ def shared_quiz(world: World, rng: random.Random) -> str:
     facts = [fact for fact in world.train_facts if fact.relation == relation]
     first = rng.choice(facts).value
     others = [value for value in relation.values if value != first]
-    values = rng.sample([first, *rng.sample(others, NUM_CHOICES - 1)], NUM_CHOICES)
+    values = in_order([first, *rng.sample(others, NUM_CHOICES - 1)])
     asked = [fact for fact in facts if fact.value in values]
     parts = [letter_lines(values)]
     for fact in rng.sample(asked, min(len(asked), rng.randint(4, 8))):
@@ -78,7 +78,7 @@ def shared_quiz(world: World, rng: random.Random) -> str:
 
 def letter_list(world: World, rng: random.Random) -> str:
     """List words with a letter each, then ask for their letters: looking up, without any knowledge."""
-    words = rng.sample(KINDS[rng.choice(list(KINDS))], NUM_CHOICES)
+    words = in_order(rng.sample(KINDS[rng.choice(list(KINDS))], NUM_CHOICES))
     style = rng.choice(("Which letter has {}?\n{}", "The letter of {} is\n{}", "- {}\n{}"))
     order = rng.choices(range(NUM_CHOICES), k=rng.randint(4, 8))
     return "\n".join([letter_lines(words), *(style.format(words[i], LETTERS[i]) for i in order)])

@@ -5,7 +5,7 @@ test questions, though the facts behind it are stated throughout the pretraining
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from raychat.tinyworld import words as w
@@ -157,19 +157,31 @@ GENERAL: tuple[tuple[Maker, int], ...] = (
 def draw(world: World, rng: random.Random, makers: Sequence[tuple[Maker, int]], *, test: bool) -> Iterator[Question]:
     """Yield questions of the weighted makers without end; only held-out keys when `test`, never one otherwise.
 
-    The right answer's place cycles, so that every letter is right equally often.
+    Choices are in alphabetical (numbers: in numerical) order, as in many real tests: what is known about a value then
+    also says something about its letter, which a small model learns long before it looks letters up. Every letter is
+    right equally often.
     """
     functions, weights = zip(*makers, strict=True)
-    places: list[int] = []
+    rights = [0] * NUM_CHOICES
     while True:
         key, subject, text, right, wrong = rng.choices(functions, weights)[0](world, rng)
         if world.is_test(key) != test:
             continue
-        places = places or rng.sample(range(NUM_CHOICES), NUM_CHOICES)
-        place = places.pop()
-        choices = rng.sample(sorted(set(wrong)), NUM_CHOICES - 1)
-        choices.insert(place, right)
+        choices = in_order([right, *rng.sample(sorted(set(wrong)), NUM_CHOICES - 1)])
+        place = choices.index(right)
+        if rights[place] > min(rights) + 2:
+            continue
+        rights[place] += 1
         yield Question(key, subject, text, tuple(choices), place)
+
+
+def in_order(choices: Iterable[str]) -> list[str]:
+    """Sort choices: numbers by size, words by the alphabet.
+
+    >>> in_order(["10", "9"]), in_order(["red", "Ben", "blue"])
+    (['9', '10'], ['Ben', 'blue', 'red'])
+    """
+    return sorted(choices, key=lambda choice: (int(choice) if choice.isdigit() else 0, choice.lower()))
 
 
 def distinct(questions: Iterator[Question], num: int) -> list[Question]:
