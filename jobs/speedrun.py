@@ -42,20 +42,20 @@ def tiny() -> Pipeline:
         base_train.Args(
             depth=3,
             sequence_len=256,
-            batch_tokens=4096,
-            steps=300,
-            lr_scale=0.5,  # the rule, made for large batches, gives 0.09: far too timid for a few hundred small steps
-            eval_every=150,
-            save_every=150,
+            batch_tokens=2048,
+            steps=600,
+            lr_scale=0.4,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
+            eval_every=200,
+            save_every=200,
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("conversations", "mmlu*2", "arc-easy*2", "arc-challenge", "spelling-bee"), steps=250),
+        mid_train.Args(tasks=("mmlu*2", "arc-easy*3", "arc-challenge", "conversations", "spelling-bee"), steps=300),
         sft_train.Args(
-            tasks=("conversations", "mmlu*2", "arc-easy*2", "arc-challenge", "gsm8k", "spelling-bee", "identity"),
-            steps=120,
+            tasks=("mmlu*4", "arc-easy*4", "arc-challenge*2", "conversations", "gsm8k", "spelling-bee", "identity"),
+            steps=250,
         ),
-        rl_train.Args(steps=20),
+        rl_train.Args(steps=20, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )
