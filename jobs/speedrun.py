@@ -35,7 +35,7 @@ class Pipeline(NamedTuple):
 
 
 def tiny() -> Pipeline:
-    """A few hundred thousand parameters on tinyworld: ten minutes on two CPU cores, to see every part work."""
+    """Two million parameters on tinyworld: about ten minutes on two CPU cores, to see every part work."""
     return Pipeline(
         tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
