@@ -224,7 +224,11 @@ def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     rewards = [row["reward"] for row in read_metrics(two.folder)]
     assert rewards == [row["reward"] for row in read_metrics(one.folder)]
     assert json.loads(paths.read_text(paths.join(two.folder, "summary.json")))["reward_last"] == summary["reward_last"]

@@ -68,6 +68,7 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
     where = device()
     torch.manual_seed(work.seed)
     model, _ = checkpoint.load_model(work.parent, where)
+    _hold_scalars(model)
     optimizer = MuonAdamW(model.named_parameters(), dim=model.config.n_embd, lr_scale=work.lr_scale, weight_decay=0.0)
     tokenizer = checkpoint.load_tokenizer(work.parent)
     learner = _Learner(work, model, tokenizer, where)
@@ -78,7 +79,7 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
             tokenizer=tokenizer,
             steps=work.steps,
             tokens_per_step=0,  # not known before: the summary's `tokens` are those that were generated
-            schedule=work.schedule(work.steps),
+            schedule=learner.schedule(),
             settings=work.settings,
             parent=work.parent,
             eval_every=work.eval_every,
@@ -92,6 +93,14 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
         row=lambda: learner.latest,
         facts=learner.facts,
     )
+
+
+def _hold_scalars(model: GPT) -> None:
+    """Let only matrices learn. The few scalars and vectors each move every token's probability at once, at rates made for
+    pretraining: in one step they change the policy more than all matrices together do.
+    """
+    for p in model.parameters():
+        p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
 
 
 class _Learner:
@@ -121,6 +130,14 @@ class _Learner:
                 multiple=_LENGTH_MULTIPLE[self._where.type],
                 where=self._where,
             )
+
+    def schedule(self) -> Schedule:
+        """Return the stage's schedule with rate 0 for a step whose rewards teach nothing.
+
+        There the gradient is zero, but Muon would go on at full size in the direction of its momentum.
+        """
+        schedule = self._work.schedule(self._work.steps)
+        return schedule._replace(lr=lambda step: schedule.lr(step) if self.latest["signal"] else 0.0)
 
     def _questions(self, step: int) -> list[Question]:
         work = self._work
