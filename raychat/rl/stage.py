@@ -96,8 +96,8 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
 
 
 def _hold_scalars(model: GPT) -> None:
-    """Let only matrices learn. The few scalars and vectors each move every token's probability at once, at rates made for
-    pretraining: in one step they change the policy more than all matrices together do.
+    """Let only matrices learn. The few scalars and vectors each move the whole policy at once, at rates made for
+    pretraining: in one step they change it more than all matrices together do.
     """
     for p in model.parameters():
         p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
