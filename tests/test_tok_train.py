@@ -54,10 +54,11 @@ def test_shards_and_blocks_do_not_matter(write_shards: WriteShards, max_chars: i
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_workers_do_not_matter(write_shards: WriteShards) -> None:
+def test_workers_do_not_matter(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "blocks", functools.partial(corpus.blocks, min_bytes=2000))
     data = write_shards("x", 25, 7)
-    runs = [trained(arguments(data, run=f"w{n}", workers=n, max_chars=9000)) for n in (0, 1, 2)]
-    assert runs[0] == runs[1] == runs[2]
+    runs = [trained(arguments(data, run=f"w{n}", workers=n, max_chars=9000)) for n in (0, 1, 2, 4)]
+    assert runs[0] == runs[1] == runs[2] == runs[3]
 
 
 def test_added_up_in_a_tree_and_in_parts(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import raychat_bpe
 
 from raychat import corpus
 from raychat.cluster import Cluster
-from raychat.cluster.launch import connect
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 
@@ -135,6 +134,8 @@ def _call(fn: Callable[..., Any], num_results: int, *args: Any) -> Any:
 
 def _ray_calls(cluster: Cluster) -> tuple[Submit, Callable[[Any], Any]]:
     """Return what calls functions as Ray tasks and what waits for a result. Ray runs a lost task again."""
+    from raychat.cluster.launch import connect  # imports torch, which the tasks can do without
+
     connect(cluster)
     task = functools.cache(lambda fn, num_results: ray.remote(num_cpus=1, num_returns=num_results)(fn))
     return lambda fn, num_results, *args: task(fn, num_results).remote(*args), ray.get
