@@ -285,7 +285,8 @@ def encode_riptoken(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[st
 
 def encode_splintr(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
     lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokenizer.tokens))
-    encoder = importlib.import_module("splintr").Tokenizer.from_bytes("".join(lines).encode(), tokenizer.pattern, {})
+    greedy = tokenizer.pattern.replace("?+", "?").replace("++", "+")  # the same pieces; its regex engine asks for that
+    encoder = importlib.import_module("splintr").Tokenizer.from_bytes("".join(lines).encode(), greedy, {})
     return lambda batch: encoder.encode_batch_flat(batch)
 
 
