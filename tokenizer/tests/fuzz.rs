@@ -123,7 +123,7 @@ fn random_texts() {
         let counts = count(&texts, PATTERN, Some(2)).unwrap();
         assert_eq!(
             counts.iter().map(|(_, n)| n).sum::<i64>(),
-            texts.iter().map(|t| pieces(&known, t).len() as i64).sum()
+            texts.iter().map(|t| pieces(&known, t).len() as i64).sum::<i64>()
         );
         let tokens = train(&counts, 256 + random.below(60)).unwrap();
         let shuffled: Counts = counts.iter().collect::<Vec<_>>().into_iter().rev().collect();
