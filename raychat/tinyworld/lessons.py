@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from raychat.tinyworld import words as w
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw, in_order
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw, in_order, spread
 from raychat.tinyworld.relations import KINDS, RELATIONS
 from raychat.tinyworld.world import World, subject_of
 
@@ -66,9 +66,7 @@ def shared_quiz(world: World, rng: random.Random) -> str:
     """Ask for one attribute of several entities with the same four choices: many letters in few words."""
     relation = rng.choice(RELATIONS)
     facts = [fact for fact in world.train_facts if fact.relation == relation]
-    first = rng.choice(facts).value
-    others = [value for value in relation.values if value != first]
-    values = in_order([first, *rng.sample(others, NUM_CHOICES - 1)])
+    values = spread(rng, rng.choice(facts).value, relation.values)
     asked = [fact for fact in facts if fact.value in values]
     parts = [letter_lines(values)]
     for fact in rng.sample(asked, min(len(asked), rng.randint(4, 8))):
