@@ -67,15 +67,22 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this machine with 8 logical CPUs, started by the first test that asks, for all of them."""
     import ray
 
-    # Ray's sockets lie in this folder, and their paths may have about 100 characters: not pytest's long tmp_path.
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        object_store_memory=512 * 1024**2,
-        _temp_dir=folder,
-    )
+    for attempts_left in (2, 1, 0):
+        # Ray's sockets lie in this folder, and their paths may have about 100 characters: not pytest's long tmp_path.
+        folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+        try:
+            ray.init(
+                address="local",
+                num_cpus=8,
+                include_dashboard=False,
+                object_store_memory=512 * 1024**2,
+                _temp_dir=folder,
+            )
+            break
+        except Exception as error:  # its raylet gives its agent a fixed time to come up, too short on a busy machine
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not attempts_left:
+                raise
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
