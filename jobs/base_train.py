@@ -15,9 +15,7 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run: everything goes to <storage>/runs/<run>
-    data: tuple[str, ...] = (
-        "tinyworld",
-    )  # climbmix, fineweb-edu, tinyworld, or folders of parquet, jsonl(.gz|.zst), txt
+    data: tuple[str, ...] = ("tinyworld",)  # climbmix, fineweb-edu, tinyworld, or folders, files, patterns of text
     num_shards: int | None = None  # shards to use; None = as many as the run needs (hub data) or all there are
     depth: int = 12  # the one dial: width, heads, batch, learning rates and length of training follow from it
     head_dim: int | None = None  # None = 128, below depth 8 64

@@ -13,6 +13,7 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run whose base model is taken
+    # what is trained on, names of docs/data.md; NAME*3 repeats one
     tasks: tuple[str, ...] = (
         "conversations",
         "mmlu",
@@ -20,7 +21,7 @@ class Args:
         "identity",
         "spelling-bee",
         "simple-spelling",
-    )  # what is trained on; NAME*3 repeats it
+    )
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     steps: int | None = None  # None = one pass over the data
     batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's

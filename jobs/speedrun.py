@@ -112,21 +112,21 @@ PRESETS = {"tiny": tiny, "cpu": cpu, "d20": d20, "d24": d24, "d32": d32}
 class Args:
     """What is not given is the preset's."""
 
-    preset: Literal["tiny", "cpu", "d20", "d24", "d32"] = "tiny"
+    preset: Literal["tiny", "cpu", "d20", "d24", "d32"] = "tiny"  # whose settings all others start from
     run: str | None = None  # name of the run; None = the preset's name
     data: tuple[str, ...] | None = None  # pretraining corpus: see base_train
     task_data: str | None = None  # tinyworld, hub, or a folder of data sets
     bundle: str | None = None  # CORE's bundle: tinyworld, or a folder in the DCLM layout
-    depth: int | None = None
-    vocab_size: int | None = None
-    sequence_len: int | None = None
-    base_steps: int | None = None
+    depth: int | None = None  # layers; width, batch, rates and length of training follow
+    vocab_size: int | None = None  # of the tokenizer, special tokens included
+    sequence_len: int | None = None  # context in tokens
+    base_steps: int | None = None  # optimizer steps of pretraining
     mid_tasks: tuple[str, ...] | None = None  # what mid trains on; NAME*3 repeats it
-    mid_steps: int | None = None
+    mid_steps: int | None = None  # optimizer steps of midtraining
     sft_tasks: tuple[str, ...] | None = None  # what SFT trains on
-    sft_steps: int | None = None
-    rl_steps: int | None = None
-    rl_max_new_tokens: int | None = None
+    sft_steps: int | None = None  # optimizer steps of fine-tuning
+    rl_steps: int | None = None  # optimizer steps of reinforcement
+    rl_max_new_tokens: int | None = None  # of an answer
     eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
     max_problems: int | None = None  # of each task, and items of each CORE task
     price_per_hour: float | None = None  # of all machines together, for the cost in the report

@@ -366,7 +366,6 @@ def test_ray_serve_answers(served: openai.OpenAI) -> None:
     chunks = list(ask(served, max_tokens=200, stream=True))
     text = "".join(chr(97 + i % LETTERS) for i in range(200))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
-    assert len(chunks) < 100  # tokens travel together
 
 
 @pytest.mark.ray
@@ -381,19 +380,14 @@ def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stream", [True, False])
-def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI, stream: bool) -> None:
+def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI) -> None:
     """The replica runs one sequence: the next question is answered long before the dropped one would have ended."""
     start = time.monotonic()
     ask(served, max_tokens=200)
     whole_s = (time.monotonic() - start) * 4000 / 200  # what a dropped answer of 4000 tokens would take, at least
-    if stream:
-        dropped = ask(served, stream=True)
-        next(dropped), next(dropped)
-        dropped.close()
-    else:
-        with pytest.raises(openai.APITimeoutError):
-            ask(served.with_options(timeout=0.3))
+    dropped = ask(served, stream=True)
+    next(dropped), next(dropped)
+    dropped.close()
     start = time.monotonic()
     assert ask(served, max_tokens=3).choices[0].message.content == "abc"
     assert time.monotonic() - start < max(whole_s / 2, 1)

@@ -10,9 +10,7 @@ class Cluster:
     """Where and how wide a job runs."""
 
     workers: int = 1  # data-parallel train workers; 0 = in this process, without Ray
-    storage_path: str | None = (
-        None  # folder or URL (s3://, gs://) for everything written; None = RAYCHAT_HOME or ~/.cache/raychat
-    )
+    storage_path: str | None = None  # folder or URL (s3://, gs://) for what is written; None = RAYCHAT_HOME
     address: str | None = None  # Ray cluster to join; None = RAY_ADDRESS if set, else one started on this machine
     gpus_per_worker: int | None = None  # None = 1 where the cluster has GPUs, else 0
     max_failures: int = 3  # restarts of a stage's workers after a failure, before the job gives up
