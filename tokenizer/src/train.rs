@@ -11,6 +11,8 @@ use std::collections::BinaryHeap;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::{Counts, Error};
 
 type Pair = (u32, u32);
@@ -283,13 +285,21 @@ impl Trainer {
 }
 
 /// Write the words into cells, and their different counts into a list. Words that never occur teach nothing.
+///
+/// Words with equal ends are neighbours, for they are merged alike: so the places of a pair lie close together in memory.
 fn lay_out(words: &Counts) -> (Vec<Cell>, Vec<i64>) {
     let between = Cell { token: END, weight: 0 };
     let mut cells = Vec::with_capacity(words.num_bytes() + words.len() + 1);
     cells.push(between);
     let mut weights = Vec::new();
     let mut index: HashMap<i64, u32, foldhash::fast::RandomState> = HashMap::default();
-    for (word, n) in words.iter().filter(|&(word, n)| n > 0 && word.len() > 1) {
+    let mut order: Vec<(u64, &[u8], i64)> = words
+        .iter()
+        .filter(|&(word, n)| n > 0 && word.len() > 1)
+        .map(|(word, n)| (last_bytes(word), word, n))
+        .collect();
+    order.par_sort_unstable_by_key(|&(key, ..)| key);
+    for (_, word, n) in order {
         let weight = *index.entry(n).or_insert_with(|| {
             weights.push(n);
             weights.len() as u32 - 1
@@ -298,4 +308,9 @@ fn lay_out(words: &Counts) -> (Vec<Cell>, Vec<i64>) {
         cells.push(between);
     }
     (cells, weights)
+}
+
+/// The last eight bytes of a word, the last one weighing most.
+fn last_bytes(word: &[u8]) -> u64 {
+    word.iter().rev().take(8).fold((0, 64), |(key, shift), &byte| (key | (byte as u64) << (shift - 8), shift - 8)).0
 }
