@@ -38,12 +38,12 @@ def run(args: Args) -> dict[str, Any]:
     """Reinforce, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import checkpoint, corpus, schedule, tasks
+    from raychat import checkpoint, corpus, paths, schedule, tasks
     from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
     from raychat.engine import SamplingParams
     from raychat.rl import RLStage, Sampler, train_on_rollouts
-    from raychat.stage import finished
+    from raychat.stage import finished, summary_of
 
     cluster, folder = args.cluster, args.cluster.run_folder(args.run, "rl")
     parent = args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid"))
@@ -56,6 +56,7 @@ def run(args: Args) -> dict[str, Any]:
 
     root = corpus.task_root(args.task_data, cluster.storage())
     task = tasks.load(args.task, root, "train")
+    validated = summary_of(parent)
     steps = args.steps or max(1, len(task.problems) // args.questions_per_step)
     params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens)
     work = RLStage(
@@ -72,6 +73,8 @@ def run(args: Args) -> dict[str, Any]:
         questions_per_call=args.questions_per_call,
         val_task=partial(tasks.load, args.task, root, "test"),
         num_eval=args.num_eval,
+        val_rows=rows if (rows := validated.get("val_rows")) and paths.exists(rows) else None,
+        unigram_bpb=validated.get("unigram_bpb"),
         seed=args.seed,
         device_rows=args.device_rows,
         eval_every=args.eval_every,

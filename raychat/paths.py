@@ -41,6 +41,15 @@ def name(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
+def parent(path: str) -> str:
+    """Return the folder that a path or URL lies in.
+
+    >>> parent("s3://bucket/runs/d20/sft/step_000100")
+    's3://bucket/runs/d20/sft'
+    """
+    return path.rstrip("/").rsplit("/", 1)[0]
+
+
 def exists(path: str) -> bool:
     fs, p = url_to_fs(path)
     return bool(fs.exists(p))

@@ -54,6 +54,12 @@ def finished(folder: str, settings: dict[str, Any]) -> dict[str, Any] | None:
     return paths.read_json(path) if last is not None and paths.exists(path) else None
 
 
+def summary_of(path: str) -> dict[str, Any]:
+    """Return the summary of the stage that a checkpoint is of; empty for one that stands alone."""
+    file = paths.join(paths.parent(path), "summary.json")
+    return paths.read_json(file) if paths.exists(file) else {}
+
+
 def check_settings(folder: str, got: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise ValueError where a stage on disk was made with other settings than are asked for now."""
     different = sorted(k for k in got.keys() | expected.keys() if _plain(got.get(k)) != _plain(expected.get(k)))

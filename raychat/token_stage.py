@@ -83,7 +83,10 @@ def train_on_rows(work: TokenStage, report: Report) -> dict[str, Any]:
         report,
         forward=forward,
         evaluate=validate,
-        facts=lambda: {"unigram_bpb": _unigram(rows, val_rows, num_val, work, tokenizer)},
+        facts=lambda: {
+            "unigram_bpb": _unigram(rows, val_rows, num_val, work, tokenizer),
+            "val_rows": work.val_rows,
+        },
     )
 
 

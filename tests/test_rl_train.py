@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import tiny_rl
+import torch
+import toy
 
 from jobs import rl_train
 from raychat import checkpoint, tasks
+from raychat.batches import next_token
 from raychat.cluster import Cluster
+from raychat.evals.bpb import bits_per_byte
 from raychat.log import read_metrics
 from raychat.tasks import Problem, Task
+from raychat.tokens import TokenRows
 
 
 def write_problems(folder: Path) -> None:
@@ -50,6 +55,18 @@ def test_job_reinforces_once(args: rl_train.Args, raychat_home: Path) -> None:
     assert meta["parent"].endswith("/runs/r/sft/step_000000")
     assert meta["settings"]["lr_scale"] == 1.0
     assert rl_train.run(args) == json.loads((Path(folder) / "summary.json").read_text())
+
+
+def test_validation_rows_of_the_parent_are_validated_on(args: rl_train.Args, raychat_home: Path) -> None:
+    rows = toy.token_folder(str(raychat_home / "tokens" / "val"), num_rows=3, num_blocks=1, masked=True)
+    sft = {"val_rows": rows, "unigram_bpb": 7.5}
+    (raychat_home / "runs" / "r" / "sft" / "summary.json").write_text(json.dumps(sft))
+    summary = rl_train.run(args)
+    assert summary["unigram_bpb"] == 7.5
+    model, _ = checkpoint.load_model(summary["checkpoint"], torch.device("cpu"))
+    token_bytes = torch.from_numpy(checkpoint.load_tokenizer(summary["checkpoint"]).token_bytes())
+    batch = next_token(*TokenRows(rows).rows([0, 1, 2]), 1.0, torch.device("cpu"))
+    assert summary["val_bpb"] == pytest.approx(bits_per_byte(model.eval(), [batch], token_bytes), rel=1e-5)
 
 
 def test_other_settings_are_refused(args: rl_train.Args) -> None:

@@ -76,7 +76,7 @@ def _results(report: dict[str, Any]) -> Table:
     ]
     note = (
         "Bits per byte (bpb; lower is better) are of held-out text: base on pretraining text, mid on conversations, "
-        "SFT on the assistant's part of them; unigram bpb is what token frequencies alone reach on the same text. "
+        "SFT and RL on the assistant's part of them; unigram bpb is what token frequencies alone reach on that text. "
         "CORE and ChatCORE are mean centred accuracies: 0 = guessing, 1 = perfect."
     )
     guesses = {name: task["chance"] for stage in stages.values() for name, task in stage["tasks"].items()}

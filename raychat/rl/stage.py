@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from raychat import checkpoint, dist, stage
-from raychat.batches import Batch
+from raychat.batches import Batch, evaluation
 from raychat.device import device
 from raychat.engine import SamplingParams
+from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
 from raychat.evals.core import chosen
 from raychat.log import Report, read_metrics
@@ -24,6 +25,7 @@ from raychat.stage import Metrics, Stage
 from raychat.tasks import Task
 from raychat.token_stage import default_device_rows
 from raychat.tokenizer import Tokenizer
+from raychat.tokens import TokenRows
 
 _LENGTH_MULTIPLE = {"cpu": 8, "cuda": 128}  # batches are padded to it: few shapes on a GPU, little padding on a CPU
 _NUM_SHOWN = 4  # answers kept in the summary
@@ -47,6 +49,8 @@ class RLStage:
     questions_per_call: int = 1  # answered at once: samples * this many sequences in one batch
     val_task: Callable[[], Task] | None = None  # held-out problems
     num_eval: int = 0  # of them
+    val_rows: str | None = None  # folder of the parent's validation rows: does the model still know what it knew?
+    unigram_bpb: float | None = None  # of them
     seed: int = 0
     device_rows: int | None = None  # rows of full context that a micro-batch may be as large as; None = by the device
     eval_every: int = 0
@@ -89,7 +93,7 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
         optimizer,
         learner.batches,
         report,
-        evaluate=learner.evaluate if work.val_task and work.num_eval else None,
+        evaluate=learner.evaluate,
         row=lambda: learner.latest,
         facts=learner.facts,
     )
@@ -109,6 +113,7 @@ class _Learner:
     def __init__(self, work: RLStage, model: GPT, tokenizer: Tokenizer, where: torch.device) -> None:
         self._work, self._model, self._where = work, model, where
         self._pad = tokenizer.bos
+        self._token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(where)
         self._task = work.task()
         if not self._task.problems:
             raise ValueError(f"task {self._task.name} has no problems to ask")
@@ -172,7 +177,13 @@ class _Learner:
         return self._work.val_task()
 
     def evaluate(self) -> Metrics:
-        """Return the mean reward of the likeliest answers to held-out problems. Collective."""
+        """Return the mean reward of the likeliest answers to held-out problems, and the bits per byte. Collective."""
+        metrics = self._val_reward() if self._work.val_task and self._work.num_eval else {}
+        if self._work.val_rows is not None:
+            metrics["val_bpb"] = self._val_bpb(TokenRows(self._work.val_rows))
+        return metrics
+
+    def _val_reward(self) -> Metrics:
         rank, size = dist.world()
         task, engine = self._val_task, self._current_sampler().engine
         indices = chosen(len(task.problems), self._work.num_eval)
@@ -180,6 +191,11 @@ class _Learner:
         answers = generate(engine, task, indices[rank::size], greedy)
         parts = dist.gather([answer.reward for answer in answers.values()])
         return {"val_reward": sum(sum(part) for part in parts) / len(indices)}
+
+    def _val_bpb(self, rows: TokenRows) -> float:
+        device_rows = max(1, self._device_tokens // self._model.config.sequence_len)
+        batches = evaluation(rows, rows.num_rows(), device_rows=device_rows, world=dist.world(), device=self._where)
+        return bits_per_byte(self._model, batches, self._token_bytes)
 
     def facts(self) -> dict[str, Any]:
         """Return how the reward developed, the tokens generated, and some answers of the final model."""
@@ -197,4 +213,9 @@ class _Learner:
             for question in shown
             for group in sampler.rollout([question])
         ]
-        return {**reward_trend(rows), "tokens": round(num_tokens), "samples": samples}
+        return {
+            **reward_trend(rows),
+            "tokens": round(num_tokens),
+            "samples": samples,
+            "unigram_bpb": work.unigram_bpb,
+        }

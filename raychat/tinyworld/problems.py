@@ -1,4 +1,4 @@
-"""Word problems of one and two steps, in GSM8K's format: `<<3+4=7>>7` calls the calculator, `#### 7` is the answer."""
+"""Word problems of one to three steps, in GSM8K's format: `<<3+4=7>>7` calls the calculator, `#### 7` is the answer."""
 
 import random
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Step = tuple[str, str, str, str]  # sentence with {=} for the calculation, left 
 
 
 class Template(NamedTuple):
-    """A family of problems: `a`, `b`, `c` are numbers to draw, `r` is the result of the step before."""
+    """A family of problems: `a`, `b`, `c`, `d` are numbers to draw, `r` is the result of the step before."""
 
     text: str
     steps: tuple[Step, ...]
@@ -106,32 +106,76 @@ TWO_STEPS = (
         (("The boxes hold {=} {items}.", "a", "*", "b"), ("{A} has {=} {items} left.", "r", "-", "c")),
     ),
 )
-TEMPLATES = ONE_STEP + TWO_STEPS
-ONE_STEP_SHARE = 2 / 3
+THREE_STEPS = (
+    Template(
+        "{A} has {a} {items}. {He} finds {b} more, gives {c} to {B} and {d} to {C}. How many {items} are left?",
+        (
+            ("First {A} has {=} {items}.", "a", "+", "b"),
+            ("Without those of {B} {he} has {=}.", "r", "-", "c"),
+            ("Without those of {C} {he} has {=}.", "r", "-", "d"),
+        ),
+    ),
+    Template(
+        "{A} has {a} bags with {b} {items} in each. {He} loses {c} {items} and finds {d}. "
+        "How many {items} does {A} have now?",
+        (
+            ("The bags hold {=} {items}.", "a", "*", "b"),
+            ("Then {A} has {=} {items}.", "r", "-", "c"),
+            ("In the end {he} has {=} {items}.", "r", "+", "d"),
+        ),
+    ),
+    Template(
+        "{A} has {d} coins in a box. {He} sells {a} {items} for {b} coins each and pays {c} coins for bread. "
+        "How many coins does {he} have then?",
+        (
+            ("For the {items} {A} gets {=} coins.", "a", "*", "b"),
+            ("With those of the box {he} has {=} coins.", "r", "+", "d"),
+            ("After the bread {he} has {=} coins.", "r", "-", "c"),
+        ),
+    ),
+    Template(
+        "In the {room} are {a} {items}. {A} takes {c} of them, {B} brings {b} and {C} takes {d}. "
+        "How many {items} are in the {room} now?",
+        (
+            ("After {A} there are {=} {items}.", "a", "-", "c"),
+            ("After {B} there are {=} {items}.", "r", "+", "b"),
+            ("After {C} there are {=} {items}.", "r", "-", "d"),
+        ),
+    ),
+    Template(
+        "{A} makes {a} {items} every day and {B} makes {c}. {He} works {b} days, {B} one day. "
+        "They sell {d} of the {items}. How many are left?",
+        (
+            ("{A} makes {=} {items}.", "a", "*", "b"),
+            ("With {B} that makes {=} {items}.", "r", "+", "c"),
+            ("{=} {items} are left.", "r", "-", "d"),
+        ),
+    ),
+)
+TEMPLATES = ONE_STEP + TWO_STEPS + THREE_STEPS
+SHARES = (3, 3, 4)  # of the problems of one, two and three steps
 LARGEST = {"+": 30, "-": 30, "*": 9}  # operand
 
 
 def problems(world: World, rng: random.Random, *, test: bool) -> Iterator[Problem]:
     """Yield word problems without end; those of a template with the same numbers are all training or all test."""
     while True:
-        index = _draw_template(rng)
-        template = TEMPLATES[index]
+        template = _draw_template(rng)
         while (solved := _solve(template, numbers := _numbers(rng))) is None:
             pass
         used = sorted({operand for _, left, _, right in template.steps for operand in (left, right)} & numbers.keys())
-        key = f"problem {index}: {[numbers[name] for name in used]}"
+        key = f"problem {TEMPLATES.index(template)}: {[numbers[name] for name in used]}"
         if world.is_test(key) == test:
             yield _write(template, key, numbers, solved, rng)
 
 
 def _numbers(rng: random.Random) -> dict[str, int]:
-    return {"a": rng.randint(2, 30), "b": rng.randint(2, 15), "c": rng.randint(2, 10)}
+    return {"a": rng.randint(2, 30), "b": rng.randint(2, 15), "c": rng.randint(2, 10), "d": rng.randint(2, 10)}
 
 
-def _draw_template(rng: random.Random) -> int:
-    if rng.random() < ONE_STEP_SHARE:
-        return rng.randrange(len(ONE_STEP))
-    return rng.randrange(len(ONE_STEP), len(TEMPLATES))
+def _draw_template(rng: random.Random) -> Template:
+    (family,) = rng.choices((ONE_STEP, TWO_STEPS, THREE_STEPS), SHARES)
+    return rng.choice(family)
 
 
 def _solve(template: Template, numbers: dict[str, int]) -> list[tuple[int, str, int, int]] | None:
