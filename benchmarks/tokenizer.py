@@ -1,6 +1,6 @@
 """Speed and memory of the tokenizer against others from PyPI, on the same text, with identical results checked.
 
-    .venv/bin/pip install gigatoken splintr-rs fastokens riptoken rustbpe
+    .venv/bin/pip install ./tokenizer -e .[bench]
     .venv/bin/python benchmarks/tokenizer.py [--data FOLDER_OR_FILES ...]
 
 Each comparison runs in a process of its own with so many threads on so many cores, its contenders taking turns; times

@@ -81,7 +81,7 @@ def texts_of(args: Args) -> dict[str, str]:
         _, val = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
         held_out = ""
         for block in corpus.blocks(val):
-            held_out += "\n\n".join(corpus.texts(block))
+            held_out += "\n\n".join(corpus.texts(block).to_pylist())
             if len(held_out) >= args.max_chars:
                 break
         texts["validation"] = held_out

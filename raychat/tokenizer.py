@@ -132,7 +132,7 @@ class Tokenizer:
         try:
             return self._encoder.encode(text)
         except UnicodeEncodeError:
-            return self._encoder.encode(_without_surrogates(text))
+            return self._encoder.encode(without_surrogates(text))
 
     def encode_batch(
         self, texts: "Texts", bos: bool = False, num_threads: int | None = None
@@ -150,7 +150,7 @@ class Tokenizer:
             return self._encoder.encode_batch(texts, first, threads)
         except UnicodeEncodeError:
             strings = cast(Sequence[str], texts)  # Arrow's are valid UTF-8
-            return self._encoder.encode_batch([_without_surrogates(text) for text in strings], first, threads)
+            return self._encoder.encode_batch([without_surrogates(text) for text in strings], first, threads)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of the ids, special tokens by their names.
@@ -256,7 +256,7 @@ def default_threads() -> int | None:
     return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates by U+FFFD, as tiktoken does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

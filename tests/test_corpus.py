@@ -37,7 +37,7 @@ def written(path: str, data: bytes) -> str:
 
 
 def documents(blocks: list[corpus.Block]) -> list[str]:
-    return [text for block in blocks for text in corpus.texts(block)]
+    return [text for block in blocks for text in corpus.texts(block).to_pylist()]
 
 
 # ---- shards and their names
@@ -93,7 +93,7 @@ def test_tinyworld_is_written_once(tmp_path: Path) -> None:
     assert all(shard.startswith(f"{tmp_path}/data/tinyworld/pretrain/") for shard in shards)
     versions = [corpus.version(shard) for shard in shards]
     assert [corpus.version(shard) for shard in corpus.shards(["tinyworld"], str(tmp_path))] == versions
-    assert sum(map(len, corpus.texts(corpus.blocks(shards)[0]))) > 100_000
+    assert sum(map(len, corpus.texts(corpus.blocks(shards)[0]).to_pylist())) > 100_000
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def pieces_of(row: list[int]) -> list[list[int]]:
 
 def test_rows_hold_the_documents_each_from_its_bos(tmp_path: Path) -> None:
     work = documents_work(tmp_path)
-    texts = {text for block in work.blocks for text in corpus.texts(block)}
+    texts = {text for block in work.blocks for text in corpus.texts(block).to_pylist()}
     rows = all_rows(prepare(work, HERE, say=quiet))
     assert rows.shape == (len(rows), T + 1)
     whole = cropped = 0

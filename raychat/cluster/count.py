@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import raychat_bpe
 
@@ -83,19 +86,24 @@ def count_words(
     return Counted(counts, chars, documents, sum(words for _, words, _ in sums), sum(n for _, _, n in sums))
 
 
-def count_texts(texts: Sequence[str], *, pattern: str, max_chars: int, doc_cap: int) -> tuple[raychat_bpe.Counts, Size]:
-    """Count the words of documents, each cropped to `doc_cap` characters, until `max_chars` are reached."""
-    taken = list(_crop(texts, max_chars, doc_cap))
-    return raychat_bpe.Counts(taken, pattern, default_threads()), Size(sum(map(len, taken)), len(taken))
+def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.ChunkedArray, Size]:
+    """Take the first documents, each cropped to `doc_cap` characters, until they have `max_chars`; say how much it is.
 
-
-def _crop(texts: Sequence[str], max_chars: int, doc_cap: int) -> Iterator[str]:
-    for text in texts:
-        if max_chars <= 0:
-            return
-        text = text[: min(doc_cap, max_chars)]
-        max_chars -= len(text)
-        yield text
+    >>> crop(pa.chunked_array([["abcd", "éfgh"], ["i"]]), 5, 3)[0].to_pylist()
+    ['abc', 'éf']
+    """
+    if not len(texts):
+        return texts, Size(0, 0)
+    lengths = np.minimum(pc.utf8_length(texts).to_numpy(), doc_cap)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    num = int(np.searchsorted(ends, max_chars)) + 1  # documents, the last of which may be too long
+    taken = texts.slice(0, num)
+    if pc.max(pc.binary_length(taken)).as_py() > doc_cap:
+        taken = pc.utf8_slice_codeunits(taken, 0, doc_cap)
+    if num <= len(texts) and ends[num - 1] > max_chars:
+        last = pc.utf8_slice_codeunits(taken.slice(num - 1), 0, int(lengths[num - 1] - ends[num - 1] + max_chars))
+        taken = pa.chunked_array([*taken.slice(0, num - 1).chunks, *last.chunks])
+    return taken, Size(min(max_chars, int(ends[-1])), len(taken))
 
 
 # ---------------------------------------------------------------------------------------------- tasks
@@ -103,8 +111,8 @@ def _crop(texts: Sequence[str], max_chars: int, doc_cap: int) -> Iterator[str]:
 
 def _count(block: corpus.Block, max_chars: int, pattern: str, doc_cap: int, num_parts: int) -> tuple[Any, ...]:
     """Return the size of a block and its counts in parts."""
-    counts, size = count_texts(corpus.texts(block), pattern=pattern, max_chars=max_chars, doc_cap=doc_cap)
-    return size, *counts.to_sorted(num_parts)
+    texts, size = crop(corpus.texts(block), max_chars, doc_cap)
+    return size, *raychat_bpe.Counts(texts, pattern, default_threads()).to_sorted(num_parts)
 
 
 def _add(min_count: int, *forms: bytes) -> bytes:

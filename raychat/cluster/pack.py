@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from raychat.tasks import Problem
 
 _VERSION = 2  # part of every fingerprint: raise it when the same inputs give other rows
-_ENCODE_CHARS = 4_000_000  # of text tokenized at a time: token ids as Python integers take 36 bytes each
 
 
 class Work(NamedTuple):
@@ -67,26 +66,7 @@ def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], input
 
 
 def _pack_texts(block: corpus.Block, *, tokenizer: Tokenizer, sequence_len: int) -> np.ndarray:
-    encoded = [tokenizer.encode_batch(texts, bos=True) for texts in _chunks(corpus.texts(block))]
-    if not encoded:
-        return np.empty((0, sequence_len + 1), dtype=tokenizer.dtype)
-    lengths = np.concatenate([np.diff(offsets) for _, offsets in encoded])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return tokens.pack_documents(np.concatenate([ids for ids, _ in encoded]), offsets, sequence_len)
-
-
-def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Cut a list of texts into stretches of about `_ENCODE_CHARS` characters."""
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= _ENCODE_CHARS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+    return tokens.pack_documents(*tokenizer.encode_batch(corpus.texts(block), bos=True), sequence_len)
 
 
 def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> np.ndarray:

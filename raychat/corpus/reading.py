@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import IO, Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zstandard
 
 from raychat import paths
 from raychat.corpus.hub import fetch, source
+from raychat.tokenizer import without_surrogates
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
 DOCUMENT_CHARS = 2_000  # plain text is cut into documents of about so much
@@ -51,15 +54,18 @@ def block_bytes(total: int, least: int) -> int:
     return max(least, min(MAX_BLOCK_BYTES, total // MIN_BLOCKS))
 
 
-def texts(block: Block) -> list[str]:
+def texts(block: Block) -> pa.ChunkedArray:
     """Read the documents of a block, empty ones left out; a hub shard that is not here is downloaded first.
 
+    They come as an Arrow column of strings, which the tokenizer reads in place; `.to_pylist()` makes Python's of it.
     Parquet and JSON lines have a column or field `text`, a document each. Plain text is cut at blank lines, and
     paragraphs are joined up to about 2,000 characters; a paragraph longer than that is cut at the ends of lines.
 
     Raises ValueError, naming the file, when it has no `text` or is not UTF-8.
     """
-    return [text for part in block.parts for text in _documents(part) if text]
+    columns = [_documents(part).cast(pa.large_string()) for part in block.parts]
+    column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
+    return column.filter(pc.not_equal(column, ""))
 
 
 # ---------------------------------------------------------------------------------------------- cutting
@@ -110,29 +116,31 @@ def _grouped(parts: Iterable[tuple[Part, int]], target: int) -> list[list[Part]]
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _documents(part: Part) -> Iterator[str]:
+def _documents(part: Part) -> pa.ChunkedArray:
     if part.path.endswith(".parquet"):
-        yield from _parquet_texts(part)
-        return
+        return _parquet_texts(part)
     data = _read(part)
     if ".jsonl" in paths.name(part.path):
-        yield from (_json_text(line, part.path) for line in data.splitlines() if line.strip())
-        return
-    try:
-        yield from text_documents(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{part.path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from None
+        found = [_json_text(line, part.path) for line in data.splitlines() if line.strip()]
+    else:
+        try:
+            found = list(text_documents(data.decode("utf-8")))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{part.path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from None
+    return pa.chunked_array([pa.array(found, pa.large_string())])
 
 
-def _parquet_texts(part: Part) -> list[str]:
+def _parquet_texts(part: Part) -> pa.ChunkedArray:
     with paths.open_file(fetch(part.path)) as f:
         file = pq.ParquetFile(f)
         columns = file.schema_arrow.names
         if "text" not in columns:
             raise ValueError(f"{part.path} has the columns {columns}, expected one named 'text'")
         stop = file.num_row_groups if part.stop is None else part.stop
-        found: list[str] = file.read_row_groups(range(part.start, stop), columns=["text"]).column("text").to_pylist()
-        return found
+        column = file.read_row_groups(range(part.start, stop), columns=["text"]).column("text")
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise ValueError(f"{part.path}: expected the column 'text' to hold strings, got {column.type}")
+    return column
 
 
 def _json_text(line: bytes, path: str) -> str:
@@ -144,7 +152,7 @@ def _json_text(line: bytes, path: str) -> str:
         ) from None
     if not isinstance(text, str):
         raise ValueError(f"{path}: expected 'text' to be a string, got {text!r:.100}")
-    return text
+    return without_surrogates(text)
 
 
 def text_documents(text: str) -> Iterator[str]:

@@ -95,7 +95,7 @@ def _shards(world: World, scale: float) -> Iterator[list[str]]:
 
 def _parquet(texts: list[str]) -> bytes:
     buffer = io.BytesIO()
-    table = pa.table({"text": texts})  # type: ignore[attr-defined]
+    table = pa.table({"text": texts})
     pq.write_table(table, buffer, row_group_size=ROW_GROUP_DOCUMENTS, compression="zstd")
     return buffer.getvalue()
 
