@@ -50,9 +50,9 @@ def tiny() -> Pipeline:
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("mmlu*2", "arc-easy*3", "arc-challenge", "conversations", "spelling-bee"), steps=300),
+        mid_train.Args(tasks=("arc-easy*3", "mmlu*2", "arc-challenge", "conversations", "spelling-bee"), steps=250),
         sft_train.Args(
-            tasks=("mmlu*4", "arc-easy*4", "arc-challenge*2", "conversations", "gsm8k", "spelling-bee", "identity"),
+            tasks=("arc-easy*3", "mmlu*4", "arc-challenge*2", "conversations", "gsm8k", "spelling-bee", "identity"),
             steps=250,
         ),
         rl_train.Args(steps=20, max_new_tokens=96),

@@ -1,12 +1,12 @@
 """Lessons of the pretraining text: fact pages, sums, counting, spelling, lists with letters, quizzes."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from raychat.tinyworld import words as w
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NUM_CHOICES, Question, draw, in_order, spread
-from raychat.tinyworld.relations import KINDS, RELATIONS
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, Question, draw
+from raychat.tinyworld.relations import KINDS
 from raychat.tinyworld.world import World, subject_of
 
 Lesson = Callable[[World, random.Random], str]
@@ -43,7 +43,7 @@ def questions_and_answers(world: World, rng: random.Random) -> str:
 
 def quiz(world: World, rng: random.Random) -> str:
     """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
-    questions = draw(world, rng, rng.choice((EASY, EASY, GENERAL, CHALLENGE)), test=False)
+    questions = draw(world, rng, rng.choice((EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
     parts = []
     for _ in range(rng.randint(3, 5)):
         question = next(questions)
@@ -54,40 +54,8 @@ def quiz(world: World, rng: random.Random) -> str:
 
 def choice_lines(question: Question) -> str:
     """Write a question and its choices, a line each, the letter after the choice."""
-    return f"Question: {question.text}\n{letter_lines(question.choices)}"
-
-
-def letter_lines(choices: Sequence[str]) -> str:
-    """Write choices, a line each, the letter after the choice."""
-    return "\n".join(f"- {choice}={letter}" for choice, letter in zip(choices, LETTERS, strict=True))
-
-
-def shared_quiz(world: World, rng: random.Random) -> str:
-    """Ask for one attribute of several entities with the same four choices: many letters in few words."""
-    relation = rng.choice(RELATIONS)
-    facts = [fact for fact in world.train_facts if fact.relation == relation]
-    values = spread(rng, rng.choice(facts).value, relation.values)
-    asked = [fact for fact in facts if fact.value in values]
-    parts = [letter_lines(values)]
-    for fact in rng.sample(asked, min(len(asked), rng.randint(4, 8))):
-        parts.append(f"{fact.question(rng)}\n{LETTERS[values.index(fact.value)]}")
-    return "\n".join(parts)
-
-
-def letter_list(world: World, rng: random.Random) -> str:
-    """List words with a letter each, then ask for their letters: looking up, without any knowledge."""
-    words = in_order(rng.sample(KINDS[rng.choice(list(KINDS))], NUM_CHOICES))
-    style = rng.choice(("Which letter has {}?\n{}", "The letter of {} is\n{}", "- {}\n{}"))
-    order = rng.choices(range(NUM_CHOICES), k=rng.randint(4, 8))
-    return "\n".join([letter_lines(words), *(style.format(words[i], LETTERS[i]) for i in order)])
-
-
-def memory_game(world: World, rng: random.Random) -> str:
-    """Say some words, then the same words again: the plainest thing to learn from what was read before."""
-    words = rng.sample(w.WORDS, rng.randint(6, 14))
-    said = ", ".join(words)
-    again = rng.choice(("Say it again: {}.", "Once more: {}.", "Now you: {}.")).format(said)
-    return f"Remember these words: {said}. {again}" + rng.choice(("", f" Well done! {again}"))
+    lines = (f"- {choice}={letter}" for choice, letter in zip(question.choices, LETTERS, strict=True))
+    return "\n".join([f"Question: {question.text}", *lines])
 
 
 def who_has_what(world: World, rng: random.Random) -> str:

@@ -1,7 +1,8 @@
 """Multiple-choice questions about the small world, training and test questions apart by their keys.
 
-A key names what has to be known: "fox.colour", "Mia.pet.food", "8+5". A held-out key (`World.is_test`) is asked only in
-test questions, though the facts behind it are stated throughout the pretraining text.
+A key names what has to be known: "fox.colour", "Mia.pet.food", "8+5", or which words have to be told apart. A held-out
+key (`World.is_test`) is asked only in test questions, though the facts behind it are stated throughout the pretraining
+text.
 """
 
 import random
@@ -59,15 +60,17 @@ def fact_question(world: World, rng: random.Random) -> Draft:
 def category_question(world: World, rng: random.Random) -> Draft:
     """Ask which of four words belongs to a category: "Which of these is an animal?".
 
-    Half of them ask for the first two categories: to find the one word of a kind that is always asked for is the first
-    thing that a small model learns to do with choices, and it learns the next kinds from there.
+    More than half of them ask for the first category: to find the one word of a kind that is always asked for is the
+    first thing that a small model learns to do with choices, and it learns the next kinds from there.
     """
-    frequent_first = [1 / (rank + 1) for rank in range(len(CATEGORIES))]
+    frequent_first = [(rank + 1) ** -1.5 for rank in range(len(CATEGORIES))]
     (category,) = rng.choices(list(CATEGORIES), frequent_first)
     name, members = CATEGORIES[category]
     right = rng.choice(members)
-    wrong = [rng.choice(others) for other, (_, others) in CATEGORIES.items() if other != category]
-    return f"{category}:{right}", "words", f"Which of these is {name}?", right, wrong
+    others = [members for other, (_, members) in CATEGORIES.items() if other != category]
+    wrong = [rng.choice(members) for members in rng.sample(others, NUM_CHOICES - 1)]
+    key = f"{category}: {' '.join(sorted([right, *wrong]))}"
+    return key, "words", f"Which of these is {name}?", right, wrong
 
 
 def holder_question(world: World, rng: random.Random) -> Draft:
@@ -144,12 +147,12 @@ def spelling_question(world: World, rng: random.Random) -> Draft:
     return f"{place} {word}", "spelling", f"What is the {place} letter of {word}?", word[at], wrong
 
 
-EASY: tuple[tuple[Maker, int], ...] = ((category_question, 6), (fact_question, 4))
+EASY: tuple[tuple[Maker, int], ...] = ((category_question, 8), (opposite_question, 1), (fact_question, 1))
 CHALLENGE: tuple[tuple[Maker, int], ...] = ((hop_question, 7), (holder_question, 3))
 GENERAL: tuple[tuple[Maker, int], ...] = (
-    (category_question, 5),
-    (fact_question, 5),
-    (sum_question, 2),
+    (category_question, 6),
+    (fact_question, 4),
+    (sum_question, 1),
     (counting_question, 1),
     (opposite_question, 1),
     (spelling_question, 1),
@@ -159,9 +162,7 @@ GENERAL: tuple[tuple[Maker, int], ...] = (
 def draw(world: World, rng: random.Random, makers: Sequence[tuple[Maker, int]], *, test: bool) -> Iterator[Question]:
     """Yield questions of the weighted makers without end; only held-out keys when `test`, never one otherwise.
 
-    Choices are in alphabetical (numbers: in numerical) order and spread over all possible answers, one from each
-    quarter. So an answer that is known mostly has the same letter, which the smallest models learn long before they
-    look letters up; one that is not known says nothing, for every letter is right equally often.
+    Every letter is right equally often.
     """
     functions, weights = zip(*makers, strict=True)
     rights = [0] * NUM_CHOICES
@@ -169,30 +170,11 @@ def draw(world: World, rng: random.Random, makers: Sequence[tuple[Maker, int]], 
         key, subject, text, right, wrong = rng.choices(functions, weights)[0](world, rng)
         if world.is_test(key) != test:
             continue
-        choices = spread(rng, right, wrong)
-        place = choices.index(right)
-        if rights[place] > min(rights) + 2:
-            continue
+        choices = rng.sample(sorted({*wrong} - {right}), NUM_CHOICES - 1)
+        place = rng.choice([i for i in range(NUM_CHOICES) if rights[i] <= min(rights) + 2])
+        choices.insert(place, right)
         rights[place] += 1
         yield Question(key, subject, text, tuple(choices), place)
-
-
-def spread(rng: random.Random, right: str, wrong: Iterable[str]) -> list[str]:
-    """Choose `right` and wrong answers, in order, one from each quarter of all answers in order."""
-    answers = in_order({right, *wrong})
-    quarters: list[list[str]] = [[] for _ in range(NUM_CHOICES)]
-    for index, answer in enumerate(answers):
-        quarters[index * NUM_CHOICES // len(answers)].append(answer)
-    return [right if right in quarter else rng.choice(quarter) for quarter in quarters]
-
-
-def in_order(choices: Iterable[str]) -> list[str]:
-    """Sort choices: numbers by size, words by the alphabet.
-
-    >>> in_order(["10", "9"]), in_order(["red", "Ben", "blue"])
-    (['9', '10'], ['Ben', 'blue', 'red'])
-    """
-    return sorted(choices, key=lambda choice: (int(choice) if choice.isdigit() else 0, choice.lower()))
 
 
 def distinct(questions: Iterator[Question], num: int) -> list[Question]:
