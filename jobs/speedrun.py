@@ -50,10 +50,10 @@ def tiny() -> Pipeline:
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("arc-easy*3", "mmlu*2", "arc-challenge", "conversations", "spelling-bee"), steps=200),
+        mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=150),
         sft_train.Args(
-            tasks=("arc-easy*3", "mmlu*4", "arc-challenge*2", "conversations", "gsm8k", "spelling-bee", "identity"),
-            steps=250,
+            tasks=("arc-easy*6", "mmlu", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
+            steps=300,
         ),
         rl_train.Args(steps=20, samples=8, lr=0.4, max_new_tokens=96),
         chat_eval.Args(max_problems=100),

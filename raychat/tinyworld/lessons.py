@@ -43,7 +43,7 @@ def questions_and_answers(world: World, rng: random.Random) -> str:
 
 def quiz(world: World, rng: random.Random) -> str:
     """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
-    questions = draw(world, rng, rng.choice((EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
+    questions = draw(world, rng, rng.choice((EASY, EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
     parts = []
     for _ in range(rng.randint(3, 5)):
         question = next(questions)

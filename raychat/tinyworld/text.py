@@ -13,14 +13,14 @@ MIXTURE: tuple[tuple[lessons.Lesson, int], ...] = (
     (lessons.fact_page, 12),
     (lessons.value_page, 6),
     (lessons.questions_and_answers, 10),
-    (lessons.quiz, 24),
+    (lessons.quiz, 30),
     (lessons.who_has_what, 3),
     (lessons.sums, 4),
     (lessons.times_table, 1),
     (lessons.counting, 2),
     (lessons.spelling, 4),
     (lessons.opposites, 1),
-    (lessons.word_problems, 8),
+    (lessons.word_problems, 4),
     (lambda world, rng: functions.page(rng), 1),
 )
 

@@ -21,7 +21,7 @@ from raychat.tinyworld.talks import conversations
 from raychat.tinyworld.text import documents
 from raychat.tinyworld.world import World
 
-VERSION = 6  # of the generator: raise it whenever the bytes change, so that older folders are written again
+VERSION = 7  # of the generator: raise it whenever the bytes change, so that older folders are written again
 DONE = "meta.json"  # written last
 
 NUM_SHARDS = 8  # of which the last is validation
