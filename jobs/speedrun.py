@@ -37,13 +37,13 @@ class Pipeline(NamedTuple):
 def tiny() -> Pipeline:
     """Two million parameters on tinyworld: about ten minutes on two CPU cores, to see every part work."""
     return Pipeline(
-        tok_train.Args(vocab_size=2048),
+        tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
         base_train.Args(
             depth=3,
             sequence_len=256,
             batch_tokens=2048,
-            steps=500,
+            steps=550,
             lr_scale=0.4,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
             eval_every=200,
             save_every=200,
@@ -65,7 +65,7 @@ def cpu() -> Pipeline:
     """The same on a larger model: about half an hour on a laptop's CPU."""
     small = tiny()
     return small._replace(
-        tok_train=tok_train.Args(vocab_size=4096),
+        tok_train=tok_train.Args(vocab_size=2048),
         base_train=dataclasses.replace(small.base_train, depth=4, steps=1200, eval_every=300, save_every=300),
         mid_train=dataclasses.replace(small.mid_train, steps=400),
         sft_train=dataclasses.replace(small.sft_train, steps=250),
