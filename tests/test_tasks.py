@@ -3,7 +3,9 @@
 import gzip
 import json
 import random
+import re
 from decimal import Decimal
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raychat import tasks, tools
-from raychat.tasks import Problem, Task, extract_code, final_number, mixture
+from raychat.tasks import Problem, Task, extract_code, final_number, hold_out, mixture
 from raychat.tasks.spelling import letters_reward
 from raychat.tasks.talks import identity_messages
 
@@ -281,11 +283,57 @@ def test_a_missing_file_is_named_with_its_layout(name, tmp_path):
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "gsm8k").mkdir()
     (tmp_path / "gsm8k" / "test.jsonl").write_text("not json\n")
-    with pytest.raises(ValueError, match="not JSON lines"):
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
         tasks.gsm8k(str(tmp_path))
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         tasks.gsm8k(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "row", "why"),
+    [
+        ("arc-easy", "ai2_arc/ARC-Easy/test.jsonl", {k: v for k, v in ARC.items() if k != "question"}, "question"),
+        ("arc-easy", "ai2_arc/ARC-Easy/test.jsonl", {k: v for k, v in ARC.items() if k != "choices"}, "choices"),
+        ("arc-easy", "ai2_arc/ARC-Easy/test.jsonl", {k: v for k, v in ARC.items() if k != "answerKey"}, "answerKey"),
+        ("arc-easy", "ai2_arc/ARC-Easy/test.jsonl", ARC | {"choices": ["stone", "fox"]}, "TypeError"),
+        ("mmlu", "mmlu/test.jsonl", MMLU | {"answer": "B"}, "KeyError('B')"),
+        ("mmlu", "mmlu/test.jsonl", MMLU | {"answer": -1}, "KeyError(-1)"),
+        ("mmlu", "mmlu/test.jsonl", [MMLU], "AttributeError"),
+        ("gsm8k", "gsm8k/test.jsonl", GSM8K | {"answer": "seven"}, "should end in"),
+        ("gsm8k", "gsm8k/test.jsonl", GSM8K | {"answer": 7}, "TypeError"),
+        ("conversations", "chat/test.jsonl", {"text": "Hi"}, "messages"),
+    ],
+)
+def test_a_row_in_another_layout_is_named(root, name, file, row, why):
+    path = Path(root) / file
+    before = path.read_text() if path.exists() else json.dumps(TALK) + "\n"
+    path.write_text(f"{before}\n{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line {before.count(chr(10)) + 2} has another")) as error:
+        tasks.load(name, root, "test")
+    assert why in str(error.value)
+    assert "expected {" in str(error.value)
+    assert json.dumps(row)[:40] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "data", "told"),
+    [
+        (
+            "gsm8k",
+            "gsm8k/test.jsonl",
+            json.dumps(GSM8K).encode() + b'\n{"question": "\xff"}',
+            ", line 2 is not JSON in",
+        ),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", json.dumps(HUMANEVAL).encode(), " is no gzip file"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], " is no gzip file"),
+    ],
+)
+def test_a_damaged_file_is_named(root, name, file, data, told):
+    (Path(root) / file).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(f"{Path(root) / file}{told}")) as error:
+        tasks.load(name, root, "test")
+    assert "expected" in str(error.value)
 
 
 def test_an_unknown_task_or_split_is_refused(root):
@@ -357,3 +405,16 @@ def test_a_mixture_of_nothing_is_refused():
         mixture([(counted("a", 3), 0)])
     with pytest.raises(ValueError, match="0 times or more"):
         mixture([(counted("a", 3), -1)])
+
+
+def test_held_out_problems_are_the_same_whatever_else_is_trained_on():
+    def contents(task):
+        return {problem.messages[0]["content"] for problem in task.problems}
+
+    train, val = hold_out(counted("a", 100), 0.05)
+    assert len(train.problems) == 95
+    assert not contents(train) & contents(val)
+    assert contents(train) | contents(val) == contents(counted("a", 100))
+    assert contents(val) < contents(hold_out(counted("a", 100), 0.2)[1])
+    mixed = mixture([(train, 3)], seed=5)
+    assert not {problem.messages[0]["content"] for problem in mixed} & contents(val)

@@ -42,7 +42,7 @@ def arc(root: str, subset: str, split: str = "test") -> Task:
         rows = hub_rows("allenai/ai2_arc", subset, split)
     else:
         layout = "{id, question, choices: {text: [...], label: [...]}, answerKey}"
-        rows = local_rows(root, "ai2_arc", subset, f"{split}.jsonl", layout=layout)
+        rows = local_rows(root, "ai2_arc", subset, f"{split}.jsonl", layout=layout, make=_arc_problem)
     return Task(subset, Mapped(rows, _arc_problem), 0.25, choice_reward, max_new_tokens=8)
 
 
@@ -60,10 +60,12 @@ def mmlu(root: str, split: str = "test") -> Task:
         rows = hub_rows("cais/mmlu", *(("auxiliary_train", "train") if split == "train" else ("all", "test")))
     else:
         name = "auxiliary_train.jsonl" if split == "train" else "test.jsonl"
-        rows = local_rows(root, "mmlu", name, layout="{question, subject, choices: [4 strings], answer: 0 to 3}")
+        layout = "{question, subject, choices: [4 strings], answer: 0 to 3}"
+        rows = local_rows(root, "mmlu", name, layout=layout, make=_mmlu_problem)
     return Task("MMLU", Mapped(rows, _mmlu_problem), 0.25, choice_reward, max_new_tokens=8)
 
 
 def _mmlu_problem(row: Row) -> Problem:
     row = row.get("train", row)  # the hub's auxiliary_train wraps each of its rows once more
-    return choice_problem(row["question"], row["choices"], MMLU_LETTERS, MMLU_LETTERS[row["answer"]])
+    answer = dict(enumerate(MMLU_LETTERS))[row["answer"]]  # no list index: -1 is no answer
+    return choice_problem(row["question"], row["choices"], MMLU_LETTERS, answer)

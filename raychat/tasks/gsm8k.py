@@ -20,7 +20,8 @@ def gsm8k(root: str, split: str = "test") -> Task:
     if root == HUB:
         rows = hub_rows("openai/gsm8k", "main", split)
     else:
-        rows = local_rows(root, "gsm8k", f"{split}.jsonl", layout="{question, answer ending in '#### number'}")
+        layout = "{question, answer ending in '#### number'}"
+        rows = local_rows(root, "gsm8k", f"{split}.jsonl", layout=layout, make=_problem)
     return Task("GSM8K", Mapped(rows, _problem), 0.0, number_reward)
 
 

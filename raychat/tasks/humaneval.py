@@ -21,7 +21,7 @@ def humaneval(root: str, split: str = "test") -> Task:
         rows = hub_rows("openai/openai_humaneval", None, "test")
     else:
         layout = "{task_id, prompt, entry_point, canonical_solution, test}"
-        rows = local_rows(root, "humaneval", "HumanEval.jsonl.gz", layout=layout)
+        rows = local_rows(root, "humaneval", "HumanEval.jsonl.gz", layout=layout, make=_problem)
     return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward)
 
 

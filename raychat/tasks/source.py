@@ -2,37 +2,62 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from datasets.load import load_dataset
 
 from raychat import paths
+from raychat.tasks.task import Problem
 
 HUB = "hub"  # the root that stands for the data sets on the Hugging Face hub
 Row = dict[str, Any]
+_SHOWN_BYTES = 200  # of a line, in an error
 
 
-def local_rows(root: str, *names: str, layout: str) -> list[Row]:
-    """Read the rows of a JSON-lines file (gzipped if its name ends in .gz) at `root`/`names`.
+def local_rows(root: str, *names: str, layout: str, make: Callable[[Row], Problem]) -> list[Row]:
+    """Read the rows of a JSON-lines file (gzipped if its name ends in .gz) at `root`/`names`; `make` must take each.
 
     Raises:
-        ValueError: the file is absent, empty or no JSON lines; the message says the path and the expected `layout`.
+        ValueError: the file is absent, empty or damaged, or a line is no JSON or in another layout; the message says
+            the path, the line, what it holds and the expected `layout`.
     """
     path = paths.join(root, *names)
     if not paths.exists(path):
         raise ValueError(
             f"no such file: {path}; expected JSON lines of {layout}, or the data root {HUB!r} to download them"
         )
-    data = paths.read_bytes(path)
-    text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8")
-    try:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON lines ({error}); expected {layout}") from error
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON in UTF-8 ({error}); {_told(line, layout)}") from error
+        try:
+            make(row)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number} has another layout ({error!r}); {_told(line, layout)}") from error
+        rows.append(row)
     if not rows:
         raise ValueError(f"{path} is empty; expected JSON lines of {layout}")
     return rows
+
+
+def _lines(path: str) -> list[bytes]:
+    data = paths.read_bytes(path)
+    if path.endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is no gzip file ({error}); expected one, as its name ends in .gz") from error
+    return data.split(b"\n")
+
+
+def _told(line: bytes, layout: str) -> str:
+    return f"expected {layout}, got {line[:_SHOWN_BYTES].decode('utf-8', 'replace')!r}"
 
 
 def hub_rows(repo: str, config: str | None, split: str) -> Sequence[Row]:

@@ -62,7 +62,7 @@ def _chat_rows(root: str, split: str) -> list[Row]:
             f"no {split} conversations in {folder} (it holds {files or 'no .jsonl files'}); expected JSON lines of "
             f"{layout} in a file with {split!r} in its name, or one file for training"
         )
-    return [row for name in chosen for row in local_rows(root, "chat", name, layout=layout)]
+    return [row for name in chosen for row in local_rows(root, "chat", name, layout=layout, make=_problem)]
 
 
 def identity(root: str = "", split: str = "train", num: int = NUM_IDENTITIES) -> Task:
