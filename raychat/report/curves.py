@@ -27,12 +27,12 @@ STYLE: Any = {
 def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the pictures by name (`loss`, `val_bpb`, `reward`), those with nothing to show left out."""
     made = {}
-    for name, key, title, keys in (
-        ("loss", "loss", "training loss (nats per token)", ("loss",)),
-        ("val_bpb", "val_bpb", "validation bits per byte", ("val_bpb",)),
-        ("reward", "reward", "mean reward", ("reward", "val_reward")),
+    for name, title, keys in (
+        ("loss", "training loss (nats per token)", ("loss",)),
+        ("val_bpb", "validation bits per byte", ("val_bpb",)),
+        ("reward", "mean reward", ("reward", "val_reward")),
     ):
-        shown = {stage: series for stage, series in rows.items() if sum(key in row for row in series) > 1}
+        shown = {stage: series for stage, series in rows.items() if sum(name in row for row in series) > 1}
         if name == "loss":
             shown.pop("rl", None)  # a policy gradient's loss says nothing by itself
         if shown:

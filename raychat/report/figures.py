@@ -135,7 +135,7 @@ def _samples(summary: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, l
     return {
         "texts": evaluation.get("samples", []),
         "answers": evaluation.get("answers", []),
-        "rollouts": [sample for sample in summary.get("samples", []) if "question" in sample],
+        "rollouts": summary.get("samples", []),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from raychat.report.tables import ABSENT, TITLES, Table, dollars, duration, number
 
 STYLE = """
-:root { --ink: #1d2733; --soft: #66717e; --line: #e3e7ec; --paper: #ffffff; --ground: #f4f6f8; --accent: #3b6ea8; }
+:root { --ink: #1d2733; --soft: #66717e; --line: #e3e7ec; --paper: #ffffff; --ground: #f4f6f8; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
@@ -25,7 +25,7 @@ th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--li
 th { color: var(--soft); font-weight: 600; font-size: 13px; } tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { text-align: left; }
 .text td { text-align: left; white-space: normal; } .text td:first-child { white-space: nowrap; color: var(--soft); }
-td.absent { color: #b4bcc6; } td.best { font-weight: 700; color: var(--accent); }
+td.absent { color: #b4bcc6; }
 .note { color: var(--soft); font-size: 13px; margin: 12px 0 0; }
 img { max-width: 100%; margin: 0 12px 8px 0; vertical-align: top; }
 .talk { border-left: 3px solid var(--line); padding: 2px 0 2px 14px; margin: 0 0 16px; white-space: pre-wrap; }
