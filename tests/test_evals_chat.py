@@ -178,7 +178,7 @@ def test_prompt_leaves_room_for_the_answer() -> None:
 def test_chatcore_is_the_mean_centred_accuracy() -> None:
     assert evals_chat.chatcore({"a": 0.625, "b": 0.1}, {"a": 0.25, "b": 0.0}) == pytest.approx((0.5 + 0.1) / 2)
     assert evals_chat.chatcore({"a": 0.25}, {"a": 0.25}) == 0
-    assert evals_chat.centred(1.0, 0.25) == 1
+    assert evals_chat.chatcore({"a": 1.0}, {"a": 0.25}) == 1
 
 
 @pytest.fixture

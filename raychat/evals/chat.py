@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from raychat import chat, tasks
 from raychat.engine import Engine, SamplingParams
-from raychat.evals.core import chosen
+from raychat.evals.core import centred, chosen
 from raychat.evals.scoring import logits_of
 from raychat.evals.subject import Evaluation, Subject, pieces
 from raychat.model import GPT
@@ -113,11 +113,6 @@ def generate(engine: Engine, task: Task, indices: Sequence[int], sampling: Sampl
 
 
 # ---------------------------------------------------------------------------------------------- sums
-
-
-def centred(accuracy: float, chance: float) -> float:
-    """Scale an accuracy so that guessing is 0 and perfection 1."""
-    return (accuracy - chance) / (1 - chance)
 
 
 def chatcore(accuracies: Mapping[str, float], chances: Mapping[str, float]) -> float:

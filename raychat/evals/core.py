@@ -250,12 +250,17 @@ def _judge(model: GPT, rows: Rows, counts: list[int], batch_tokens: int) -> tupl
     return losses, firsts
 
 
+def centred(accuracy: float, chance: float) -> float:
+    """Scale an accuracy so that guessing is 0 and perfection 1."""
+    return (accuracy - chance) / (1 - chance)
+
+
 def score(task: Task, verdicts: Sequence[bool]) -> Score:
     """Sum verdicts up. Raises ValueError where there are none."""
     if not verdicts:
         raise ValueError(f"task {task.label}: no items to judge in {task.file}")
     accuracy = sum(verdicts) / len(verdicts)
-    return Score(accuracy, (accuracy - task.chance) / (1 - task.chance), len(verdicts))
+    return Score(accuracy, centred(accuracy, task.chance), len(verdicts))
 
 
 def core_metric(scores: Mapping[str, Score]) -> float:
