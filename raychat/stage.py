@@ -102,14 +102,14 @@ def run(
     start, spent, latest_metrics = _resume(stage, model, optimizer)
     began = time.monotonic() - spent
     log = MetricsLog(stage.folder, start=start, name=stage.name, settings=stage.settings) if rank == 0 else None
-    clock = _Clock(stage.tokens_per_step, flops.per_token(model), peak_flops(device), size, start)
+    clock = _Clock(stage.tokens_per_step, flops.per_token(model), peak_flops(device), size)
 
     def log_step(step: int, loss: Tensor) -> None:
         if log is None:
             return
         synchronize(device)
         now = {"step": step, "loss": loss.item(), "lr": stage.schedule.lr(step - 1), **(row() if row else {})}
-        now |= {**clock.tick(step), "t": round(time.monotonic() - began, 3)}
+        now |= {**clock.tick(), "t": round(time.monotonic() - began, 3)}
         log.write(now)
         if clock.due(step == stage.steps):
             report(now)
@@ -187,9 +187,9 @@ def _resume(stage: Stage, model: GPT, optimizer: MuonAdamW) -> tuple[int, float,
 
 
 class _Clock:
-    """Tokens per second and MFU over the time since the last report, evaluation and saving left out."""
+    """Tokens per second and MFU of the step just done, evaluation and saving left out."""
 
-    def __init__(self, tokens_per_step: int, flops_per_token: int, peak: float | None, workers: int, step: int) -> None:
+    def __init__(self, tokens_per_step: int, flops_per_token: int, peak: float | None, workers: int) -> None:
         self._tokens_per_step, self._flops_per_token, self._peak, self._workers = (
             tokens_per_step,
             flops_per_token,
@@ -198,7 +198,7 @@ class _Clock:
         )
         self._last = self._reported = time.monotonic()
 
-    def tick(self, step: int) -> Metrics:
+    def tick(self) -> Metrics:
         now = time.monotonic()
         rate = self._tokens_per_step / max(now - self._last, 1e-9)
         self._last = now
