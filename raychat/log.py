@@ -90,7 +90,8 @@ class MetricsLog:
     """The rows of a stage in `metrics.jsonl`, and the same in wandb.
 
     A resumed stage drops the rows after the step that it goes on from: the file reads like an uninterrupted run.
-    Local files grow by a line a row; on an object store the file is written anew every so often and at the end.
+    Local files grow by a line a row; on an object store the file is written anew every so often and when flushed, which
+    must be before every checkpoint: a stage that goes on from it has nothing else to know the rows before it from.
     """
 
     _UPLOAD_EVERY_S = 30.0
@@ -113,10 +114,14 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
-    def close(self) -> None:
-        """Write what is not written yet and end the wandb run."""
+    def flush(self) -> None:
+        """Write what is not written yet."""
         if not paths.is_local(self._path):
             self._write()
+
+    def close(self) -> None:
+        """Write what is not written yet and end the wandb run."""
+        self.flush()
         if self._wandb is not None:
             self._wandb.finish()
 

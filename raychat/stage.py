@@ -135,6 +135,8 @@ def run(
             "wall_s": round(time.monotonic() - began, 3),
             "workers": size,
         }
+        if log is not None:
+            log.flush()
         checkpoint.save_checkpoint(stage.folder, step, model, optimizer, stage.tokenizer, meta)
         clock.restart()
 

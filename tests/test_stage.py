@@ -64,6 +64,14 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
     assert paths.name(summary["checkpoint"]) == "step_000008"
 
 
+def test_metrics_on_an_object_store_have_no_gap_after_a_kill(tmp_path: Path) -> None:
+    one = toy.token_stage(tmp_path, "one", folder=f"memory://{tmp_path.name}")
+    with pytest.raises(Killed):
+        train_on_rows(one, kill_at(7))  # long before the log's next upload
+    train_on_rows(one, lambda row: None)
+    assert [r["step"] for r in read_metrics(one.folder) if "loss" in r] == list(range(1, toy.STEPS + 1))
+
+
 def test_stage_killed_between_its_last_checkpoint_and_its_summary_is_summed_up(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
     summary = train_on_rows(one, lambda row: None)
