@@ -26,10 +26,12 @@ def device() -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of matmuls and activations: bf16 on CUDA devices that have it, else fp32."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    """Return the dtype of matmuls and activations: bf16 on GPUs that compute in it, else fp32."""
+    if device.type != "cuda":
+        return torch.float32
+    # Not torch.cuda.is_bf16_supported(): it counts slow emulation and asks about the current device.
+    has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def peak_flops(device: torch.device) -> float | None:
