@@ -4,7 +4,6 @@ python jobs/base_eval.py --run tiny
 python jobs/base_eval.py --run d20 --bundle /data/eval_bundle --max-items 500 --cluster.workers 8
 """
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +46,7 @@ def run(args: Args) -> dict[str, Any]:
         if args.bundle == "tinyworld":
             bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
         else:  # actors have another working folder
-            bundle = os.path.abspath(args.bundle) if paths.is_local(args.bundle) else args.bundle
+            bundle = paths.absolute(args.bundle)
         if (prompts := args.prompts) is None:
             prompts = samples.beginnings(TokenRows(rows), tokenizer)
         return [

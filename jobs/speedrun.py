@@ -1,6 +1,6 @@
 """The whole road in one command: tokenizer, base, mid, SFT, RL, each evaluated, and a report card.
 
-    python jobs/speedrun.py --preset tiny                              about ten minutes on two CPU cores
+    python jobs/speedrun.py --preset tiny --cluster.workers 2          about ten minutes on two CPU cores
     python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
@@ -35,7 +35,7 @@ class Pipeline(NamedTuple):
 
 
 def tiny() -> Pipeline:
-    """Two million parameters on tinyworld: about ten minutes on two CPU cores, to see every part work."""
+    """Two million parameters on tinyworld: about ten minutes for two workers on two CPU cores."""
     return Pipeline(
         tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
@@ -62,13 +62,13 @@ def tiny() -> Pipeline:
 
 
 def cpu() -> Pipeline:
-    """The same on a larger model: about half an hour on a laptop's CPU."""
+    """The same on a larger model, trained for longer."""
     small = tiny()
     return small._replace(
         tok_train=tok_train.Args(vocab_size=2048),
         base_train=dataclasses.replace(small.base_train, depth=4, steps=1200, eval_every=300, save_every=300),
         mid_train=dataclasses.replace(small.mid_train, steps=400),
-        sft_train=dataclasses.replace(small.sft_train, steps=250),
+        sft_train=dataclasses.replace(small.sft_train, steps=600),
         rl_train=dataclasses.replace(small.rl_train, steps=40),
     )
 
@@ -77,7 +77,7 @@ def _hub(depth: int, ratio: float = 12.0) -> Pipeline:
     """The recipe's run of a depth on the hub's data; everything else is derived."""
     return Pipeline(
         tok_train.Args(data=("climbmix",), num_shards=9),
-        tok_eval.Args(),
+        tok_eval.Args(data=("climbmix",), num_shards=9),
         base_train.Args(data=("climbmix",), depth=depth, ratio=ratio),
         base_eval.Args(max_items=500),
         mid_train.Args(task_data="hub"),
@@ -89,17 +89,17 @@ def _hub(depth: int, ratio: float = 12.0) -> Pipeline:
 
 
 def d20() -> Pipeline:
-    """About 500M parameters: nanochat's $100 model of October 2025."""
+    """About 900M parameters, half of them value embeddings."""
     return _hub(20)
 
 
 def d24() -> Pipeline:
-    """The $48 GPT-2: CORE above GPT-2 1.6B's 0.2565 in under two hours of 8 x H100."""
+    """The size of nanochat's GPT-2 run: CORE above GPT-2 1.6B's 0.2565, which takes it two hours of 8 x H100, $48."""
     return _hub(24, ratio=8.0)
 
 
 def d32() -> Pipeline:
-    """About 1.9B parameters, over a day of 8 x H100."""
+    """About 2.8B parameters, 1.1B of them value embeddings."""
     return _hub(32)
 
 

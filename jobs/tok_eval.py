@@ -79,12 +79,12 @@ def texts_of(args: Args) -> dict[str, str]:
     texts: dict[str, str] = {}
     if args.data:
         _, val = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
-        held_out = ""
+        documents: list[str] = []
         for block in corpus.blocks(val):
-            held_out += "\n\n".join(corpus.texts(block).to_pylist())
-            if len(held_out) >= args.max_chars:
+            documents += corpus.texts(block).to_pylist()
+            if sum(map(len, documents)) >= args.max_chars:
                 break
-        texts["validation"] = held_out
+        texts["validation"] = "\n\n".join(documents)
     texts |= compression.samples()
     for path in args.files:
         texts[os.path.basename(path)] = paths.read_bytes(path).decode("utf-8", errors="replace")

@@ -18,7 +18,7 @@ class Args:
 
     run: str = "tiny"  # name of the run; the tokenizer goes to runs/<run>/tokenizer
     data: tuple[str, ...] = ("tinyworld",)  # tinyworld, climbmix, fineweb-edu, or files, folders and globs
-    num_shards: int | None = None  # training shards to use of a corpus on the hub; None = all
+    num_shards: int | None = None  # training shards to use, the first ones; None = all
     num_val: int = 1  # shards at the end that are kept for validation and not counted
     vocab_size: int = 32768  # tokens, the special ones included
     max_chars: int = 2_000_000_000  # characters to count

@@ -31,6 +31,11 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def absolute(path: str) -> str:
+    """Return the same place as seen from any working folder: local paths made absolute, URLs without a last slash."""
+    return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path.rstrip("/")
+
+
 def join(base: str, *names: str) -> str:
     """Join path components with `/`, for local paths and URLs alike."""
     return "/".join([base.rstrip("/") or "/", *names])
@@ -144,12 +149,15 @@ def rename(source: str, target: str) -> None:
 
 
 def local(path: str) -> str:
-    """Return a local file with the same content: the file itself, or a copy downloaded once to this machine's cache."""
+    """Return a local file with the same content: the file itself, or a copy in this machine's cache.
+
+    Every version of a file is downloaded once.
+    """
     if is_local(path):
         return path
-    cached = os.path.join(
-        tempfile.gettempdir(), "raychat-cache", hashlib.sha256(path.encode()).hexdigest()[:16], name(path)
-    )
+    fs, p = url_to_fs(path)
+    version = hashlib.sha256(f"{path} {fs.ukey(p)}".encode()).hexdigest()[:16]
+    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", version, name(path))
     if not os.path.exists(cached):
         write_bytes(cached, read_bytes(path))
     return cached

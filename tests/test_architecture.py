@@ -17,8 +17,8 @@ REPO = Path(__file__).parent.parent
 LAYERS = [
     "paths dist device log loss schedule scaling packing sandbox sandbox_child",
     "attention tokenizer tools tasks tinyworld",
-    "model gpt2 chat corpus tokens optim",
-    "flops engine batches checkpoint convert",
+    "model chat corpus tokens optim",
+    "flops engine batches checkpoint",
     "train stage token_stage talk rl evals report",
     "cluster",
 ]

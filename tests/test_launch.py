@@ -14,7 +14,7 @@ import toy
 
 from raychat import checkpoint
 from raychat.cluster import Cluster
-from raychat.cluster.launch import launch, spread
+from raychat.cluster.launch import launch
 from raychat.log import Report, read_metrics
 from raychat.token_stage import TokenStage, train_on_rows
 
@@ -88,8 +88,3 @@ def test_a_workers_error_reaches_the_driver(tmp_path: Path, ray_cluster: None) -
 def test_more_workers_than_fit_are_refused(tmp_path: Path, ray_cluster: None) -> None:
     with pytest.raises(ValueError, match=r"99 workers need 99 CPUs; this Ray cluster has 8.*--cluster\.workers"):
         launch(fail, "two", name="wide", steps=1, cluster=Cluster(workers=99, storage_path=str(tmp_path)))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_spread_keeps_the_order(workers: int, ray_cluster: None) -> None:
-    assert list(spread(lambda x: x * x, range(5), Cluster(workers=workers))) == [0, 1, 4, 9, 16]

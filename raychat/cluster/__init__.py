@@ -13,7 +13,7 @@ class Cluster:
     storage_path: str | None = None  # folder or URL (s3://, gs://) for what is written; None = RAYCHAT_HOME
     address: str | None = None  # Ray cluster to join; None = RAY_ADDRESS if set, else one started on this machine
     gpus_per_worker: int | None = None  # None = 1 where the cluster has GPUs, else 0
-    max_failures: int = 3  # restarts of a stage's workers after a failure, before the job gives up
+    max_failures: int = 3  # restarts of a stage's workers, or deaths of actors in a row, before the job gives up
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -21,10 +21,7 @@ class Cluster:
 
     def storage(self) -> str:
         """Return the absolute root of the storage; workers get paths below it and never look at the environment."""
-        import os
-
-        path = self.storage_path or paths.home()
-        return os.path.abspath(os.path.expanduser(path)) if paths.is_local(path) else path.rstrip("/")
+        return paths.absolute(self.storage_path or paths.home())
 
     def run_folder(self, run: str, *names: str) -> str:
         """Return a path below the folder of the run named `run`."""

@@ -3,7 +3,8 @@
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +68,9 @@ def count_words(
     window = IN_FLIGHT if cluster.workers else 1
     chars = documents = 0
     started = shown = time.monotonic()
-    with Progress("count words", len(blocks)) as progress:
-        for step, (block, result) in enumerate(_counted(blocks, submit, window, max_chars, *settings), start=1):
+    counted = _counted(blocks, submit, window, max_chars, *settings)
+    with Progress("count words", len(blocks)) as progress, closing(counted):
+        for step, (block, result) in enumerate(counted, start=1):
             size, *parts = result
             if chars + get(size).chars > max_chars:  # the last block: only its first documents
                 size, *parts = submit(_count, 1 + num_parts, block, max_chars - chars, *settings)
@@ -125,15 +127,21 @@ def _add_and_cut(min_count: int, *forms: bytes) -> tuple[bytes, int, int]:
 
 def _counted(
     blocks: Sequence[corpus.Block], submit: Submit, window: int, max_chars: int, *settings: Any
-) -> Iterator[tuple[corpus.Block, Any]]:
+) -> Generator[tuple[corpus.Block, Any]]:
     """Submit the blocks, some of them ahead, and yield each with its results in order."""
     num_results = 1 + settings[-1]
     ahead: deque[tuple[corpus.Block, Any]] = deque()
-    for block in blocks:
-        ahead.append((block, submit(_count, num_results, block, max_chars, *settings)))
-        if len(ahead) >= window:
+    try:
+        for block in blocks:
+            ahead.append((block, submit(_count, num_results, block, max_chars, *settings)))
+            if len(ahead) >= window:
+                yield ahead.popleft()
+        while ahead:
             yield ahead.popleft()
-    yield from ahead
+    finally:  # enough has been counted: what is left would still download and count
+        for _, (size, *_) in ahead:
+            if isinstance(size, ray.ObjectRef):
+                ray.cancel(size)
 
 
 def _call(fn: Callable[..., Any], num_results: int, *args: Any) -> Any:

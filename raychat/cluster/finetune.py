@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from raychat import checkpoint, corpus, tasks
+from raychat import checkpoint, corpus, paths, tasks
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.prepare import conversations, prepare
@@ -13,10 +13,9 @@ from raychat.schedule import Schedule
 from raychat.stage import finished
 from raychat.tasks import Problem
 from raychat.token_stage import TokenStage, train_on_rows
-from raychat.tokenizer import Tokenizer
 from raychat.tokens import TokenRows
 
-_VAL_FRAC = 0.02  # of the conversations are held out, at least _MIN_VAL of them
+_VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MIN_VAL in all
 _MIN_VAL = 50
 
 
@@ -66,7 +65,7 @@ def finetune(
     """
     cluster, storage = args.cluster, args.cluster.storage()
     folder = cluster.run_folder(args.run, stage)
-    parent = args.parent or checkpoint.latest_of(cluster.run_folder(args.run), parents)
+    parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), parents))
     meta = checkpoint.read_meta(parent)
     inherited = meta["settings"]
     architecture = GPTConfig(**{k: v for k, v in meta["model"].items() if k != "class"})
@@ -77,26 +76,21 @@ def finetune(
         print(f"{stage}: {args.run} is trained already: {summary['checkpoint']}")
         return summary
 
-    tokenizer = Tokenizer.load(parent + "/tokenizer")
-    problems = load_mixture(args.tasks, corpus.task_root(args.task_data, storage), args.seed)
-    num_val = max(_MIN_VAL, round(_VAL_FRAC * len(problems)))
-    if len(problems) <= num_val:
-        raise ValueError(
-            f"{len(problems)} conversations are too few: {num_val} of them would be held out for validation"
-        )
+    tokenizer = checkpoint.load_tokenizer(parent)
+    problems, held_out = load_mixture(args.tasks, corpus.task_root(args.task_data, storage), args.seed)
     train, val = (
         conversations(part, tokenizer, architecture.sequence_len, storage, masked=not whole_rows)
-        for part in (problems[:-num_val], problems[-num_val:])
+        for part in (problems, held_out)
     )
     for part in (val, train):
         prepare(part, cluster)
     rows_per_step = max(1, settings["batch_tokens"] // architecture.sequence_len)
     steps = args.steps or max(1, TokenRows(train.folder).num_rows() // rows_per_step)
-    print(f"{stage}: {len(problems) - num_val} conversations, {steps} steps of {rows_per_step} rows, from {parent}")
+    print(f"{stage}: {len(problems)} conversations, {steps} steps of {rows_per_step} rows, from {parent}")
     work = TokenStage(
         name=f"{args.run}/{stage}",
         folder=folder,
-        tokenizer=parent + "/tokenizer",
+        tokenizer=paths.join(parent, "tokenizer"),
         rows=train.folder,
         val_rows=val.folder,
         architecture=architecture,
@@ -115,11 +109,11 @@ def finetune(
     return launch(train_on_rows, work, name=work.name, steps=steps, cluster=cluster)
 
 
-def load_mixture(names: Sequence[str], root: str, seed: int) -> Sequence[Problem]:
-    """Load training tasks and mix them; `gsm8k*4` takes one four times.
+def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """Load training tasks and mix them; `gsm8k*4` takes one four times. Return what to train and what to validate on.
 
     Raises:
-        ValueError: no such task, no data for it, or no whole number behind the `*`.
+        ValueError: no such task, no data for it, no whole number behind the `*`, or too few problems in all.
     """
     parts = []
     for entry in names:
@@ -127,4 +121,12 @@ def load_mixture(names: Sequence[str], root: str, seed: int) -> Sequence[Problem
         if star and not repeat.isdigit():
             raise ValueError(f"task {entry!r}: expected NAME or NAME*N with a whole number N, such as gsm8k*4")
         parts.append((tasks.load(name, root, "train"), int(repeat) if star else 1))
-    return tasks.mixture(parts, seed)
+    total = sum(len(task.problems) for task, _ in parts)
+    if total < 2 * _MIN_VAL:
+        raise ValueError(
+            f"{', '.join(names)} have {total} conversations together, expected {2 * _MIN_VAL} or more: {_MIN_VAL} are "
+            "held out for validation; name more --tasks"
+        )
+    halves = [tasks.hold_out(task, max(_VAL_FRAC, _MIN_VAL / total)) for task, _ in parts]
+    train = [(part, repeat) for (part, _), (_, repeat) in zip(halves, parts, strict=True)]
+    return tasks.mixture(train, seed), tasks.mixture([(part, 1) for _, part in halves], seed)

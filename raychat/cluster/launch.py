@@ -1,22 +1,20 @@
-"""Join or start Ray, run a stage on its workers, and spread work over tasks."""
+"""Join or start Ray, and run a stage on its workers."""
 
 import contextlib
 import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raychat.cluster import Cluster
 from raychat.log import Progress, Report
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Work = TypeVar("Work")
 
 # Defaults that suit small machines; whatever the user has set wins. See Ray's constants of these names.
@@ -58,27 +56,6 @@ def num_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def spread(
-    fn: Callable[[Item], Result], items: Iterable[Item], cluster: Cluster, *, num_cpus: float = 1, in_flight: int = 64
-) -> Iterator[Result]:
-    """Run `fn` on every item as Ray tasks, results in the items' order; in this process with 0 workers.
-
-    A task whose process or node dies is run again; an exception of `fn` is raised here with its cause.
-    """
-    if cluster.workers == 0:
-        yield from map(fn, items)
-        return
-    connect(cluster)
-    task = ray.remote(num_cpus=num_cpus)(fn)
-    running: deque[Any] = deque()
-    for item in items:
-        if len(running) >= in_flight:
-            yield ray.get(running.popleft())
-        running.append(task.remote(item))
-    while running:
-        yield ray.get(running.popleft())
-
-
 def launch(
     worker: Callable[[Work, Report], dict[str, Any]], work: Work, *, name: str, steps: int, cluster: Cluster
 ) -> dict[str, Any]:
@@ -110,7 +87,8 @@ def _fit(
     train: Any = ray.train  # its annotations are those of the first version, what it holds is the second
     gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else int(num_gpus() > 0)
     _check_room(cluster, gpus)
-    rows = ray.remote(num_cpus=0)(_Rows).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # not on a spot node
+    rows = ray.remote(_Rows).options(num_cpus=0, scheduling_strategy=here).remote()
     resources = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
     trainer = train.torch.TorchTrainer(
         _run_worker,

@@ -43,7 +43,8 @@ def conversations(
 ) -> Work:
     """Return the work of packing the conversations of problems, in their order, into rows of `sequence_len` + 1 tokens.
 
-    masked=True: conversations are never cropped, rows are padded, and only the assistant's tokens carry loss (SFT).
+    masked=True: rows are padded, only the assistant's tokens carry loss, and a conversation is cropped only where it
+    alone is longer than a row (SFT).
     masked=False: rows are full and every token carries loss, as in pretraining (mid).
 
     Raises ValueError when there are no problems.

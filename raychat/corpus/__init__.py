@@ -97,7 +97,7 @@ def task_root(task_data: str, storage: str) -> str:
         return task_data
     if task_data == "tinyworld":
         return tinyworld_root(storage)
-    root = os.path.abspath(os.path.expanduser(task_data)) if paths.is_local(task_data) else task_data.rstrip("/")
+    root = paths.absolute(task_data)
     if not paths.is_folder(root):
         raise ValueError(
             f"--task-data is {task_data!r}; expected tinyworld, hub, or a folder of data sets, and {root} is none"
@@ -111,7 +111,7 @@ def _resolve(entry: str, storage: str) -> list[str]:
         return hub_shards(entry, storage)
     if entry == "tinyworld":
         return _in_folder(paths.join(tinyworld_root(storage), "pretrain"))
-    path = os.path.abspath(os.path.expanduser(entry)) if paths.is_local(entry) else entry
+    path = paths.absolute(entry)
     if any(c in path for c in "*?["):
         found = [shard for shard in _glob(path) if shard.endswith(KINDS)]
         if not found:

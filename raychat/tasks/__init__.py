@@ -11,12 +11,32 @@ from raychat.tasks.humaneval import code_answer, code_request, extract_code, hum
 from raychat.tasks.source import HUB
 from raychat.tasks.spelling import simple_spelling, spelling_bee
 from raychat.tasks.talks import conversations, identity, identity_messages
-from raychat.tasks.task import Problem, Task, mixture
+from raychat.tasks.task import Problem, Task, hold_out, mixture
 
 __all__ = [
-    "HUB", "TASKS", "Problem", "Task", "arc", "calculator_parts", "choice_problem", "choice_reward", "code_answer",
-    "code_request", "conversations", "extract_code", "final_number", "gsm8k", "humaneval", "identity",
-    "identity_messages", "load", "mixture", "mmlu", "simple_spelling", "spelling_bee",
+    "HUB",
+    "TASKS",
+    "Problem",
+    "Task",
+    "arc",
+    "calculator_parts",
+    "choice_problem",
+    "choice_reward",
+    "code_answer",
+    "code_request",
+    "conversations",
+    "extract_code",
+    "final_number",
+    "gsm8k",
+    "hold_out",
+    "humaneval",
+    "identity",
+    "identity_messages",
+    "load",
+    "mixture",
+    "mmlu",
+    "simple_spelling",
+    "spelling_bee",
 ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """What a task is: problems with reference answers, and a reward for the answers of a model."""
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 
@@ -50,7 +51,7 @@ class Mapped(Sequence[Problem]):
         return (self.make(row) for row in self.rows)
 
 
-class _Mixture(Sequence[Problem]):
+class _Chosen(Sequence[Problem]):
     """Problems of several tasks in one order, given by (task, problem) index pairs."""
 
     def __init__(self, tasks: Sequence[Task], order: Sequence[tuple[int, int]]) -> None:
@@ -85,7 +86,20 @@ def mixture(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Sequence[Proble
     if not order:
         raise ValueError("the mixture holds no problems; give at least one task a repeat of 1 or more")
     random.Random(f"mixture {seed}").shuffle(order)
-    return _Mixture(tasks, order)
+    return _Chosen(tasks, order)
+
+
+def hold_out(task: Task, frac: float) -> tuple[Task, Task]:
+    """Split a task into problems to train on and problems to validate on, `frac` of all, rounded up.
+
+    Which ones depends on the task's name and size only: what midtraining holds out SFT does not train on. A larger
+    `frac` holds out the same ones and more.
+    """
+    order = [(0, i) for i in range(len(task.problems))]
+    random.Random(f"held out {task.name}").shuffle(order)
+    num = math.ceil(frac * len(order))
+    train, val = (replace(task, problems=_Chosen([task], part)) for part in (order[num:], order[:num]))
+    return train, val
 
 
 def no_reward(problem: Problem, completion: str) -> float:

@@ -1,4 +1,4 @@
-"""Lessons of the pretraining text: fact pages, sums, counting, spelling, lists with letters, quizzes."""
+"""Lessons of the pretraining text: fact pages, questions, quizzes, sums, counting, spelling, word problems."""
 
 import random
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def value_page(world: World, rng: random.Random) -> str:
 
 
 def questions_and_answers(world: World, rng: random.Random) -> str:
-    """Ask for facts and sums and answer in words, without choices; held-out keys are stated, never asked."""
+    """Ask for facts and answer in words, without choices; held-out keys are stated, never asked."""
     pairs = []
     for _ in range(rng.randint(4, 8)):
         fact = rng.choice(world.train_facts)
@@ -87,7 +87,7 @@ def sums(world: World, rng: random.Random) -> str:
 
 
 def times_table(world: World, rng: random.Random) -> str:
-    """Multiply one number by several, or double some numbers."""
+    """Multiply one number by several."""
     n = rng.randint(2, 10)
     start = rng.randint(1, 4)
     return "\n".join(f"{n} * {k} = {n * k}" for k in range(start, start + rng.randint(4, 6)))

@@ -1,0 +1,72 @@
+"""The whole road in this process, a few steps of each stage: every job hands the next one what it needs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import speedrun
+from raychat import tinyworld
+from raychat.checkpoint import all_in, read_meta
+from raychat.cluster import Cluster
+
+STEPS = {"base": 3, "mid": 2, "sft": 2, "rl": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    tinyworld.write(str(folder), scale=0.05)
+    return folder
+
+
+def arguments(world: Path, **settings: Any) -> speedrun.Args:
+    return speedrun.Args(
+        run="r",
+        data=(str(world / "pretrain"),),
+        task_data=str(world),
+        bundle=str(world / "eval_bundle"),
+        depth=1,
+        vocab_size=400,
+        sequence_len=256,
+        **{f"{stage}_steps": steps for stage, steps in STEPS.items()},
+        rl_max_new_tokens=4,
+        eval_tasks=("arc-easy", "gsm8k"),
+        max_problems=2,
+        cluster=Cluster(workers=0),
+        **settings,
+    )
+
+
+def test_speedrun_goes_all_the_way_and_does_nothing_twice(
+    world: Path, raychat_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = arguments(world)
+    report = speedrun.run(args)
+    run = raychat_home / "runs" / "r"
+    assert json.loads((run / "report" / "report.json").read_text()) == report
+    for stage, steps in STEPS.items():
+        figures = report["stages"][stage]
+        assert figures["steps"] == steps
+        assert 0 < figures["val_bpb"] < 20
+        assert figures["unigram_bpb"] > 0
+        assert figures["wall_s"] > 0
+    assert all(report["stages"][stage].keys() >= {"arc_easy", "gsm8k"} for stage in ("mid", "sft", "rl"))
+    assert 0 <= report["stages"]["rl"]["reward_first"] <= 1
+    assert 0 <= report["stages"]["rl"]["reward_last"] <= 1
+    parents = [read_meta(all_in(str(run / stage))[-1])["parent"] for stage in STEPS]
+    assert parents == [None, *(all_in(str(run / stage))[-1] for stage in ("base", "mid", "sft"))]
+
+    written = {path: path.stat().st_mtime_ns for stage in STEPS for path in (run / stage).rglob("*")}
+    capsys.readouterr()
+    assert speedrun.run(args)["stages"] == report["stages"]
+    assert {path: path.stat().st_mtime_ns for stage in STEPS for path in (run / stage).rglob("*")} == written
+    assert capsys.readouterr().out.count("already") >= len(STEPS) + 4  # stages and their evaluations
+
+
+def test_other_settings_of_a_finished_run_are_refused(world: Path, raychat_home: Path) -> None:
+    speedrun.tok_train.run(speedrun.pipeline(arguments(world)).tok_train)
+    with pytest.raises(ValueError, match="vocab_size"):
+        speedrun.run(replace(arguments(world), vocab_size=500))
