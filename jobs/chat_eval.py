@@ -26,6 +26,14 @@ class Args:
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
     cluster: Cluster = field(default_factory=Cluster)
 
+    def __post_init__(self) -> None:
+        for flag, got, why in (
+            ("max-problems", self.max_problems, "without it, all of them"),
+            ("num-samples", self.num_samples, "a problem's result is the mean of its answers' rewards"),
+        ):
+            if got is not None and got < 1:
+                raise ValueError(f"--{flag} is {got}; expected 1 or more ({why})")
+
 
 def run(args: Args) -> dict[str, Any]:
     """Evaluate, or find that it has been done with the same settings; return what eval.json says.

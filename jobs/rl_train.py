@@ -33,6 +33,17 @@ class Args:
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
     cluster: Cluster = field(default_factory=Cluster)
 
+    def __post_init__(self) -> None:
+        for flag, got, least, why in (
+            ("steps", self.steps, 1, "without it, one pass over the problems"),
+            ("questions-per-step", self.questions_per_step, 1, "a step learns from their answers"),
+            ("samples", self.samples, 2, "an answer is judged against the others to its question"),
+            ("rollout-workers", self.rollout_workers, 0, "0 = the train workers answer"),
+            ("questions-per-call", self.questions_per_call, 1, "every question of a step is answered in some call"),
+        ):
+            if got is not None and got < least:
+                raise ValueError(f"--{flag} is {got}; expected {least} or more ({why})")
+
 
 def run(args: Args) -> dict[str, Any]:
     """Reinforce, or find that it is done; return the stage's summary."""
@@ -46,7 +57,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.stage import finished, summary_of
 
     cluster, folder = args.cluster, args.cluster.run_folder(args.run, "rl")
-    parent = args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid"))
+    parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid")))
     inherited = checkpoint.read_meta(parent)["settings"]
     settings = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("cluster", "rollout_workers")}
     settings |= {"parent": parent, "lr_scale": inherited["lr_scale"]}
@@ -57,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     root = corpus.task_root(args.task_data, cluster.storage())
     task = tasks.load(args.task, root, "train")
     validated = summary_of(parent)
-    steps = args.steps or max(1, len(task.problems) // args.questions_per_step)
+    steps = args.steps if args.steps is not None else max(1, len(task.problems) // args.questions_per_step)
     params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens)
     work = RLStage(
         name=f"{args.run}/rl",

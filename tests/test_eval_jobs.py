@@ -105,6 +105,12 @@ def test_task_asked_for_without_data_is_an_error(made: Path, storage: Cluster) -
         chat_eval.run(chat_eval.Args(run="t", tasks=("gsm8k",), task_data=str(made / "tasks"), cluster=storage))
 
 
+@pytest.mark.parametrize("setting", ["max_problems", "num_samples"])
+def test_settings_that_are_too_small_are_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"--{setting.replace('_', '-')} is 0; expected 1 or more"):
+        chat_eval.Args(**{setting: 0})
+
+
 def test_stage_without_checkpoint_is_an_error(storage: Cluster) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint in .*runs/t/rl to evaluate"):
         chat_eval.run(chat_eval.Args(run="t", stage="rl", cluster=storage))
