@@ -90,8 +90,8 @@ class MetricsLog:
     """The rows of a stage in `metrics.jsonl`, and the same in wandb.
 
     A resumed stage drops the rows after the step that it goes on from: the file reads like an uninterrupted run.
-    Local files grow by a line a row; on an object store the file is written anew every so often and when flushed, which
-    must be before every checkpoint: a stage that goes on from it has nothing else to know the rows before it from.
+    Local files grow by a line a row; on an object store the file is written anew every so often and when flushed:
+    before every checkpoint, so that a kill loses no row of the steps that are behind it.
     """
 
     _UPLOAD_EVERY_S = 30.0
