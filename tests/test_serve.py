@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -391,6 +393,39 @@ def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI) -> None:
     start = time.monotonic()
     assert ask(served, max_tokens=3).choices[0].message.content == "abc"
     assert time.monotonic() - start < max(whole_s / 2, 1)
+
+
+@pytest.mark.ray
+def test_ending_leaves_the_other_applications_of_a_joined_cluster(
+    served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path
+) -> None:
+    """The last test of `served`, whose application it replaces and ends."""
+    from ray import serve
+
+    from raychat.cluster import Cluster
+    from raychat.cluster.serve.run import serve_on_ray
+
+    @serve.deployment
+    class Other:
+        pass
+
+    write_chat_run(raychat_home, trained_tokenizer)
+    serve.run(Other.bind(), name="other", route_prefix="/other")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end_it() -> None:
+        while signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_it, daemon=True).start()
+    try:
+        settings = {"storage_path": str(raychat_home), "max_sequences": 1, "max_replicas": 1}
+        serve_on_ray(settings, "127.0.0.1", free_port(), Cluster())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert list(serve.status().applications) == ["other"]
 
 
 def test_build_says_what_is_wrong(raychat_home: Path) -> None:
