@@ -22,7 +22,6 @@ class Template(NamedTuple):
 
 
 class Problem(NamedTuple):
-    key: str
     question: str
     answer: str
 
@@ -166,7 +165,7 @@ def problems(world: World, rng: random.Random, *, test: bool) -> Iterator[Proble
         used = sorted({operand for _, left, _, right in template.steps for operand in (left, right)} & numbers.keys())
         key = f"problem {TEMPLATES.index(template)}: {[numbers[name] for name in used]}"
         if world.is_test(key) == test:
-            yield _write(template, key, numbers, solved, rng)
+            yield _write(template, numbers, solved, rng)
 
 
 def _numbers(rng: random.Random) -> dict[str, int]:
@@ -192,7 +191,6 @@ def _solve(template: Template, numbers: dict[str, int]) -> list[tuple[int, str, 
 
 def _write(
     template: Template,
-    key: str,
     numbers: dict[str, int],
     solved: list[tuple[int, str, int, int]],
     rng: random.Random,
@@ -209,4 +207,4 @@ def _write(
         for (sentence, *_), (x, sign, y, result) in zip(template.steps, solved, strict=True)
     ]
     question = template.text.format_map({**fields, **numbers})
-    return Problem(key, question, "\n".join([*lines, f"#### {solved[-1][3]}"]))
+    return Problem(question, "\n".join([*lines, f"#### {solved[-1][3]}"]))

@@ -20,7 +20,6 @@ LETTERS = "ABCD"
 class Question(NamedTuple):
     """A question with four choices; `answer` is the index of the right one."""
 
-    key: str
     subject: str
     text: str
     choices: tuple[str, ...]
@@ -174,7 +173,7 @@ def draw(world: World, rng: random.Random, makers: Sequence[tuple[Maker, int]], 
         place = rng.choice([i for i in range(NUM_CHOICES) if rights[i] <= min(rights) + 2])
         choices.insert(place, right)
         rights[place] += 1
-        yield Question(key, subject, text, tuple(choices), place)
+        yield Question(subject, text, tuple(choices), place)
 
 
 def distinct(questions: Iterator[Question], num: int) -> list[Question]:

@@ -9,9 +9,9 @@ from raychat.tinyworld.world import World, pronouns
 TITLES = ("", "", "{A} and {B}\n\n", "{A} and the {animal}\n\n", "A story from {home}\n\n")
 
 
-def story(world: World, rng: random.Random, hero: str | None = None, animal: str | None = None) -> str:
-    """Return a story of one or two paragraphs about `hero` (by chance when None), its facts those of the world."""
-    fields = _cast(world, rng, hero or rng.choice(w.PEOPLE), animal or rng.choice(w.ANIMALS))
+def story(world: World, rng: random.Random) -> str:
+    """Return a story of one or two paragraphs, its facts those of the world."""
+    fields = _cast(world, rng, rng.choice(w.PEOPLE), rng.choice(w.ANIMALS))
     beats = rng.choice(list(PLOTS.values()))
     opening = rng.choice(OPENINGS) + " " + " ".join(rng.sample(HABITS, rng.choice((1, 2, 2, 3))))
     middle = " ".join(rng.choice(beat) for beat in beats)
