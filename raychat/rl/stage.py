@@ -93,7 +93,7 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
         optimizer,
         learner.batches,
         report,
-        evaluate=learner.evaluate,
+        evaluate=learner.evaluate if work.num_eval or work.val_rows else None,
         row=lambda: learner.latest,
         facts=learner.facts,
     )
