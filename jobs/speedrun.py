@@ -43,19 +43,19 @@ def tiny() -> Pipeline:
             depth=3,
             sequence_len=256,
             batch_tokens=2048,
-            steps=550,
+            steps=450,
             lr_scale=0.4,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
             eval_every=200,
             save_every=200,
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=150),
+        mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=120),
         sft_train.Args(
             tasks=("arc-easy*6", "mmlu", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
-            steps=300,
+            steps=250,
         ),
-        rl_train.Args(steps=20, samples=8, lr=0.4, max_new_tokens=96),
+        rl_train.Args(steps=16, samples=8, lr=0.4, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )
