@@ -127,7 +127,11 @@ def _documents(part: Part) -> pa.ChunkedArray:
             found = list(text_documents(data.decode("utf-8")))
         except UnicodeDecodeError as error:
             raise ValueError(f"{part.path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from None
-    return pa.chunked_array([pa.array(found, pa.large_string())])
+    try:
+        column = pa.array(found, pa.large_string())
+    except UnicodeEncodeError:  # JSON may hold halves of surrogate pairs
+        column = pa.array([without_surrogates(text) for text in found], pa.large_string())
+    return pa.chunked_array([column])
 
 
 def _parquet_texts(part: Part) -> pa.ChunkedArray:
@@ -152,7 +156,7 @@ def _json_text(line: bytes, path: str) -> str:
         ) from None
     if not isinstance(text, str):
         raise ValueError(f"{path}: expected 'text' to be a string, got {text!r:.100}")
-    return without_surrogates(text)
+    return text
 
 
 def text_documents(text: str) -> Iterator[str]:
