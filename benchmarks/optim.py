@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raychat.device import device, synchronize
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import MuonAdamW
 from raychat.scaling import from_depth
 

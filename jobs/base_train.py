@@ -38,7 +38,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat import corpus, scaling, schedule
     from raychat.cluster.launch import launch
     from raychat.cluster.prepare import documents, prepare, prepare_async
-    from raychat.model import GPTConfig
+    from raychat.model.gpt import GPTConfig
     from raychat.stage import finished
     from raychat.token_stage import TokenStage, train_on_rows
     from raychat.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raychat.dist import World
-from raychat.loss import IGNORE
+from raychat.model.loss import IGNORE
 from raychat.tokens import TokenRows
 
 

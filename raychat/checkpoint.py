@@ -23,7 +23,7 @@ from torch import Tensor
 
 from raychat import dist, paths
 from raychat.device import compute_dtype
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raychat.attention import KVCache
+from raychat.model.cache import KVCache
 from raychat.tokenizer import Tokenizer
 from raychat.tools import calculator
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raychat import checkpoint, dist, flops, paths
+from raychat import checkpoint, dist, paths
 from raychat.batches import Batch
 from raychat.device import peak_flops, synchronize
 from raychat.log import MetricsLog, Report
-from raychat.model import GPT
+from raychat.model import flops
+from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
 from raychat.schedule import Schedule
 from raychat.tokenizer import Tokenizer

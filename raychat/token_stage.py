@@ -12,7 +12,7 @@ from raychat.batches import evaluation, steps_of
 from raychat.device import compiled, compute_dtype, device
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
 from raychat.log import Report
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import MuonAdamW
 from raychat.schedule import Schedule
 from raychat.stage import Metrics, Stage

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raychat import dist
 from raychat.batches import Batch
-from raychat.loss import token_nll
+from raychat.model.loss import token_nll
 from raychat.schedule import Schedule
 
 Hook = Callable[[int, Tensor], None]  # called after every step with the number of steps done and the step's loss, ()

@@ -13,7 +13,7 @@ from tiny import byte_tokenizer
 from jobs import base_eval, chat_eval
 from raychat import checkpoint, paths
 from raychat.cluster import Cluster
-from raychat.model import GPTConfig
+from raychat.model.gpt import GPTConfig
 
 CONFIG = GPTConfig(sequence_len=64, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 

@@ -18,7 +18,7 @@ from raychat.evals import samples
 from raychat.evals.chat import Sampling
 from raychat.evals.scoring import logits_of
 from raychat.evals.subject import Evaluation, Subject
-from raychat.model import GPTConfig
+from raychat.model.gpt import GPTConfig
 from raychat.tasks import Problem, Task, choice_problem
 
 CONFIG = GPTConfig(sequence_len=128, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)

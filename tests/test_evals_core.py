@@ -12,7 +12,7 @@ from tiny import byte_tokenizer
 
 from raychat.evals import core
 from raychat.evals.subject import Subject
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
 CONFIG = GPTConfig(sequence_len=160, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)

@@ -10,7 +10,7 @@ import torch
 import uvicorn
 
 from raychat.cluster.serve.http import Backend, make_app
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
 

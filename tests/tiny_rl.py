@@ -10,7 +10,7 @@ import torch
 
 from raychat import checkpoint
 from raychat.engine import SamplingParams
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.rl import RLStage
 from raychat.schedule import linear_to_zero
 from raychat.tasks import Problem, Task

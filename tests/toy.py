@@ -7,7 +7,7 @@ import numpy as np
 from tiny import byte_tokenizer
 
 from raychat import schedule, tokens
-from raychat.model import GPT, GPTConfig
+from raychat.model.gpt import GPT, GPTConfig
 from raychat.token_stage import TokenStage
 from raychat.tokenizer import SPECIAL_TOKENS
 

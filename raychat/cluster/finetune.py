@@ -8,7 +8,7 @@ from raychat import checkpoint, corpus, paths, tasks
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.prepare import conversations, prepare
-from raychat.model import GPTConfig
+from raychat.model.gpt import GPTConfig
 from raychat.schedule import Schedule
 from raychat.stage import finished
 from raychat.tasks import Problem

@@ -14,7 +14,7 @@ from torch import Tensor
 from raychat import dist
 from raychat.batches import Batch, next_token
 from raychat.evals.subject import Evaluation, Subject, pieces
-from raychat.loss import token_nll
+from raychat.model.loss import token_nll
 from raychat.tokens import TokenRows
 
 Rows = tuple[np.ndarray, np.ndarray]  # tokens (n, T + 1) int and mask (n, T + 1) bool, as of `TokenRows.rows`

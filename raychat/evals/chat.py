@@ -10,7 +10,7 @@ from raychat.engine import Engine, SamplingParams
 from raychat.evals.core import centred, chosen
 from raychat.evals.scoring import logits_of
 from raychat.evals.subject import Evaluation, Subject, pieces
-from raychat.model import GPT
+from raychat.model.gpt import GPT
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
 

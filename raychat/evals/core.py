@@ -25,8 +25,8 @@ import yaml
 from raychat import paths
 from raychat.evals.scoring import logits_of
 from raychat.evals.subject import Evaluation, Subject, pieces
-from raychat.loss import token_nll
-from raychat.model import GPT
+from raychat.model.gpt import GPT
+from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
 
 SEED = 1234

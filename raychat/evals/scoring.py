@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raychat.model import GPT
+from raychat.model.gpt import GPT
 
 SHORTEST_ON_GPU = 128  # compiled attention is built anew for every shape: few shapes there, exact ones on the CPU
 

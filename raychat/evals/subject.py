@@ -9,7 +9,7 @@ import torch
 from raychat import checkpoint
 from raychat.device import device
 from raychat.engine import Engine
-from raychat.model import GPT
+from raychat.model.gpt import GPT
 from raychat.tokenizer import Tokenizer
 
 MAX_SEQUENCES = 32  # generated at once

@@ -16,7 +16,7 @@ from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
 from raychat.evals.core import chosen
 from raychat.log import Report, read_metrics
-from raychat.model import GPT
+from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
 from raychat.rl.sampler import Group, Pool, Question, Sampler
 from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raychat.batches import Batch
-from raychat.loss import IGNORE
+from raychat.model.loss import IGNORE
 from raychat.rl.sampler import Group, Question, Rollout
 from raychat.stage import Metrics
 from raychat.tasks import Problem

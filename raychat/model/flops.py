@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from raychat.model import GPT
+from raychat.model.gpt import GPT
 
 
 def per_token(model: GPT) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raychat.attention import _window_blocks, attend, attend_cached, rotary_table, rotate
+from raychat.model.attention import _window_blocks, attend, attend_cached, rotary_table, rotate
 
 T, H, D = 160, 4, 16
 

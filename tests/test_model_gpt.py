@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from raychat import flops
-from raychat.model import GPT, GPTConfig
+from raychat.model import flops
+from raychat.model.gpt import GPT, GPTConfig
 
 SMALL = GPTConfig(sequence_len=512, vocab_size=300, n_layer=5, n_head=4, n_kv_head=2, n_embd=64)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raychat.attention import KVCache, Slots, attend, attend_cached, rotary_table, rotate
+from raychat.model.attention import attend, attend_cached, rotary_table, rotate
+from raychat.model.cache import KVCache, Slots
 
 SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
 GATE_CHANNELS = 12  # channels of the residual stream that gate the value embeddings

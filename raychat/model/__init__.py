@@ -1,0 +1,1 @@
+"""The models: token ids in, logits out."""
