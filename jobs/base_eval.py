@@ -29,12 +29,13 @@ def run(args: Args) -> dict[str, Any]:
 
     Raises ValueError when there is no base checkpoint, FileNotFoundError when the bundle is not there.
     """
-    from raychat import checkpoint, corpus, paths
+    from raychat import checkpoint, paths
     from raychat.cluster.evaluate import evaluate_stage
     from raychat.cluster.prepare import documents, prepare
+    from raychat.data import corpus
+    from raychat.data.shards import TokenRows
     from raychat.evals import bpb, core, samples
     from raychat.evals.subject import Evaluation
-    from raychat.tokens import TokenRows
 
     storage = args.cluster.storage()
 

@@ -35,9 +35,10 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Train the base model, or find that it is trained; return the stage's summary."""
-    from raychat import corpus, scaling, schedule
+    from raychat import scaling, schedule
     from raychat.cluster.launch import launch
     from raychat.cluster.prepare import documents, prepare, prepare_async
+    from raychat.data import corpus
     from raychat.model.gpt import GPTConfig
     from raychat.stage import finished
     from raychat.token_stage import TokenStage, train_on_rows

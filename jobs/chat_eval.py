@@ -40,8 +40,8 @@ def run(args: Args) -> dict[str, Any]:
 
     Raises ValueError when the stage has no checkpoint, or a task asked for has no data.
     """
-    from raychat import corpus
     from raychat.cluster.evaluate import evaluate_stage
+    from raychat.data import corpus
     from raychat.evals import chat, samples
     from raychat.evals.subject import Evaluation
 

@@ -49,9 +49,10 @@ def run(args: Args) -> dict[str, Any]:
     """Reinforce, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import checkpoint, corpus, paths, schedule, tasks
+    from raychat import checkpoint, paths, schedule, tasks
     from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
+    from raychat.data import corpus
     from raychat.engine import SamplingParams
     from raychat.rl import RLStage, Sampler, train_on_rollouts
     from raychat.stage import finished, summary_of

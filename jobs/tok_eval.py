@@ -73,7 +73,7 @@ def token_counter(encoding: Any) -> Any:
 
 def texts_of(args: Args) -> dict[str, str]:
     """Return the texts to measure by name: held-out documents, the package's samples, the given files."""
-    from raychat import corpus
+    from raychat.data import corpus
     from raychat.evals import compression
 
     texts: dict[str, str] = {}

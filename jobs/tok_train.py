@@ -41,8 +41,8 @@ def run(args: Args) -> dict[str, Any]:
         print(f"tokenizer of {args.run}: done already, {done['vocab_size']:,} tokens ({done['fingerprint']})")
         return done
 
-    from raychat import corpus
     from raychat.cluster.count import count_words
+    from raychat.data import corpus
     from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
     started = time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raychat import checkpoint, dist, paths
-from raychat.batches import Batch
+from raychat.data.batches import Batch
 from raychat.device import peak_flops, synchronize
 from raychat.log import MetricsLog, Report
 from raychat.model import flops

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from raychat import checkpoint, dist, stage
-from raychat.batches import evaluation, steps_of
+from raychat.data.batches import evaluation, steps_of
+from raychat.data.shards import TokenRows
 from raychat.device import compiled, compute_dtype, device
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
 from raychat.log import Report
@@ -17,7 +18,6 @@ from raychat.optim import MuonAdamW
 from raychat.schedule import Schedule
 from raychat.stage import Metrics, Stage
 from raychat.tokenizer import Tokenizer
-from raychat.tokens import TokenRows
 
 _UNIGRAM_ROWS = 4096  # training rows that the unigram model is counted on
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raychat import dist
-from raychat.batches import Batch
+from raychat.data.batches import Batch
 from raychat.model.loss import token_nll
 from raychat.schedule import Schedule
 

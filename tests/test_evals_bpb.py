@@ -9,12 +9,12 @@ import torch
 import toy
 from tiny import byte_tokenizer
 
-from raychat.batches import Batch, next_token
-from raychat.batches import evaluation as share_of
+from raychat.data.batches import Batch, next_token
+from raychat.data.batches import evaluation as share_of
+from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.evals import bpb
 from raychat.evals.subject import Subject
-from raychat.tokens import TokenRows
 
 CPU = torch.device("cpu")
 

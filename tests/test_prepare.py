@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from raychat import chat, corpus, paths
+from raychat import chat, paths
 from raychat.cluster import Cluster
-from raychat.cluster.pack import Work
 from raychat.cluster.prepare import conversations, documents, prepare, prepare_async
+from raychat.data import corpus
+from raychat.data.pack import Work
+from raychat.data.shards import FAILED_FILE, PLAN_FILE, Plan, TokenRows
 from raychat.tasks import Problem
 from raychat.tokenizer import Tokenizer
-from raychat.tokens import FAILED_FILE, PLAN_FILE, Plan, TokenRows
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
 
 from raychat import checkpoint, paths
-from raychat.batches import Batch
+from raychat.data.batches import Batch
 from raychat.engine import Engine, SamplingParams
 from raychat.log import read_metrics
 from raychat.rl import RLStage, Rollout, Sampler, advantages, questions_of, to_batches, train_on_rollouts, weigh

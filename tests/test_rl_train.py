@@ -11,12 +11,12 @@ import toy
 
 from jobs import rl_train
 from raychat import checkpoint, tasks
-from raychat.batches import next_token
 from raychat.cluster import Cluster
+from raychat.data.batches import next_token
+from raychat.data.shards import TokenRows
 from raychat.evals.bpb import bits_per_byte
 from raychat.log import read_metrics
 from raychat.tasks import Problem, Task
-from raychat.tokens import TokenRows
 
 
 def write_problems(folder: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import raychat_bpe
 
 from jobs import tok_train
-from raychat import corpus
 from raychat.cluster import Cluster, count
+from raychat.data import corpus
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXTS = [f"Document {i}: the cat's {word} sat on {i * 7} mats.\n" * 3 for i in range(60) for word in ("naïve", "猫")]

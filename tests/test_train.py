@@ -8,10 +8,10 @@ import torch.multiprocessing as mp
 import toy
 
 from raychat import dist, schedule
-from raychat.batches import steps_of
+from raychat.data.batches import steps_of
+from raychat.data.shards import TokenRows
 from raychat.optim import MuonAdamW
 from raychat.schedule import Schedule
-from raychat.tokens import TokenRows
 from raychat.train import every, train
 
 CPU = torch.device("cpu")

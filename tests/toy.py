@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from tiny import byte_tokenizer
 
-from raychat import schedule, tokens
+from raychat import schedule
+from raychat.data import shards
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.token_stage import TokenStage
 from raychat.tokenizer import SPECIAL_TOKENS
@@ -25,12 +26,12 @@ def token_folder(folder: str, *, num_rows: int = 40, num_blocks: int = 2, masked
     """Write token shards whose rows are learnable: every row counts up from a random start."""
     generator = np.random.default_rng(seed)
     T = CONFIG.sequence_len
-    tokens.write_plan(folder, tokens.Plan(num_blocks, T, VOCAB_SIZE, masked, inputs=f"counting-{seed}"))
+    shards.write_plan(folder, shards.Plan(num_blocks, T, VOCAB_SIZE, masked, inputs=f"counting-{seed}"))
     for block in range(num_blocks):
         n = num_rows // num_blocks
         rows = ((generator.integers(0, 64, (n, 1)) + np.arange(T + 1)) % 128).astype(np.uint16)
         mask = (generator.random(rows.shape) < 0.4).astype(np.uint16)
-        tokens.write_block(folder, block, np.stack((rows, mask), axis=1) if masked else rows)
+        shards.write_block(folder, block, np.stack((rows, mask), axis=1) if masked else rows)
     return folder
 
 

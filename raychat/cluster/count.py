@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import ray
 import raychat_bpe
 
-from raychat import corpus
 from raychat.cluster import Cluster
+from raychat.data import corpus
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 

@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from raychat import checkpoint, corpus, paths, tasks
+from raychat import checkpoint, paths, tasks
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.prepare import conversations, prepare
+from raychat.data import corpus
+from raychat.data.shards import TokenRows
 from raychat.model.gpt import GPTConfig
 from raychat.schedule import Schedule
 from raychat.stage import finished
 from raychat.tasks import Problem
 from raychat.token_stage import TokenStage, train_on_rows
-from raychat.tokens import TokenRows
 
 _VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MIN_VAL in all
 _MIN_VAL = 50

@@ -17,10 +17,11 @@ import ray
 import ray.data
 from ray import cloudpickle
 
-from raychat import paths, tokens
+from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import connect
-from raychat.cluster.pack import Work, conversations, documents, make_block
+from raychat.data import shards
+from raychat.data.pack import Work, conversations, documents, make_block
 
 __all__ = ["Preparation", "Work", "conversations", "documents", "prepare", "prepare_async"]
 
@@ -43,9 +44,9 @@ def prepare_async(work: Work, cluster: Cluster, *, say: Callable[[str], None] = 
 
     As a context manager it stops making blocks when the training inside is over and needs no more of them.
     """
-    tokens.write_plan(work.folder, work.plan)
-    paths.remove(paths.join(work.folder, tokens.FAILED_FILE))
-    present = tokens.rows_by_block(paths.names(work.folder))
+    shards.write_plan(work.folder, work.plan)
+    paths.remove(paths.join(work.folder, shards.FAILED_FILE))
+    present = shards.rows_by_block(paths.names(work.folder))
     missing = [block for block in range(work.plan.num_blocks) if block not in present]
     if missing and cluster.workers > 0:
         connect(cluster)
@@ -89,7 +90,7 @@ class Preparation:
         except BaseException as error:
             self._error = error
             text = f"{_described(error)}\n\n{''.join(traceback.format_exception(error))}"
-            paths.write_text(paths.join(self.folder, tokens.FAILED_FILE), text)
+            paths.write_text(paths.join(self.folder, shards.FAILED_FILE), text)
 
     def _make_missing(self) -> None:
         if not self._missing:

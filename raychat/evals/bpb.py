@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from raychat import dist
-from raychat.batches import Batch, next_token
+from raychat.data.batches import Batch, next_token
+from raychat.data.shards import TokenRows
 from raychat.evals.subject import Evaluation, Subject, pieces
 from raychat.model.loss import token_nll
-from raychat.tokens import TokenRows
 
 Rows = tuple[np.ndarray, np.ndarray]  # tokens (n, T + 1) int and mask (n, T + 1) bool, as of `TokenRows.rows`
 PIECE = 64  # rows

@@ -5,10 +5,10 @@ import itertools
 from collections.abc import Sequence
 
 from raychat import chat
+from raychat.data.shards import TokenRows
 from raychat.engine import SamplingParams
 from raychat.evals.subject import Evaluation, Subject
 from raychat.tokenizer import Tokenizer
-from raychat.tokens import TokenRows
 
 NO_STOP_BUT_BOS = ("<|bos|>",)
 

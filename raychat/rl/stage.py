@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from raychat import checkpoint, dist, stage
-from raychat.batches import Batch, evaluation
+from raychat.data.batches import Batch, evaluation
+from raychat.data.shards import TokenRows
 from raychat.device import device
 from raychat.engine import SamplingParams
 from raychat.evals.bpb import bits_per_byte
@@ -25,7 +26,6 @@ from raychat.stage import Metrics, Stage
 from raychat.tasks import Task
 from raychat.token_stage import default_device_rows
 from raychat.tokenizer import Tokenizer
-from raychat.tokens import TokenRows
 
 _LENGTH_MULTIPLE = {"cpu": 8, "cuda": 128}  # batches are padded to it: few shapes on a GPU, little padding on a CPU
 _NUM_SHOWN = 4  # answers kept in the summary

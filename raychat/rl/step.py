@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raychat.batches import Batch
+from raychat.data.batches import Batch
 from raychat.model.loss import IGNORE
 from raychat.rl.sampler import Group, Question, Rollout
 from raychat.stage import Metrics

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from raychat import chat, corpus, paths, tokens
+from raychat import chat, paths
+from raychat.data import corpus, shards
+from raychat.data.shards import Plan
 from raychat.tokenizer import Tokenizer
-from raychat.tokens import Plan
 
 if TYPE_CHECKING:
     from raychat.tasks import Problem
@@ -62,21 +63,21 @@ def conversations(
 def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], inputs: Any) -> int:
     """Pack one block and write it; return the number of its rows."""
     rows = pack(inputs)
-    tokens.write_block(folder, block, rows)
+    shards.write_block(folder, block, rows)
     return len(rows)
 
 
 def _pack_texts(block: corpus.Block, *, tokenizer: Tokenizer, sequence_len: int) -> np.ndarray:
-    return tokens.pack_documents(*tokenizer.encode_batch(corpus.texts(block), bos=True), sequence_len)
+    return shards.pack_documents(*tokenizer.encode_batch(corpus.texts(block), bos=True), sequence_len)
 
 
 def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> np.ndarray:
     rendered = [chat.render(tokenizer, messages) for messages in block]
     if masked:
-        return tokens.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, vocab_size=tokenizer.vocab_size)
+        return shards.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, vocab_size=tokenizer.vocab_size)
     ids = np.array([token for conversation in rendered for token in conversation.ids], dtype=tokenizer.dtype)
     offsets = np.cumsum([0, *(len(conversation.ids) for conversation in rendered)])
-    return tokens.pack_documents(ids, offsets, sequence_len, tokens.CONVERSATION_BUFFER)
+    return shards.pack_documents(ids, offsets, sequence_len, shards.CONVERSATION_BUFFER)
 
 
 def _sliced(messages: Sequence[Any], min_chars: int) -> list[Sequence[Any]]:

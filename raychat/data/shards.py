@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from raychat import paths
-from raychat.packing import Piece, best_fit
+from raychat.data.packing import Piece, best_fit
 
 PLAN_FILE = "plan.json"
 FAILED_FILE = "failed.txt"

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raychat import packing
-from raychat.packing import Piece, best_fit
+from raychat.data import packing
+from raychat.data.packing import Piece, best_fit
 
 lengths_of_documents = st.lists(st.integers(0, 40), max_size=60)
 

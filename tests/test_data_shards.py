@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raychat import paths
-from raychat.tokens import (
+from raychat.data.shards import (
     FAILED_FILE,
     Plan,
     TokenRows,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from raychat import paths
-from raychat.corpus.hub import fetch, source
+from raychat.data.hub import fetch, source
 from raychat.tokenizer import without_surrogates
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")

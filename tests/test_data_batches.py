@@ -7,9 +7,9 @@ import pytest
 import torch
 import toy
 
-from raychat.batches import Batch, evaluation, next_token, steps_of
+from raychat.data.batches import Batch, evaluation, next_token, steps_of
+from raychat.data.shards import TokenRows
 from raychat.dist import World
-from raychat.tokens import TokenRows
 
 CPU = torch.device("cpu")
 

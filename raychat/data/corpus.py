@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from fsspec.core import url_to_fs
 
 from raychat import paths, tinyworld
-from raychat.corpus.hub import HUB, fetch, hub_shards, hub_shards_for, source
-from raychat.corpus.reading import KINDS, Block, Part, block_bytes, blocks, texts
+from raychat.data.hub import HUB, fetch, hub_shards, hub_shards_for, source
+from raychat.data.reading import KINDS, Block, Part, block_bytes, blocks, texts
 
 __all__ = [
     "Block",

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.model.loss import IGNORE
-from raychat.tokens import TokenRows
 
 
 class Batch(NamedTuple):

@@ -14,9 +14,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raychat import corpus, paths
-from raychat.corpus import reading
-from raychat.corpus.reading import DOCUMENT_CHARS, Part, text_documents
+from raychat import paths
+from raychat.data import corpus, reading
+from raychat.data.reading import DOCUMENT_CHARS, Part, text_documents
 
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + "ümläut 漢字" for i in range(50)]
 
