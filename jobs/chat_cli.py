@@ -35,7 +35,7 @@ def run(args: Args) -> str:
     from raychat import checkpoint
     from raychat.device import device
     from raychat.engine import Engine
-    from raychat.talk import find_checkpoint
+    from raychat.runs import find_checkpoint
 
     found = find_checkpoint(args.cluster.storage(), args.run, args.stage)
     model, _ = checkpoint.load_model(found.path, device())
@@ -47,7 +47,7 @@ def run(args: Args) -> str:
 
 
 def _converse(engine: "Engine", args: Args) -> str:
-    from raychat.talk import content_of
+    from raychat.chat.notation import content_of
 
     messages: list[dict[str, Any]] = []
     text = ""
@@ -94,9 +94,9 @@ def answer(engine: "Engine", messages: list[dict[str, Any]], args: Args) -> Iter
     Raises:
         ValueError: the conversation is longer than the context.
     """
-    from raychat.chat import render_prompt
+    from raychat.chat.stream import TextStream
+    from raychat.chat.template import render_prompt
     from raychat.engine import SamplingParams
-    from raychat.talk import TextStream
 
     params = SamplingParams(args.temperature, args.top_k, args.top_p, args.max_new_tokens, args.seed)
     request = engine.add(render_prompt(engine.tokenizer, messages), params)

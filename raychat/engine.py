@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raychat.chat.tools import calculator
 from raychat.model.cache import KVCache
 from raychat.tokenizer import Tokenizer
-from raychat.tools import calculator
 
 Finish = Literal["stop", "length"]
 

@@ -11,7 +11,7 @@ import torch
 import toy
 from tiny import byte_tokenizer
 
-from raychat import chat
+from raychat.chat import template
 from raychat.engine import SamplingParams
 from raychat.evals import chat as evals_chat
 from raychat.evals import samples
@@ -92,7 +92,7 @@ def test_choices_equal_those_of_one_prompt_at_a_time(batch_tokens: int) -> None:
     subject, task = lively(seed=5), choices("ABCDABCDABCD")
     expected = []
     for problem in task.problems:
-        ids = chat.render_prompt(subject.tokenizer, problem.messages[:-1])
+        ids = template.render_prompt(subject.tokenizer, problem.messages[:-1])
         with torch.no_grad():
             logits = subject.model(torch.tensor([ids]))[0, -1]
         expected.append(max("ABCD", key=lambda letter: logits[ord(letter)].item()))
@@ -130,7 +130,7 @@ def test_long_prompt_keeps_bos_and_tail() -> None:
         [{"role": "user", "content": "x" * 300 + "end"}, {"role": "assistant", "content": "A"}], ("A", "B")
     )
     ids = evals_chat.prompt(tokenizer, problem, 20)
-    whole = chat.render_prompt(tokenizer, problem.messages[:-1])
+    whole = template.render_prompt(tokenizer, problem.messages[:-1])
     assert ids == [tokenizer.bos, *whole[-19:]]
     assert evals_chat.prompt(tokenizer, problem, 1000) == whole
     assert evals_chat.choose(one_track("A").model, tokenizer, [problem]) == ["A"]
@@ -143,9 +143,9 @@ def test_answers_equal_those_of_the_engine_alone() -> None:
     subject, task = lively(), questions()
     answers = evals_chat.generate(subject.engine, task, [3, 1, 4])
     for index, answer in answers.items():
-        ids = chat.render_prompt(subject.tokenizer, task.problems[index].messages[:-1])
+        ids = template.render_prompt(subject.tokenizer, task.problems[index].messages[:-1])
         (alone,) = lively().engine.generate([ids], SamplingParams(temperature=0, max_new_tokens=6))
-        assert answer.text == chat.completion_text(subject.tokenizer, alone.ids)
+        assert answer.text == template.completion_text(subject.tokenizer, alone.ids)
         assert answer.reward == pytest.approx(task.reward(task.problems[index], answer.text))
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from raychat import chat, paths
+from raychat import paths
+from raychat.chat import template
 from raychat.cluster import Cluster
 from raychat.cluster.prepare import conversations, documents, prepare, prepare_async
 from raychat.data import corpus
@@ -166,7 +167,7 @@ def test_masked_rows_carry_loss_exactly_on_the_assistants_tokens(problems: list[
             ends = np.cumsum([0, *map(len, pieces)]).tolist()
             found += [(piece, mask[a:b]) for piece, a, b in zip(pieces, ends[:-1], ends[1:], strict=True)]
     padding = ([BYTES.bos], [0])
-    rendered = [chat.render(BYTES, p.messages) for p in problems]
+    rendered = [template.render(BYTES, p.messages) for p in problems]
     assert sorted(f for f in found if f != padding) == sorted((r.ids[: T + 1], r.mask[: T + 1]) for r in rendered)
 
 
@@ -177,7 +178,7 @@ def test_unmasked_conversation_rows_are_full_and_carry_loss_everywhere(tmp_path:
     assert mask.all()
     assert rows.num_valid(np.arange(10)) == 10 * T
     assert (tokens[:, 0] == BYTES.bos).all()
-    rendered = {tuple(chat.render(BYTES, p.messages).ids) for p in problems}
+    rendered = {tuple(template.render(BYTES, p.messages).ids) for p in problems}
     assert all(tuple(piece) in rendered for row in tokens.tolist() for piece in pieces_of(row)[:-1])
 
 

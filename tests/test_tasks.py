@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raychat import tasks, tools
+from raychat import tasks
+from raychat.chat import tools
 from raychat.tasks import Problem, Task, extract_code, final_number, hold_out, mixture
 from raychat.tasks.spelling import letters_reward
 from raychat.tasks.talks import identity_messages

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raychat import paths, sandbox, tasks, tinyworld, tools
+from raychat import paths, sandbox, tasks, tinyworld
+from raychat.chat import tools
 from raychat.tinyworld import text as pretraining
 from raychat.tinyworld.plots import PLOTS
 from raychat.tinyworld.relations import KINDS, RELATIONS

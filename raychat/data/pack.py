@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from raychat import chat, paths
+from raychat import paths
+from raychat.chat import template
 from raychat.data import corpus, shards
 from raychat.data.shards import Plan
 from raychat.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def _pack_texts(block: corpus.Block, *, tokenizer: Tokenizer, sequence_len: int)
 
 
 def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> np.ndarray:
-    rendered = [chat.render(tokenizer, messages) for messages in block]
+    rendered = [template.render(tokenizer, messages) for messages in block]
     if masked:
         return shards.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, vocab_size=tokenizer.vocab_size)
     ids = np.array([token for conversation in rendered for token in conversation.ids], dtype=tokenizer.dtype)

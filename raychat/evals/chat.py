@@ -5,7 +5,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raychat import chat, tasks
+from raychat import tasks
+from raychat.chat import template
 from raychat.engine import Engine, SamplingParams
 from raychat.evals.core import centred, chosen
 from raychat.evals.scoring import logits_of
@@ -84,7 +85,7 @@ def _token(tokenizer: Tokenizer, letter: str) -> int:
 
 def prompt(tokenizer: Tokenizer, problem: Problem, max_tokens: int) -> list[int]:
     """Return the tokens that the model answers to; a prompt of more than `max_tokens` keeps BOS and its tail."""
-    ids = chat.render_prompt(tokenizer, problem.messages[:-1])
+    ids = template.render_prompt(tokenizer, problem.messages[:-1])
     return ids if len(ids) <= max_tokens else [ids[0], *ids[len(ids) - max_tokens + 1 :]]
 
 
@@ -105,7 +106,7 @@ def generate(engine: Engine, task: Task, indices: Sequence[int], sampling: Sampl
     completions = engine.generate([prompts[index] for index, _ in samples], params)
     texts: dict[int, list[str]] = {index: [] for index in indices}
     for (index, _), completion in zip(samples, completions, strict=True):
-        texts[index].append(chat.completion_text(engine.tokenizer, completion.ids))
+        texts[index].append(template.completion_text(engine.tokenizer, completion.ids))
     return {
         index: Answer(sum(task.reward(task.problems[index], text) for text in said) / len(said), said[0])
         for index, said in texts.items()

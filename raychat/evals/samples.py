@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-from raychat import chat
+from raychat.chat import template
 from raychat.data.shards import TokenRows
 from raychat.engine import SamplingParams
 from raychat.evals.subject import Evaluation, Subject
@@ -51,6 +51,6 @@ def _continue(subject: Subject, prompts: tuple[str, ...], max_new_tokens: int) -
 
 def _reply(subject: Subject, questions: tuple[str, ...], max_new_tokens: int) -> list[str]:
     tokenizer = subject.tokenizer
-    rows = [chat.render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    rows = [template.render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
     done = subject.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens))
-    return [chat.completion_text(tokenizer, completion.ids) for completion in done]
+    return [template.completion_text(tokenizer, completion.ids) for completion in done]

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from raychat import chat, checkpoint
+from raychat import checkpoint
+from raychat.chat import template
 from raychat.device import device
 from raychat.engine import Engine, SamplingParams
 from raychat.evals.chat import prompt
@@ -65,7 +66,7 @@ class Sampler:
         completions = engine.generate([prompts[i] for i, _ in asked], [replace(params, seed=seed) for _, seed in asked])
         groups: list[Group] = [[] for _ in questions]
         for (i, _), completion in zip(asked, completions, strict=True):
-            text = chat.completion_text(engine.tokenizer, completion.ids)
+            text = template.completion_text(engine.tokenizer, completion.ids)
             reward = float(self._reward(questions[i].problem, text))
             groups[i].append(Rollout(prompts[i], completion.ids, completion.sampled, completion.logprobs, reward))
         return groups

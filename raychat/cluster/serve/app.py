@@ -24,7 +24,7 @@ from raychat.cluster.launch import num_gpus
 from raychat.cluster.serve.http import make_app
 from raychat.cluster.serve.service import ChatService, card_of
 from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece
-from raychat.talk import find_checkpoint
+from raychat.runs import find_checkpoint
 
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # a replica that is to go may finish its answers for so long

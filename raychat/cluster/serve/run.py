@@ -14,7 +14,7 @@ from raychat.cluster.launch import connect
 from raychat.cluster.serve.app import REQUEST_TIMEOUT_S, build
 from raychat.cluster.serve.http import make_app
 from raychat.cluster.serve.service import ChatService, card_of
-from raychat.talk import find_checkpoint
+from raychat.runs import find_checkpoint
 
 APPLICATION = "raychat"  # its name on Ray Serve
 

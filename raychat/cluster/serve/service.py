@@ -5,12 +5,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 
 from raychat import checkpoint
-from raychat.chat import Message, render_prompt
+from raychat.chat.notation import content_of
+from raychat.chat.stream import TextStream
+from raychat.chat.template import Message, render_prompt
 from raychat.cluster.serve.loop import EngineLoop
 from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece, no_such_model
 from raychat.device import device
 from raychat.engine import Engine, Finish, SamplingParams
-from raychat.talk import Found, TextStream, content_of, written
+from raychat.runs import Found, written
 
 FLUSH_S = 0.03  # tokens that come within this time travel together: a message between processes costs more than a token
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from tiny import byte_tokenizer
 
 from raychat import paths
-from raychat.chat import completion_parts, normalise
-from raychat.talk import TextStream, content_of, find_checkpoint
+from raychat.chat.notation import content_of
+from raychat.chat.stream import TextStream
+from raychat.chat.template import completion_parts, normalise
+from raychat.runs import find_checkpoint
 
 TOKENIZER = byte_tokenizer()
 SPECIAL = TOKENIZER.special

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raychat.tools import calculator
+from raychat.chat.tools import calculator
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raychat.chat import completion_parts, completion_text, normalise, parse, render, render_prompt
+from raychat.chat.template import completion_parts, completion_text, normalise, parse, render, render_prompt
 from raychat.tokenizer import Tokenizer
 
 BYTES = Tokenizer([bytes([i]) for i in range(256)])  # every byte is a token: no training needed
