@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raychat.cluster import Cluster
 
 if TYPE_CHECKING:
-    from raychat.engine import Engine
+    from raychat.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def run(args: Args) -> str:
     """Chat, or answer the one prompt; return the last answer."""
     from raychat import checkpoint
     from raychat.device import device
-    from raychat.engine import Engine
+    from raychat.engine.engine import Engine
     from raychat.runs import find_checkpoint
 
     found = find_checkpoint(args.cluster.storage(), args.run, args.stage)
@@ -96,7 +96,7 @@ def answer(engine: "Engine", messages: list[dict[str, Any]], args: Args) -> Iter
     """
     from raychat.chat.stream import TextStream
     from raychat.chat.template import render_prompt
-    from raychat.engine import SamplingParams
+    from raychat.engine.sampling import SamplingParams
 
     params = SamplingParams(args.temperature, args.top_k, args.top_p, args.max_new_tokens, args.seed)
     request = engine.add(render_prompt(engine.tokenizer, messages), params)

@@ -53,7 +53,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
     from raychat.data import corpus
-    from raychat.engine import SamplingParams
+    from raychat.engine.sampling import SamplingParams
     from raychat.rl import RLStage, Sampler, train_on_rollouts
     from raychat.stage import finished, summary_of
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import byte_tokenizer, random_model, scripted_model
 
-from raychat.engine import Completion, Engine, Event, SamplingParams, sample
+from raychat.engine.engine import Completion, Engine, Event
+from raychat.engine.sampling import SamplingParams, sample
 
 TOKENIZER = byte_tokenizer()
 SPECIAL = TOKENIZER.special

@@ -12,7 +12,7 @@ import toy
 from tiny import byte_tokenizer
 
 from raychat.chat import template
-from raychat.engine import SamplingParams
+from raychat.engine.sampling import SamplingParams
 from raychat.evals import chat as evals_chat
 from raychat.evals import samples
 from raychat.evals.chat import Sampling

@@ -18,7 +18,8 @@ from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
 
 from raychat import checkpoint, paths
 from raychat.data.batches import Batch
-from raychat.engine import Engine, SamplingParams
+from raychat.engine.engine import Engine
+from raychat.engine.sampling import SamplingParams
 from raychat.log import read_metrics
 from raychat.rl import RLStage, Rollout, Sampler, advantages, questions_of, to_batches, train_on_rollouts, weigh
 from raychat.schedule import linear_to_zero

@@ -19,7 +19,7 @@ from tiny import byte_tokenizer, http_server, random_model, scripted_model
 from raychat.checkpoint import save_checkpoint
 from raychat.cluster.serve.service import ChatService
 from raychat.cluster.serve.types import ModelCard
-from raychat.engine import Engine
+from raychat.engine.engine import Engine
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 # Read when Ray starts: a replica that is stopped need not wait 30 s for a load balancer to notice.

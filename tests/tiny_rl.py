@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from raychat import checkpoint
-from raychat.engine import SamplingParams
+from raychat.engine.sampling import SamplingParams
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.rl import RLStage
 from raychat.schedule import linear_to_zero

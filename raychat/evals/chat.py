@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from raychat import tasks
 from raychat.chat import template
-from raychat.engine import Engine, SamplingParams
+from raychat.engine.engine import Engine
+from raychat.engine.sampling import SamplingParams
 from raychat.evals.core import centred, chosen
 from raychat.evals.scoring import logits_of
 from raychat.evals.subject import Evaluation, Subject, pieces

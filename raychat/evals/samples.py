@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from raychat.chat import template
 from raychat.data.shards import TokenRows
-from raychat.engine import SamplingParams
+from raychat.engine.sampling import SamplingParams
 from raychat.evals.subject import Evaluation, Subject
 from raychat.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import torch
 
 from raychat import checkpoint
 from raychat.device import device
-from raychat.engine import Engine
+from raychat.engine.engine import Engine
 from raychat.model.gpt import GPT
 from raychat.tokenizer import Tokenizer
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from raychat import checkpoint
 from raychat.chat import template
 from raychat.device import device
-from raychat.engine import Engine, SamplingParams
+from raychat.engine.engine import Engine
+from raychat.engine.sampling import SamplingParams
 from raychat.evals.chat import prompt
 from raychat.tasks import Problem
 

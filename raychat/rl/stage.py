@@ -12,7 +12,7 @@ from raychat import checkpoint, dist, stage
 from raychat.data.batches import Batch, evaluation
 from raychat.data.shards import TokenRows
 from raychat.device import device
-from raychat.engine import SamplingParams
+from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
 from raychat.evals.core import chosen

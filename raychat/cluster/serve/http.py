@@ -28,7 +28,7 @@ from raychat.cluster.serve.types import (
     Usage,
     no_such_model,
 )
-from raychat.engine import Finish
+from raychat.engine.engine import Finish
 
 HEALTH_TIMEOUT_S = 10.0
 CLIENT_GONE = 499  # as nginx logs a client that closed its request

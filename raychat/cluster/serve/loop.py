@@ -7,7 +7,8 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
-from raychat.engine import Engine, Event, SamplingParams
+from raychat.engine.engine import Engine, Event
+from raychat.engine.sampling import SamplingParams
 
 
 class EngineLoop:

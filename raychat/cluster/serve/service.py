@@ -11,7 +11,8 @@ from raychat.chat.template import Message, render_prompt
 from raychat.cluster.serve.loop import EngineLoop
 from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece, no_such_model
 from raychat.device import device
-from raychat.engine import Engine, Finish, SamplingParams
+from raychat.engine.engine import Engine, Finish
+from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, written
 
 FLUSH_S = 0.03  # tokens that come within this time travel together: a message between processes costs more than a token

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from raychat.engine import Finish
+from raychat.engine.engine import Finish
 
 MAX_STOP_STRINGS = 4
 

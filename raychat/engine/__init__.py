@@ -1,0 +1,1 @@
+"""The engine that chat, rollouts and evaluations generate with."""
