@@ -17,7 +17,7 @@ from torch import Tensor
 from raychat.device import device, synchronize
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import MuonAdamW
-from raychat.scaling import from_depth
+from raychat.train.scaling import from_depth
 
 WARMUP_STEPS, STEPS = 2, 7
 

@@ -35,14 +35,15 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Train the base model, or find that it is trained; return the stage's summary."""
-    from raychat import scaling, schedule
     from raychat.cluster.launch import launch
     from raychat.cluster.prepare import documents, prepare, prepare_async
     from raychat.data import corpus
     from raychat.model.gpt import GPTConfig
-    from raychat.stage import finished
-    from raychat.token_stage import TokenStage, train_on_rows
+    from raychat.optim import schedule
     from raychat.tokenizer import Tokenizer
+    from raychat.train import scaling
+    from raychat.train.stage import finished
+    from raychat.train.token_stage import TokenStage, train_on_rows
 
     cluster = args.cluster
     storage, folder = cluster.storage(), cluster.run_folder(args.run, "base")

@@ -49,13 +49,14 @@ def run(args: Args) -> dict[str, Any]:
     """Reinforce, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import checkpoint, paths, schedule, tasks
+    from raychat import checkpoint, paths, tasks
     from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
     from raychat.data import corpus
     from raychat.engine.sampling import SamplingParams
+    from raychat.optim import schedule
     from raychat.rl import RLStage, Sampler, train_on_rollouts
-    from raychat.stage import finished, summary_of
+    from raychat.train.stage import finished, summary_of
 
     cluster, folder = args.cluster, args.cluster.run_folder(args.run, "rl")
     parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid")))

@@ -16,7 +16,7 @@ from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.log import Report, read_metrics
-from raychat.token_stage import TokenStage, train_on_rows
+from raychat.train.token_stage import TokenStage, train_on_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -31,9 +31,10 @@ def this_module_travels_by_value() -> None:
 
 def train_and_die_once(work: TokenStage, report: Report, *, marker: str, step: int) -> dict[str, Any]:
     """Train, but the first time rank 1 kills itself with SIGKILL in the middle of a step."""
-    from raychat import dist, stage, train
+    from raychat import dist
+    from raychat.train import loop, stage
 
-    accumulate: Callable[..., Any] = train.accumulate
+    accumulate: Callable[..., Any] = loop.accumulate
     seen = 0
 
     def counting(*args: Any) -> Any:
@@ -44,8 +45,8 @@ def train_and_die_once(work: TokenStage, report: Report, *, marker: str, step: i
             os.kill(os.getpid(), signal.SIGKILL)
         return accumulate(*args)
 
-    train.accumulate = counting
-    assert stage.train is train.train
+    loop.accumulate = counting
+    assert stage.train is loop.train
     return train_on_rows(work, report)
 
 

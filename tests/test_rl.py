@@ -21,10 +21,10 @@ from raychat.data.batches import Batch
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.log import read_metrics
+from raychat.optim.schedule import linear_to_zero
 from raychat.rl import RLStage, Rollout, Sampler, advantages, questions_of, to_batches, train_on_rollouts, weigh
-from raychat.schedule import linear_to_zero
 from raychat.tasks import Problem
-from raychat.train import accumulate
+from raychat.train.loop import accumulate
 
 CPU = torch.device("cpu")
 REPO = Path(__file__).parent.parent

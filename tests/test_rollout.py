@@ -19,8 +19,8 @@ from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.rollout import RolloutPool, num_actors, rollout_pool
 from raychat.log import read_metrics
+from raychat.optim.schedule import Schedule, linear_to_zero
 from raychat.rl import Group, Question, Sampler, questions_of, train_on_rollouts
-from raychat.schedule import Schedule, linear_to_zero
 from raychat.tasks import Problem
 
 cloudpickle.register_pickle_by_value(tiny_rl)  # Ray's workers do not find the modules of this folder

@@ -11,8 +11,8 @@ import torch
 from raychat import checkpoint
 from raychat.engine.sampling import SamplingParams
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.optim.schedule import linear_to_zero
 from raychat.rl import RLStage
-from raychat.schedule import linear_to_zero
 from raychat.tasks import Problem, Task
 
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=6)

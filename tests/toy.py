@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from tiny import byte_tokenizer
 
-from raychat import schedule
 from raychat.data import shards
 from raychat.model.gpt import GPT, GPTConfig
-from raychat.token_stage import TokenStage
+from raychat.optim import schedule
 from raychat.tokenizer import SPECIAL_TOKENS
+from raychat.train.token_stage import TokenStage
 
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 CONFIG = GPTConfig(sequence_len=32, vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)

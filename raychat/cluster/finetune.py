@@ -11,10 +11,10 @@ from raychat.cluster.prepare import conversations, prepare
 from raychat.data import corpus
 from raychat.data.shards import TokenRows
 from raychat.model.gpt import GPTConfig
-from raychat.schedule import Schedule
-from raychat.stage import finished
+from raychat.optim.schedule import Schedule
 from raychat.tasks import Problem
-from raychat.token_stage import TokenStage, train_on_rows
+from raychat.train.stage import finished
+from raychat.train.token_stage import TokenStage, train_on_rows
 
 _VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MIN_VAL in all
 _MIN_VAL = 50

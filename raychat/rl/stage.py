@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raychat import checkpoint, dist, stage
+from raychat import checkpoint, dist
 from raychat.data.batches import Batch, evaluation
 from raychat.data.shards import TokenRows
 from raychat.device import device
@@ -19,13 +19,14 @@ from raychat.evals.core import chosen
 from raychat.log import Report, read_metrics
 from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
+from raychat.optim.schedule import Schedule
 from raychat.rl.sampler import Group, Pool, Question, Sampler
 from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh
-from raychat.schedule import Schedule
-from raychat.stage import Metrics, Stage
 from raychat.tasks import Task
-from raychat.token_stage import default_device_rows
 from raychat.tokenizer import Tokenizer
+from raychat.train import stage
+from raychat.train.stage import Metrics, Stage
+from raychat.train.token_stage import default_device_rows
 
 _LENGTH_MULTIPLE = {"cpu": 8, "cuda": 128}  # batches are padded to it: few shapes on a GPU, little padding on a CPU
 _NUM_SHOWN = 4  # answers kept in the summary

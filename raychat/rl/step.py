@@ -10,8 +10,8 @@ import torch
 from raychat.data.batches import Batch
 from raychat.model.loss import IGNORE
 from raychat.rl.sampler import Group, Question, Rollout
-from raychat.stage import Metrics
 from raychat.tasks import Problem
+from raychat.train.stage import Metrics
 
 
 def questions_of(

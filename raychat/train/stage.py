@@ -18,9 +18,9 @@ from raychat.log import MetricsLog, Report
 from raychat.model import flops
 from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
-from raychat.schedule import Schedule
+from raychat.optim.schedule import Schedule
 from raychat.tokenizer import Tokenizer
-from raychat.train import every, train
+from raychat.train.loop import every, train
 
 Metrics = dict[str, float]
 _LOG_EVERY_S = 1.0  # rows reported to the terminal; metrics.jsonl has every step

@@ -7,9 +7,10 @@ import pytest
 import torch
 import toy
 
-from raychat import checkpoint, paths, stage
+from raychat import checkpoint, paths
 from raychat.log import read_metrics
-from raychat.token_stage import train_on_rows
+from raychat.train import stage
+from raychat.train.token_stage import train_on_rows
 
 
 class Killed(Exception):

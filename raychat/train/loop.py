@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from raychat import dist
 from raychat.data.batches import Batch
 from raychat.model.loss import token_nll
-from raychat.schedule import Schedule
+from raychat.optim.schedule import Schedule
 
 Hook = Callable[[int, Tensor], None]  # called after every step with the number of steps done and the step's loss, ()
 

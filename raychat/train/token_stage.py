@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raychat import checkpoint, dist, stage
+from raychat import checkpoint, dist
 from raychat.data.batches import evaluation, steps_of
 from raychat.data.shards import TokenRows
 from raychat.device import compiled, compute_dtype, device
@@ -15,9 +15,10 @@ from raychat.evals.bpb import bits_per_byte, unigram_bpb
 from raychat.log import Report
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import MuonAdamW
-from raychat.schedule import Schedule
-from raychat.stage import Metrics, Stage
+from raychat.optim.schedule import Schedule
 from raychat.tokenizer import Tokenizer
+from raychat.train import stage
+from raychat.train.stage import Metrics, Stage
 
 _UNIGRAM_ROWS = 4096  # training rows that the unigram model is counted on
 

@@ -7,12 +7,12 @@ import torch
 import torch.multiprocessing as mp
 import toy
 
-from raychat import dist, schedule
+from raychat import dist
 from raychat.data.batches import steps_of
 from raychat.data.shards import TokenRows
-from raychat.optim import MuonAdamW
-from raychat.schedule import Schedule
-from raychat.train import every, train
+from raychat.optim import MuonAdamW, schedule
+from raychat.optim.schedule import Schedule
+from raychat.train.loop import every, train
 
 CPU = torch.device("cpu")
 STEPS = 4

@@ -3,8 +3,8 @@ from itertools import pairwise
 
 import pytest
 
-from raychat import schedule
-from raychat.schedule import Schedule
+from raychat.optim import schedule
+from raychat.optim.schedule import Schedule
 
 STEPS = 1000
 

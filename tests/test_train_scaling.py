@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from raychat.scaling import from_depth
+from raychat.train.scaling import from_depth
 
 # Written out by hand from the recipe's rules (12 C^2 per layer + 12-wide gate rows + 32768 C; ratio 12).
 D12_PARAMS = 12 * 12 * 768**2 + 6 * 6 * 12 + 32768 * 768
