@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raychat import paths, sandbox, tasks, tinyworld
+from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
+from raychat.tasks import sandbox
 from raychat.tinyworld import text as pretraining
 from raychat.tinyworld.plots import PLOTS
 from raychat.tinyworld.relations import KINDS, RELATIONS

@@ -2,7 +2,7 @@
 
 import re
 
-from raychat import sandbox
+from raychat.tasks import sandbox
 from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
 from raychat.tasks.task import Mapped, Problem, Task
 

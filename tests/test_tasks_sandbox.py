@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from raychat import sandbox
-from raychat.sandbox import Outcome, run
+from raychat.tasks import sandbox
+from raychat.tasks.sandbox import Outcome, run
 
 
 @pytest.fixture(scope="module")
