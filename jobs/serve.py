@@ -29,7 +29,7 @@ class Args:
 
 def run(args: Args) -> None:
     """Serve until interrupted."""
-    from raychat.cluster.serve.run import serve_here, serve_on_ray
+    from raychat.cluster.serve import serve_here, serve_on_ray
 
     storage = args.cluster.storage()
     if args.cluster.workers == 0:

@@ -15,11 +15,12 @@ REPO = Path(__file__).parent.parent
 
 # A module or subpackage of raychat imports from lines above its own, or from its own line without cycles.
 LAYERS = [
-    "paths dist device log loss schedule scaling packing sandbox sandbox_child",
-    "attention tokenizer tools tasks tinyworld",
-    "model chat corpus tokens optim",
-    "flops engine batches checkpoint",
-    "train stage token_stage talk rl evals report",
+    "paths dist device log",
+    "tokenizer chat model",
+    "optim tasks tinyworld",
+    "data checkpoint engine",
+    "runs evals train serve report",
+    "rl",
     "cluster",
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

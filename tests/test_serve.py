@@ -17,9 +17,9 @@ import yaml
 from tiny import byte_tokenizer, http_server, random_model, scripted_model
 
 from raychat.checkpoint import save_checkpoint
-from raychat.cluster.serve.service import ChatService
-from raychat.cluster.serve.types import ModelCard
 from raychat.engine.engine import Engine
+from raychat.serve.service import ChatService
+from raychat.serve.types import ModelCard
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 # Read when Ray starts: a replica that is stopped need not wait 30 s for a load balancer to notice.
@@ -178,7 +178,7 @@ def test_health_and_page(scripted: openai.OpenAI) -> None:
 
 def test_page_works_offline() -> None:
     """No script, style, font or picture from elsewhere."""
-    page = (REPO / "raychat/cluster/serve/page.html").read_text()
+    page = (REPO / "raychat/serve/page.html").read_text()
     assert "src=" not in page
     assert "@import" not in page
     links = [part.split('"')[0] for part in page.split('href="')[1:]]
@@ -349,7 +349,7 @@ def served(
     """The application under Ray Serve, one replica of one sequence."""
     from ray import serve
 
-    from raychat.cluster.serve.app import build
+    from raychat.cluster.serve import build
 
     home, port = tmp_path_factory.mktemp("served"), free_port()
     write_chat_run(home, trained_tokenizer)
@@ -403,7 +403,7 @@ def test_ending_leaves_the_other_applications_of_a_joined_cluster(
     from ray import serve
 
     from raychat.cluster import Cluster
-    from raychat.cluster.serve.run import serve_on_ray
+    from raychat.cluster.serve import serve_on_ray
 
     @serve.deployment
     class Other:
@@ -429,7 +429,7 @@ def test_ending_leaves_the_other_applications_of_a_joined_cluster(
 
 
 def test_build_says_what_is_wrong(raychat_home: Path) -> None:
-    from raychat.cluster.serve.app import build
+    from raychat.cluster.serve import build
 
     with pytest.raises(ValueError, match=r"runs='1': no such setting; expected one of run, stage"):
         build({"runs": "1"})
@@ -442,7 +442,7 @@ def test_build_says_what_is_wrong(raychat_home: Path) -> None:
 
 
 def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
-    from raychat.cluster.serve.app import build
+    from raychat.cluster.serve import build
 
     write_chat_run(raychat_home, trained_tokenizer, run="other", stage="rl")
     app = build({})
@@ -455,7 +455,7 @@ def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokeniz
 def test_serve_config_is_what_serve_and_build_take() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    from raychat.cluster.serve.app import ServeArgs, build
+    from raychat.cluster.serve import ServeArgs, build
 
     config = yaml.safe_load((REPO / "serve_config.yaml").read_text())
     parsed = ServeDeploySchema.model_validate(config)

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 import uvicorn
 
-from raychat.cluster.serve.http import Backend, make_app
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.serve.http import Backend, make_app
 from raychat.tokenizer import Tokenizer
 
 

@@ -8,12 +8,12 @@ from raychat import checkpoint
 from raychat.chat.notation import content_of
 from raychat.chat.stream import TextStream
 from raychat.chat.template import Message, render_prompt
-from raychat.cluster.serve.loop import EngineLoop
-from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece, no_such_model
 from raychat.device import device
 from raychat.engine.engine import Engine, Finish
 from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, written
+from raychat.serve.loop import EngineLoop
+from raychat.serve.types import ChatRequest, Failure, ModelCard, Piece, no_such_model
 
 FLUSH_S = 0.03  # tokens that come within this time travel together: a message between processes costs more than a token
 

@@ -2,14 +2,18 @@
 
 serve run serve_config.yaml                        on this machine
 serve deploy serve_config.yaml                     on a running cluster
-serve run raychat.cluster.serve.app:build run=tiny max_sequences=8
+serve run raychat.cluster.serve:build run=tiny max_sequences=8
 """
 
+import os
+import signal
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import ray
 import torch
+import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,12 +24,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raychat.cluster import Cluster
-from raychat.cluster.launch import num_gpus
-from raychat.cluster.serve.http import make_app
-from raychat.cluster.serve.service import ChatService, card_of
-from raychat.cluster.serve.types import ChatRequest, Failure, ModelCard, Piece
+from raychat.cluster.launch import connect, num_gpus
 from raychat.runs import find_checkpoint
+from raychat.serve.http import make_app
+from raychat.serve.service import ChatService, card_of
+from raychat.serve.types import ChatRequest, Failure, ModelCard, Piece
 
+APPLICATION = "raychat"  # its name on Ray Serve
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # a replica that is to go may finish its answers for so long
 QUEUE_PER_SEQUENCE = 8  # requests that may wait for a replica, per sequence of one; more are turned away with 429
@@ -143,3 +148,32 @@ def _gpus(settings: ServeArgs) -> float:
     if settings.gpus_per_replica is not None:
         return settings.gpus_per_replica
     return float(num_gpus() > 0 if ray.is_initialized() else torch.cuda.is_available())
+
+
+def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluster) -> None:
+    """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
+
+    A cluster that was joined keeps Ray Serve and its other applications.
+    """
+    joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    connect(cluster)
+    app = build(settings)
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
+    serve.run(app, name=APPLICATION)
+    print(f"chat at http://{host}:{port}, the API is below /v1; Ctrl-C ends", flush=True)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    if joined:
+        serve.delete(APPLICATION)
+    else:
+        serve.shutdown()
+
+
+def serve_here(storage: str, run: str | None, stage: str | None, max_sequences: int, host: str, port: int) -> None:
+    """Serve one engine from this process, without Ray; run, stage: as in `find_checkpoint`."""
+    found = find_checkpoint(storage, run, stage)
+    service = ChatService.load(found.path, card_of(found), max_sequences)
+    print(f"serving {found.name} from {found.path}", flush=True)
+    uvicorn.run(make_app(service), host=host, port=port)

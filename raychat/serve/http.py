@@ -14,7 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from raychat.cluster.serve.types import (
+from raychat.engine.engine import Finish
+from raychat.serve.types import (
     Answer,
     ChatChunk,
     ChatCompletion,
@@ -28,7 +29,6 @@ from raychat.cluster.serve.types import (
     Usage,
     no_such_model,
 )
-from raychat.engine.engine import Finish
 
 HEALTH_TIMEOUT_S = 10.0
 CLIENT_GONE = 499  # as nginx logs a client that closed its request
@@ -49,7 +49,7 @@ class Backend(Protocol):
 def make_app(backend: Backend) -> FastAPI:
     """Return the web application: POST /v1/chat/completions, GET /v1/models, /health, and the page at /."""
     app = FastAPI(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
-    page = files("raychat.cluster.serve").joinpath("page.html").read_text(encoding="utf-8")
+    page = files("raychat.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse)
     async def chat_page() -> HTMLResponse:
