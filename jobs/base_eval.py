@@ -35,7 +35,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.data import corpus
     from raychat.data.shards import TokenRows
     from raychat.evals import bpb, core, samples
-    from raychat.evals.subject import Evaluation
+    from raychat.evals.evaluation import Evaluation
 
     storage = args.cluster.storage()
 

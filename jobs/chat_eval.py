@@ -43,7 +43,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.cluster.evaluate import evaluate_stage
     from raychat.data import corpus
     from raychat.evals import chat, samples
-    from raychat.evals.subject import Evaluation
+    from raychat.evals.evaluation import Evaluation
 
     def describe(path: str) -> list[Evaluation]:
         root = corpus.task_root(args.task_data, args.cluster.storage())

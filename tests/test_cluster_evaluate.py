@@ -15,7 +15,7 @@ from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.evaluate import evaluate
 from raychat.evals import bpb, samples
-from raychat.evals.subject import Evaluation, Subject
+from raychat.evals.evaluation import Evaluation, LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def joined(name: str, work: Sequence[Any]) -> Evaluation:
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, Cluster(workers=0))
     assert found.keys() == {"val_bpb", "samples"}
-    subject = Subject.load(path)
-    assert found["val_bpb"] == evaluations[0].finish([work(subject) for work in evaluations[0].work])["val_bpb"]
+    loaded = LoadedModel.load(path)
+    assert found["val_bpb"] == evaluations[0].finish([work(loaded) for work in evaluations[0].work])["val_bpb"]
     assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]
 
 
@@ -73,11 +73,11 @@ def test_piece_of_a_dead_actor_is_done_again(
 ) -> None:
     marker = tmp_path / "died"
 
-    def number_or_death(subject: Subject, number: int) -> int:
+    def number_or_death(loaded: LoadedModel, number: int) -> int:
         if number == 2 and not marker.exists():  # the first process to come here dies
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return number * subject.model.config.n_layer
+        return number * loaded.model.config.n_layer
 
     work = [partial(number_or_death, number=i) for i in range(6)]
     found = evaluate(path, [joined("numbers", work)], Cluster(workers=2, gpus_per_worker=0))
@@ -88,7 +88,7 @@ def test_piece_of_a_dead_actor_is_done_again(
 
 @pytest.mark.ray
 def test_error_in_the_work_is_raised_here(path: str, ray_cluster: None) -> None:
-    def fail(subject: Subject, number: int) -> int:
+    def fail(loaded: LoadedModel, number: int) -> int:
         if number == 1:
             raise ArithmeticError("piece 1 is wrong")
         return number

@@ -21,7 +21,7 @@ from raychat.chat import template
 from raychat.cluster import Cluster
 from raychat.cluster.prepare import conversations, documents, prepare, prepare_async
 from raychat.data import corpus
-from raychat.data.pack import Work
+from raychat.data.pack import Packing
 from raychat.data.shards import FAILED_FILE, PLAN_FILE, Plan, TokenRows
 from raychat.tasks import Problem
 from raychat.tokenizer import Tokenizer
@@ -50,13 +50,13 @@ def content(folder: str) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).iterdir()}
 
 
-def small_blocks(work: Work, shards: list[str]) -> Work:
+def small_blocks(work: Packing, shards: list[str]) -> Packing:
     """The same work in more and smaller blocks than `documents` would make."""
     blocks = corpus.blocks(shards, min_bytes=4000)
     return work._replace(blocks=blocks, plan=Plan(len(blocks), T, BYTES.vocab_size, False, "test"))
 
 
-def documents_work(tmp_path: Path, name: str = "storage") -> Work:
+def documents_work(tmp_path: Path, name: str = "storage") -> Packing:
     shards = shards_of(tmp_path / "data")
     return small_blocks(documents(shards, BYTES, T, str(tmp_path / name)), shards)
 
@@ -199,9 +199,9 @@ def test_no_conversations_is_an_error() -> None:
 # ---- making blocks: blocks here are numbers, packed by functions that wait, fail or die as told by files
 
 
-def numbers(folder: Path, pack: Callable[[int], np.ndarray], num_blocks: int = 4) -> Work:
+def numbers(folder: Path, pack: Callable[[int], np.ndarray], num_blocks: int = 4) -> Packing:
     plan = Plan(num_blocks, T, BYTES.vocab_size, masked=False, inputs="numbers")
-    return Work(str(folder), plan, list(range(num_blocks)), pack)
+    return Packing(str(folder), plan, list(range(num_blocks)), pack)
 
 
 def two_rows(block: int) -> np.ndarray:
@@ -284,7 +284,7 @@ def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
     assert TokenRows(str(folder)).num_rows() == 8
 
 
-def check_failure(work: Work, cluster: Cluster, go: Path) -> None:
+def check_failure(work: Packing, cluster: Cluster, go: Path) -> None:
     """A failing preparation says why to its caller and to readers; the next one goes on from there."""
     with pytest.raises(RuntimeError, match="ValueError: block 2 is unreadable") as failure:
         prepare(work, cluster, say=quiet)
@@ -317,7 +317,7 @@ from raychat.cluster import Cluster
 from raychat.cluster.prepare import documents, prepare
 from raychat.tokenizer import Tokenizer
 sys.path.insert(0, {tests!r})
-import test_prepare
+import test_cluster_prepare as test_prepare
 work = test_prepare.small_blocks(documents({shards!r}, test_prepare.BYTES, test_prepare.T, {storage!r}), {shards!r})
 def slowly(block):
     time.sleep(0.1)

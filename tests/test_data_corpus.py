@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raychat import paths
 from raychat.data import corpus, reading
-from raychat.data.reading import DOCUMENT_CHARS, Part, text_documents
+from raychat.data.reading import DOCUMENT_CHARS, FileRange, text_documents
 
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + "ümläut 漢字" for i in range(50)]
 
@@ -81,7 +81,7 @@ def test_hub_corpora_are_listed_without_a_network(monkeypatch: pytest.MonkeyPatc
     assert corpus.split(shards)[1] == ["/storage/data/climbmix/shard_06542.parquet"]
     assert len(corpus.shards(["fineweb-edu"], "s3://bucket")) == 1823
     blocks = corpus.blocks(shards[:3])
-    assert blocks == [corpus.Block((Part(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
+    assert blocks == [corpus.Block((FileRange(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
     assert corpus.shards_needed(["climbmix"], 1_000_000_000) == 32
     assert corpus.shards_needed(["climbmix"], 10**15) == 6542
     assert corpus.shards_needed(["tinyworld"], 1_000_000_000) is None

@@ -5,18 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raychat.data import packing
-from raychat.data.packing import Piece, best_fit
+from raychat.data.packing import Span, best_fit
 
 lengths_of_documents = st.lists(st.integers(0, 40), max_size=60)
 
 
-def slow_best_fit(lengths: list[int], capacity: int, crop: bool, buffer_size: int) -> list[list[Piece]]:
+def slow_best_fit(lengths: list[int], capacity: int, crop: bool, buffer_size: int) -> list[list[Span]]:
     """The same rules, written as naively as they read: a plain list is searched again for every piece."""
     waiting = [i for i, length in enumerate(lengths) if length]
     length = lengths if crop else [min(n, capacity) for n in lengths]
-    rows: list[list[Piece]] = []
+    rows: list[list[Span]] = []
     while waiting:
-        row: list[Piece] = []
+        row: list[Span] = []
         space = capacity
         while space and waiting:
             buffer = waiting[:buffer_size]

@@ -14,7 +14,7 @@ from raychat.data.batches import evaluation as share_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.evals import bpb
-from raychat.evals.subject import Subject
+from raychat.evals.evaluation import LoadedModel
 
 CPU = torch.device("cpu")
 
@@ -68,12 +68,12 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
 
 def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
     folder = toy.token_folder(str(tmp_path / "rows"), num_rows=200, masked=True)
-    subject = Subject(toy.model(), byte_tokenizer())
+    loaded = LoadedModel(toy.model(), byte_tokenizer())
     evaluation = bpb.evaluation(folder, max_rows=150)
     assert len(evaluation.work) == 3
-    got = evaluation.finish([work(subject) for work in evaluation.work])["val_bpb"]
-    store, token_bytes = TokenRows(folder), torch.from_numpy(subject.tokenizer.token_bytes())
-    assert got == pytest.approx(bpb.bits_per_byte(subject.model, batches(*store.rows(range(150)), 50), token_bytes))
+    got = evaluation.finish([work(loaded) for work in evaluation.work])["val_bpb"]
+    store, token_bytes = TokenRows(folder), torch.from_numpy(loaded.tokenizer.token_bytes())
+    assert got == pytest.approx(bpb.bits_per_byte(loaded.model, batches(*store.rows(range(150)), 50), token_bytes))
 
 
 def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:

@@ -16,25 +16,25 @@ from raychat.engine.sampling import SamplingParams
 from raychat.evals import chat as evals_chat
 from raychat.evals import samples
 from raychat.evals.chat import Sampling
+from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.evals.scoring import logits_of
-from raychat.evals.subject import Evaluation, Subject
 from raychat.model.gpt import GPTConfig
 from raychat.tasks import Problem, Task, choice_problem
 
 CONFIG = GPTConfig(sequence_len=128, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 
 
-def lively(seed: int = 0) -> Subject:
+def lively(seed: int = 0) -> LoadedModel:
     """A model whose predictions differ from token to token; a fresh one is nearly uniform."""
     model = toy.model(CONFIG, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if "proj" in name or "lm_head" in name:
             torch.nn.init.normal_(p, std=0.3, generator=generator)
-    return Subject(model, byte_tokenizer())
+    return LoadedModel(model, byte_tokenizer())
 
 
-def one_track(letter: str) -> Subject:
+def one_track(letter: str) -> LoadedModel:
     """A model that says the same letter whatever it reads."""
     model = toy.model(CONFIG)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def one_track(letter: str) -> Subject:
         model.resid_scale.fill_(1)
         model.wte.weight.fill_(1)
         model.lm_head.weight[ord(letter)] = 1
-    return Subject(model, byte_tokenizer())
+    return LoadedModel(model, byte_tokenizer())
 
 
 def choices(golds: str, letters: Sequence[str] = "ABCD") -> Task:
@@ -64,8 +64,8 @@ def questions(num: int = 5, max_new_tokens: int = 6) -> Task:
     return Task("questions", problems, 0.0, lambda problem, text: len(text.encode()) / 100, max_new_tokens)
 
 
-def results(evaluation: Evaluation, subject: Subject) -> dict[str, Any]:
-    return evaluation.finish([work(subject) for work in evaluation.work])
+def results(evaluation: Evaluation, loaded: LoadedModel) -> dict[str, Any]:
+    return evaluation.finish([work(loaded) for work in evaluation.work])
 
 
 # ---------------------------------------------------------------------------------------------- multiple choice
@@ -80,24 +80,24 @@ def test_one_track_model_is_right_where_its_letter_is() -> None:
 
 def test_only_the_letters_of_the_problem_count() -> None:
     """The likeliest token is no letter at all, the next one no letter of these problems."""
-    subject = one_track("x")
+    loaded = one_track("x")
     with torch.no_grad():
-        subject.model.lm_head.weight[ord("D")] = 0.9
-        subject.model.lm_head.weight[ord("C")] = 0.5
-    assert evals_chat.choose(subject.model, subject.tokenizer, choices("ABC", "ABC").problems) == ["C"] * 3
+        loaded.model.lm_head.weight[ord("D")] = 0.9
+        loaded.model.lm_head.weight[ord("C")] = 0.5
+    assert evals_chat.choose(loaded.model, loaded.tokenizer, choices("ABC", "ABC").problems) == ["C"] * 3
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 10_000])
 def test_choices_equal_those_of_one_prompt_at_a_time(batch_tokens: int) -> None:
-    subject, task = lively(seed=5), choices("ABCDABCDABCD")
+    loaded, task = lively(seed=5), choices("ABCDABCDABCD")
     expected = []
     for problem in task.problems:
-        ids = template.render_prompt(subject.tokenizer, problem.messages[:-1])
+        ids = template.render_prompt(loaded.tokenizer, problem.messages[:-1])
         with torch.no_grad():
-            logits = subject.model(torch.tensor([ids]))[0, -1]
+            logits = loaded.model(torch.tensor([ids]))[0, -1]
         expected.append(max("ABCD", key=lambda letter: logits[ord(letter)].item()))
     assert len(set(expected)) > 1
-    assert evals_chat.choose(subject.model, subject.tokenizer, task.problems, batch_tokens) == expected
+    assert evals_chat.choose(loaded.model, loaded.tokenizer, task.problems, batch_tokens) == expected
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
@@ -114,14 +114,14 @@ def test_logits_are_those_of_a_row_alone(batch_tokens: int) -> None:
 
 
 def test_bad_letters_are_named() -> None:
-    subject = lively()
+    loaded = lively()
     question, _ = choices("A").problems[0].messages
     wrong = Problem([question, {"role": "assistant", "content": "E"}], ("A", "B"))
     long = Problem([question, {"role": "assistant", "content": "AB"}], ("AB", "C"))
     with pytest.raises(ValueError, match="'E' is none of the letters A, B"):
-        evals_chat.choose(subject.model, subject.tokenizer, [wrong])
+        evals_chat.choose(loaded.model, loaded.tokenizer, [wrong])
     with pytest.raises(ValueError, match="'AB' is 2 tokens"):
-        evals_chat.choose(subject.model, subject.tokenizer, [long])
+        evals_chat.choose(loaded.model, loaded.tokenizer, [long])
 
 
 def test_long_prompt_keeps_bos_and_tail() -> None:
@@ -140,36 +140,36 @@ def test_long_prompt_keeps_bos_and_tail() -> None:
 
 
 def test_answers_equal_those_of_the_engine_alone() -> None:
-    subject, task = lively(), questions()
-    answers = evals_chat.generate(subject.engine, task, [3, 1, 4])
+    loaded, task = lively(), questions()
+    answers = evals_chat.generate(loaded.engine, task, [3, 1, 4])
     for index, answer in answers.items():
-        ids = template.render_prompt(subject.tokenizer, task.problems[index].messages[:-1])
+        ids = template.render_prompt(loaded.tokenizer, task.problems[index].messages[:-1])
         (alone,) = lively().engine.generate([ids], SamplingParams(temperature=0, max_new_tokens=6))
-        assert answer.text == template.completion_text(subject.tokenizer, alone.ids)
+        assert answer.text == template.completion_text(loaded.tokenizer, alone.ids)
         assert answer.reward == pytest.approx(task.reward(task.problems[index], answer.text))
 
 
 def test_reward_is_the_mean_over_samples() -> None:
-    subject, task = one_track("z"), questions(max_new_tokens=5)
-    answer = evals_chat.generate(subject.engine, task, [0], Sampling(temperature=0.1, num_samples=3))[0]
+    loaded, task = one_track("z"), questions(max_new_tokens=5)
+    answer = evals_chat.generate(loaded.engine, task, [0], Sampling(temperature=0.1, num_samples=3))[0]
     assert answer == (pytest.approx(0.05), "zzzzz")
 
 
 def test_samples_do_not_depend_on_how_problems_are_divided() -> None:
     sampling = Sampling(temperature=1.0, top_k=50, num_samples=2)
-    task, subject = questions(4, max_new_tokens=8), lively()
-    whole = evals_chat.generate(subject.engine, task, range(4), sampling)
-    parts = evals_chat.generate(subject.engine, task, [2, 3], sampling)
+    task, loaded = questions(4, max_new_tokens=8), lively()
+    whole = evals_chat.generate(loaded.engine, task, range(4), sampling)
+    parts = evals_chat.generate(loaded.engine, task, [2, 3], sampling)
     parts |= evals_chat.generate(lively().engine, task, [1, 0], sampling)
     assert whole == parts
     assert len({a.text for a in whole.values()}) > 1
 
 
 def test_prompt_leaves_room_for_the_answer() -> None:
-    subject = one_track("z")
+    loaded = one_track("z")
     problem = Problem([{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": "A"}])
     task = Task("long", [problem], 0.0, lambda problem, text: float(len(text) == 20), max_new_tokens=20)
-    assert evals_chat.generate(subject.engine, task, [0])[0].reward == 1
+    assert evals_chat.generate(loaded.engine, task, [0])[0].reward == 1
 
 
 # ---------------------------------------------------------------------------------------------- whole evaluations
@@ -233,9 +233,9 @@ def test_absent_task_or_data_fails_before_the_work(data: str) -> None:
 
 
 def test_samples_are_prompts_with_what_follows() -> None:
-    subject = one_track("q")
-    assert results(samples.continuations(["Once", "Twice"], 3), subject) == {
+    loaded = one_track("q")
+    assert results(samples.continuations(["Once", "Twice"], 3), loaded) == {
         "samples": [{"prompt": "Once", "text": "qqq"}, {"prompt": "Twice", "text": "qqq"}]
     }
-    assert results(samples.replies(["Hello?"], 2), subject) == {"samples": [{"prompt": "Hello?", "text": "qq"}]}
-    assert results(samples.replies([]), subject) == {"samples": []}
+    assert results(samples.replies(["Hello?"], 2), loaded) == {"samples": [{"prompt": "Hello?", "text": "qq"}]}
+    assert results(samples.replies([]), loaded) == {"samples": []}

@@ -11,7 +11,7 @@ import yaml
 from tiny import byte_tokenizer
 
 from raychat.evals import core
-from raychat.evals.subject import Subject
+from raychat.evals.evaluation import LoadedModel
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def bundle(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def task(bundle: str, label: str) -> core.Task:
+def task(bundle: str, label: str) -> core.CoreTask:
     return core.load_bundle(bundle, [label])[0]
 
 
@@ -153,7 +153,7 @@ def test_more_shots_than_items_takes_all_others(bundle: str) -> None:
     assert len(text.split("\n\n")) == 6
 
 
-def judged(t: core.Task, index: int, tokenizer: Tokenizer) -> list[str]:
+def judged(t: core.CoreTask, index: int, tokenizer: Tokenizer) -> list[str]:
     rows, counts = core.candidate_rows(t, core.read_items(t), index, tokenizer)
     assert all(row[0] == tokenizer.bos for row in rows)
     return [tokenizer.decode(row[-count:]) for row, count in zip(rows, counts, strict=True)]
@@ -247,10 +247,10 @@ def test_centred_accuracy(bundle: str) -> None:
 
 
 def test_evaluation_sums_up_all_tasks(bundle: str) -> None:
-    subject, tasks = Subject(lively(), byte_tokenizer()), core.load_bundle(bundle)
+    loaded, tasks = LoadedModel(lively(), byte_tokenizer()), core.load_bundle(bundle)
     evaluation = core.evaluation(tasks, max_items=4)
-    found: dict[str, Any] = evaluation.finish([work(subject) for work in evaluation.work])
+    found: dict[str, Any] = evaluation.finish([work(loaded) for work in evaluation.work])
     for t in tasks:
-        right = core.evaluate_items(subject.model, subject.tokenizer, t, core.chosen(len(core.read_items(t)), 4))
+        right = core.evaluate_items(loaded.model, loaded.tokenizer, t, core.chosen(len(core.read_items(t)), 4))
         assert found["core_tasks"][t.label] == core.score(t, right)._asdict()
     assert found["core"] == pytest.approx(sum(s["centred"] for s in found["core_tasks"].values()) / 3)

@@ -1,4 +1,4 @@
-"""Evaluations over Ray actors, each holding one `Subject`; the figures do not depend on how many there are."""
+"""Evaluations over Ray actors, each holding one `LoadedModel`; the figures do not depend on how many there are."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import connect, num_gpus
 from raychat.cluster.pool import ActorPool
-from raychat.evals.subject import Evaluation, Subject, Work
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.log import Progress
 
 SHOW_EVERY_S = 2.0
@@ -93,16 +93,16 @@ def evaluate_stage(
     return result
 
 
-def _here(path: str, work: Sequence[Work], done: Callable[[int], None]) -> list[Any]:
-    subject = Subject.load(path)
+def _here(path: str, work: Sequence[Call], done: Callable[[int], None]) -> list[Any]:
+    loaded = LoadedModel.load(path)
     results = []
     for piece in work:
-        results.append(piece(subject))
+        results.append(piece(loaded))
         done(len(results))
     return results
 
 
-def _spread(path: str, work: Sequence[Work], cluster: Cluster, done: Callable[[int], None]) -> list[Any]:
+def _spread(path: str, work: Sequence[Call], cluster: Cluster, done: Callable[[int], None]) -> list[Any]:
     connect(cluster)
     gpus = cluster.gpus_per_worker if cluster.gpus_per_worker is not None else int(num_gpus() > 0)
     threads = max(1, (os.cpu_count() or 1) // cluster.workers)
@@ -116,11 +116,11 @@ def _spread(path: str, work: Sequence[Work], cluster: Cluster, done: Callable[[i
 
 
 class _Holder:
-    """The actor: holds the subject and forwards the work."""
+    """The actor: holds one loaded model and forwards the calls."""
 
     def __init__(self, path: str, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self._subject = Subject.load(path)
+        self._loaded = LoadedModel.load(path)
 
-    def do(self, piece: Work) -> Any:
-        return piece(self._subject)
+    def do(self, piece: Call) -> Any:
+        return piece(self._loaded)

@@ -21,44 +21,44 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import connect
 from raychat.data import shards
-from raychat.data.pack import Work, conversations, documents, make_block
+from raychat.data.pack import Packing, conversations, documents, make_block
 
-__all__ = ["Preparation", "Work", "conversations", "documents", "prepare", "prepare_async"]
+__all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
 
 _SAY_EVERY_S = 5.0
 
 
-def prepare(work: Work, cluster: Cluster, *, say: Callable[[str], None] = print) -> str:
+def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> str:
     """Make the missing blocks of a folder of token shards, wait for them, and return the folder.
 
     With 0 workers in this process, else as Ray Data tasks over the cluster.
 
     Raises RuntimeError with the cause when a block cannot be made; `failed.txt` in the folder then tells its readers.
     """
-    with prepare_async(work, cluster, say=say) as preparation:
+    with prepare_async(packing, cluster, say=say) as preparation:
         return preparation.result()
 
 
-def prepare_async(work: Work, cluster: Cluster, *, say: Callable[[str], None] = print) -> "Preparation":
+def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> "Preparation":
     """Begin to make the missing blocks and return at once, so that training starts on the first of them.
 
     As a context manager it stops making blocks when the training inside is over and needs no more of them.
     """
-    shards.write_plan(work.folder, work.plan)
-    paths.remove(paths.join(work.folder, shards.FAILED_FILE))
-    present = shards.rows_by_block(paths.names(work.folder))
-    missing = [block for block in range(work.plan.num_blocks) if block not in present]
+    shards.write_plan(packing.folder, packing.plan)
+    paths.remove(paths.join(packing.folder, shards.FAILED_FILE))
+    present = shards.rows_by_block(paths.names(packing.folder))
+    missing = [block for block in range(packing.plan.num_blocks) if block not in present]
     if missing and cluster.workers > 0:
         connect(cluster)
-    return Preparation(work, missing, cluster, say)
+    return Preparation(packing, missing, cluster, say)
 
 
 class Preparation:
     """Blocks being made by a thread of this process (and the tasks it starts)."""
 
-    def __init__(self, work: Work, missing: Sequence[int], cluster: Cluster, say: Callable[[str], None]) -> None:
-        self.folder = work.folder
-        self._work, self._missing, self._cluster, self._say = work, missing, cluster, say
+    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, say: Callable[[str], None]) -> None:
+        self.folder = packing.folder
+        self._packing, self._missing, self._cluster, self._say = packing, missing, cluster, say
         self._error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
@@ -95,12 +95,12 @@ class Preparation:
     def _make_missing(self) -> None:
         if not self._missing:
             return
-        name, capacity = paths.name(self.folder), self._work.plan.sequence_len + 1
-        self._say(f"{name}: making {len(self._missing)} of {self._work.plan.num_blocks} blocks")
+        name, capacity = paths.name(self.folder), self._packing.plan.sequence_len + 1
+        self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _in_this_process if self._cluster.workers == 0 else _on_the_cluster
         started = said = time.monotonic()
         num_rows = 0
-        for done, made in enumerate(make(self._work, self._missing, self._cluster), start=1):
+        for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
             num_rows += made
             now = time.monotonic()
             if now - said >= _SAY_EVERY_S or done == len(self._missing):
@@ -117,19 +117,19 @@ class Preparation:
 # ---------------------------------------------------------------------------------------------- making blocks
 
 
-def _in_this_process(work: Work, missing: Sequence[int], _: Cluster) -> Iterator[int]:
+def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
     for block in missing:
-        yield make_block(work.folder, block, work.pack, work.blocks[block])
+        yield make_block(packing.folder, block, packing.pack, packing.blocks[block])
 
 
-def _on_the_cluster(work: Work, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
+def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
     """Make blocks as Ray Data tasks, the first ones first; yield the number of rows as each is done.
 
     Each task gets its own block's inputs only, and writes its own output: what goes back through Ray is a count. An
     error goes back as text: Ray would keep its own wrapping of it and lose the error.
     """
-    folder, pack = work.folder, work.pack
-    items = [{"block": block, "inputs": cloudpickle.dumps(work.blocks[block])} for block in missing]
+    folder, pack = packing.folder, packing.pack
+    items = [{"block": block, "inputs": cloudpickle.dumps(packing.blocks[block])} for block in missing]
 
     def make(item: dict[str, Any]) -> dict[str, Any]:
         try:

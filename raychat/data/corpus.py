@@ -16,11 +16,11 @@ from fsspec.core import url_to_fs
 
 from raychat import paths, tinyworld
 from raychat.data.hub import HUB, fetch, hub_shards, hub_shards_for, source
-from raychat.data.reading import KINDS, Block, Part, block_bytes, blocks, texts
+from raychat.data.reading import KINDS, Block, FileRange, block_bytes, blocks, texts
 
 __all__ = [
     "Block",
-    "Part",
+    "FileRange",
     "block_bytes",
     "blocks",
     "fetch",

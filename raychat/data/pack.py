@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _VERSION = 2  # part of every fingerprint: raise it when the same inputs give other rows
 
 
-class Work(NamedTuple):
+class Packing(NamedTuple):
     """A folder of token shards and how to make it."""
 
     folder: str
@@ -30,19 +30,19 @@ class Work(NamedTuple):
     pack: Callable[[Any], np.ndarray]  # picklable; from a block to its rows
 
 
-def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str) -> Work:
+def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str) -> Packing:
     """Return the work of packing documents of shards (`corpus.shards`) into full rows of `sequence_len` + 1 tokens."""
     blocks = corpus.blocks(shards, min_bytes=_least(sequence_len))
     versions = [corpus.version(shard) for shard in shards]
     inputs = _fingerprint("documents", tokenizer.fingerprint, sequence_len, blocks, versions)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs)
     pack = partial(_pack_texts, tokenizer=tokenizer, sequence_len=sequence_len)
-    return Work(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack)
+    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack)
 
 
 def conversations(
     problems: Sequence["Problem"], tokenizer: Tokenizer, sequence_len: int, storage: str, *, masked: bool
-) -> Work:
+) -> Packing:
     """Return the work of packing the conversations of problems, in their order, into rows of `sequence_len` + 1 tokens.
 
     masked=True: rows are padded, only the assistant's tokens carry loss, and a conversation is cropped only where it
@@ -58,7 +58,7 @@ def conversations(
     inputs = _fingerprint("conversations", tokenizer.fingerprint, sequence_len, masked, messages)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked, inputs)
     pack = partial(_pack_messages, tokenizer=tokenizer, sequence_len=sequence_len, masked=masked)
-    return Work(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack)
+    return Packing(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack)
 
 
 def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], inputs: Any) -> int:

@@ -4,7 +4,7 @@ from bisect import bisect_right, insort
 from collections.abc import Sequence
 from itertools import islice
 
-Piece = tuple[int, int, int]
+Span = tuple[int, int, int]
 """(document, start, stop): tokens [start, stop) of that document."""
 
 # A document is one integer, length << 40 | (2^40 - 1 - its number): when sorted, the longest is last, and of equally
@@ -13,7 +13,7 @@ _BITS = 40
 _LATEST = (1 << _BITS) - 1
 
 
-def best_fit(lengths: Sequence[int], capacity: int, *, crop: bool, buffer_size: int = 1000) -> list[list[Piece]]:
+def best_fit(lengths: Sequence[int], capacity: int, *, crop: bool, buffer_size: int = 1000) -> list[list[Span]]:
     """Pack documents into rows of `capacity` tokens by best fit from a sliding buffer.
 
     The buffer holds the next `buffer_size` documents that are not placed yet, in the order given. A row takes the
@@ -46,8 +46,8 @@ def best_fit(lengths: Sequence[int], capacity: int, *, crop: bool, buffer_size: 
         if length
     )
     buffer = sorted(islice(arriving, buffer_size))
-    rows: list[list[Piece]] = []
-    row: list[Piece] = []
+    rows: list[list[Span]] = []
+    row: list[Span] = []
     space = capacity
 
     def place(at: int, longest: int) -> int:

@@ -22,7 +22,7 @@ MAX_BLOCK_BYTES = 8 << 20
 MIN_BLOCKS = 64  # so many at least, where there is enough text
 
 
-class Part(NamedTuple):
+class FileRange(NamedTuple):
     """A stretch of one file: row groups [start, stop) of parquet; lines that begin in bytes [start, stop) of text."""
 
     path: str
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 class Block(NamedTuple):
     """Documents that are read, counted or packed together: parts of one or more files, in the corpus's order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[FileRange, ...]
 
 
 def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
@@ -71,31 +71,31 @@ def texts(block: Block) -> pa.ChunkedArray:
 # ---------------------------------------------------------------------------------------------- cutting
 
 
-def _uncut_parts(path: str) -> list[tuple[Part, int]]:
+def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
     """Return the parts of a file and about how many bytes of text each has: row groups, or the whole file."""
     if hub := source(path):
-        return [(Part(path), hub.shard_bytes)]
+        return [(FileRange(path), hub.shard_bytes)]
     if path.endswith(".parquet"):
         with paths.open_file(path) as f:
             metadata = pq.ParquetFile(f).metadata
         groups = range(metadata.num_row_groups)
-        return [(Part(path, i, i + 1), metadata.row_group(i).total_byte_size) for i in groups]
-    return [(Part(path), paths.size(path) * (1 if path.endswith((".jsonl", ".txt")) else 3))]
+        return [(FileRange(path, i, i + 1), metadata.row_group(i).total_byte_size) for i in groups]
+    return [(FileRange(path), paths.size(path) * (1 if path.endswith((".jsonl", ".txt")) else 3))]
 
 
-def _cut(part: Part, num_bytes: int, target: int) -> list[tuple[Part, int]]:
+def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, int]]:
     """Cut an uncompressed text file into about equal parts of about `target` bytes; leave any other part whole."""
     count = max(1, round(num_bytes / target))
     if count == 1 or not part.path.endswith((".jsonl", ".txt")):
         return [(part, num_bytes)]
     ends = [num_bytes * i // count for i in range(count + 1)]
-    return [(Part(part.path, a, b), b - a) for a, b in pairwise(ends)]
+    return [(FileRange(part.path, a, b), b - a) for a, b in pairwise(ends)]
 
 
-def _grouped(parts: Iterable[tuple[Part, int]], target: int) -> list[list[Part]]:
+def _grouped(parts: Iterable[tuple[FileRange, int]], target: int) -> list[list[FileRange]]:
     """Join consecutive parts until a group has `target` bytes; a last one of less than half joins the one before."""
-    groups: list[list[Part]] = []
-    group: list[Part] = []
+    groups: list[list[FileRange]] = []
+    group: list[FileRange] = []
     size = 0
     for part, num_bytes in parts:
         if source(part.path) and group:  # a hub shard is a block of its own
@@ -116,7 +116,7 @@ def _grouped(parts: Iterable[tuple[Part, int]], target: int) -> list[list[Part]]
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _documents(part: Part) -> pa.ChunkedArray:
+def _documents(part: FileRange) -> pa.ChunkedArray:
     if part.path.endswith(".parquet"):
         return _parquet_texts(part)
     data = _read(part)
@@ -134,7 +134,7 @@ def _documents(part: Part) -> pa.ChunkedArray:
     return pa.chunked_array([column])
 
 
-def _parquet_texts(part: Part) -> pa.ChunkedArray:
+def _parquet_texts(part: FileRange) -> pa.ChunkedArray:
     with paths.open_file(fetch(part.path)) as f:
         file = pq.ParquetFile(f)
         columns = file.schema_arrow.names
@@ -190,7 +190,7 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
-def _read(part: Part) -> bytes:
+def _read(part: FileRange) -> bytes:
     """Read the lines of a text file that begin within the part."""
     with paths.open_file(part.path) as f:
         if part.path.endswith(".gz"):

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from raychat import paths
-from raychat.data.packing import Piece, best_fit
+from raychat.data.packing import Span, best_fit
 
 PLAN_FILE = "plan.json"
 FAILED_FILE = "failed.txt"
@@ -93,7 +93,7 @@ def pack_conversations(
     return rows
 
 
-def _mixed(rows: list[list[Piece]]) -> list[list[Piece]]:
+def _mixed(rows: list[list[Span]]) -> list[list[Span]]:
     """Permute rows, always in the same way: best fit takes by length, and what is equally long is often much alike."""
     return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 

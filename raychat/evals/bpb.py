@@ -14,7 +14,7 @@ from torch import Tensor
 from raychat import dist
 from raychat.data.batches import Batch, next_token
 from raychat.data.shards import TokenRows
-from raychat.evals.subject import Evaluation, Subject, pieces
+from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
 from raychat.model.loss import token_nll
 
 Rows = tuple[np.ndarray, np.ndarray]  # tokens (n, T + 1) int and mask (n, T + 1) bool, as of `TokenRows.rows`
@@ -95,9 +95,9 @@ def evaluation(folder: str, max_rows: int, *, name: str = "val_bpb", device_rows
     return Evaluation("bits per byte", work, finish)
 
 
-def _piece(subject: Subject, folder: str, rows: Sequence[int], device_rows: int) -> tuple[float, float]:
-    store, device = TokenRows(folder), next(subject.model.parameters()).device
-    token_bytes = torch.from_numpy(subject.tokenizer.token_bytes()).to(device)
+def _piece(loaded: LoadedModel, folder: str, rows: Sequence[int], device_rows: int) -> tuple[float, float]:
+    store, device = TokenRows(folder), next(loaded.model.parameters()).device
+    token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
     batches = (next_token(*store.rows(part), 1.0, device) for part in pieces(rows, device_rows))
-    nats, bytes_ = nats_and_bytes(subject.model, batches, token_bytes).tolist()
+    nats, bytes_ = nats_and_bytes(loaded.model, batches, token_bytes).tolist()
     return nats, bytes_

@@ -10,8 +10,8 @@ from raychat.chat import template
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.core import centred, chosen
+from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
 from raychat.evals.scoring import logits_of
-from raychat.evals.subject import Evaluation, Subject, pieces
 from raychat.model.gpt import GPT
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
@@ -41,17 +41,17 @@ class Answer(NamedTuple):
 
 
 def evaluate_problems(
-    subject: Subject, task: Task, indices: Sequence[int], sampling: Sampling = GREEDY
+    loaded: LoadedModel, task: Task, indices: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[Answer]:
     """Return the answer to each of these problems of a task; those with letters are multiple choice."""
     choices = [i for i in indices if task.problems[i].letters]
     others = [i for i in indices if not task.problems[i].letters]
-    letters = choose(subject.model, subject.tokenizer, [task.problems[i] for i in choices])
+    letters = choose(loaded.model, loaded.tokenizer, [task.problems[i] for i in choices])
     answers = {
         i: Answer(float(letter == task.problems[i].messages[-1]["content"]), letter)
         for i, letter in zip(choices, letters, strict=True)
     }
-    answers |= generate(subject.engine, task, others, sampling) if others else {}
+    answers |= generate(loaded.engine, task, others, sampling) if others else {}
     return [answers[i] for i in indices]
 
 
@@ -197,6 +197,6 @@ def load(name: str, root: str, split: str) -> Task:
 
 
 def _piece(
-    subject: Subject, name: str, root: str, split: str, indices: Sequence[int], sampling: Sampling
+    loaded: LoadedModel, name: str, root: str, split: str, indices: Sequence[int], sampling: Sampling
 ) -> list[Answer]:
-    return evaluate_problems(subject, load(name, root, split), indices, sampling)
+    return evaluate_problems(loaded, load(name, root, split), indices, sampling)

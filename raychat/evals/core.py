@@ -2,7 +2,7 @@
 
 A bundle is a folder with
     core.yaml              icl_tasks: label, dataset_uri, num_fewshot: [n], icl_task_type, continuation_delimiter (" ")
-    eval_meta_data.csv     "Eval Task" and "Random baseline", the accuracy of guessing in percent
+    eval_meta_data.csv     "Eval CoreTask" and "Random baseline", the accuracy of guessing in percent
     eval_data/<uri>        one JSON object a line
 
 Every item is a few candidate texts, each a context and a continuation, one of them right. A prompt is the BOS, the
@@ -23,8 +23,8 @@ import torch
 import yaml
 
 from raychat import paths
+from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
 from raychat.evals.scoring import logits_of
-from raychat.evals.subject import Evaluation, Subject, pieces
 from raychat.model.gpt import GPT
 from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
     num_scored: Callable[[Rows, Rows], list[int]]  # (candidates, their contexts alone) -> tokens judged, from the end
 
 
-class Task(NamedTuple):
+class CoreTask(NamedTuple):
     """A task of a bundle."""
 
     label: str
@@ -114,7 +114,7 @@ KINDS = {
 # ---------------------------------------------------------------------------------------------- reading a bundle
 
 
-def load_bundle(folder: str, labels: Sequence[str] | None = None) -> list[Task]:
+def load_bundle(folder: str, labels: Sequence[str] | None = None) -> list[CoreTask]:
     """Read the tasks of a bundle, in its order; `labels` None means all of them.
 
     Raises:
@@ -123,7 +123,7 @@ def load_bundle(folder: str, labels: Sequence[str] | None = None) -> list[Task]:
     """
     config = yaml.safe_load(_read(folder, "core.yaml"))
     table = csv.DictReader(io.StringIO(_read(folder, "eval_meta_data.csv")))
-    chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in table}
+    chance = {row["Eval CoreTask"]: float(row["Random baseline"]) / 100 for row in table}
     found = {entry["label"]: entry for entry in config["icl_tasks"]}
     unknown = [label for label in labels or () if label not in found]
     if unknown:
@@ -140,7 +140,7 @@ def _read(folder: str, name: str) -> str:
         ) from None
 
 
-def _task(folder: str, entry: dict[str, Any], chance: dict[str, float]) -> Task:
+def _task(folder: str, entry: dict[str, Any], chance: dict[str, float]) -> CoreTask:
     label, kind = entry["label"], entry["icl_task_type"]
     if kind not in KINDS:
         raise ValueError(f"task {label} of {folder} has icl_task_type {kind!r}; expected one of {', '.join(KINDS)}")
@@ -148,11 +148,11 @@ def _task(folder: str, entry: dict[str, Any], chance: dict[str, float]) -> Task:
         raise ValueError(f"task {label} of {folder} has no random baseline in eval_meta_data.csv")
     file = paths.join(folder, "eval_data", *entry["dataset_uri"].split("/"))
     delimiter = entry.get("continuation_delimiter", " ")
-    return Task(label, kind, file, int(entry["num_fewshot"][0]), delimiter, chance[label])
+    return CoreTask(label, kind, file, int(entry["num_fewshot"][0]), delimiter, chance[label])
 
 
 @functools.lru_cache(maxsize=32)
-def read_items(task: Task) -> tuple[Item, ...]:
+def read_items(task: CoreTask) -> tuple[Item, ...]:
     """Read all items of a task. Raises FileNotFoundError, or ValueError naming the line that is not an item."""
     try:
         lines = paths.read_text(task.file).splitlines()
@@ -186,7 +186,7 @@ def chosen(num_items: int, max_items: int | None) -> list[int]:
 # ---------------------------------------------------------------------------------------------- judging
 
 
-def prompts(task: Task, items: Sequence[Item], index: int) -> tuple[list[str], list[str]]:
+def prompts(task: CoreTask, items: Sequence[Item], index: int) -> tuple[list[str], list[str]]:
     """Return the texts of an item's candidates with their few-shot examples, and the same without the continuation.
 
     The examples are drawn with a seed of the item's own from all other items.
@@ -202,11 +202,11 @@ def prompts(task: Task, items: Sequence[Item], index: int) -> tuple[list[str], l
     return ["\n\n".join([*shots, text]) for text in full], ["\n\n".join([*shots, text]) for text in bare]
 
 
-def _text(task: Task, item: Item, candidate: int) -> str:
+def _text(task: CoreTask, item: Item, candidate: int) -> str:
     return f"{item.contexts[candidate]}{task.delimiter}{item.continuations[candidate]}"
 
 
-def candidate_rows(task: Task, items: Sequence[Item], index: int, tokenizer: Tokenizer) -> tuple[Rows, list[int]]:
+def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer: Tokenizer) -> tuple[Rows, list[int]]:
     """Return an item's candidates as tokens, and how many tokens at the end of each are judged (at least one)."""
     full, bare = ([[tokenizer.bos, *tokenizer.encode(text)] for text in texts] for texts in prompts(task, items, index))
     counts = KINDS[task.kind].num_scored(full, bare)
@@ -214,7 +214,7 @@ def candidate_rows(task: Task, items: Sequence[Item], index: int, tokenizer: Tok
 
 
 def evaluate_items(
-    model: GPT, tokenizer: Tokenizer, task: Task, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
+    model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> list[bool]:
     """Return for each of these items of a task whether the model gets it right.
 
@@ -255,7 +255,7 @@ def centred(accuracy: float, chance: float) -> float:
     return (accuracy - chance) / (1 - chance)
 
 
-def score(task: Task, verdicts: Sequence[bool]) -> Score:
+def score(task: CoreTask, verdicts: Sequence[bool]) -> Score:
     """Sum verdicts up. Raises ValueError where there are none."""
     if not verdicts:
         raise ValueError(f"task {task.label}: no items to judge in {task.file}")
@@ -268,7 +268,7 @@ def core_metric(scores: Mapping[str, Score]) -> float:
     return sum(score.centred for score in scores.values()) / len(scores)
 
 
-def evaluation(tasks: Sequence[Task], max_items: int | None = None) -> Evaluation:
+def evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> Evaluation:
     """Describe CORE over these tasks, each over at most `max_items` of its items.
 
     It gives `core`, and every task's `Score` under `core_tasks`.
@@ -288,5 +288,5 @@ def evaluation(tasks: Sequence[Task], max_items: int | None = None) -> Evaluatio
     return Evaluation("CORE", [functools.partial(_piece, task=task, indices=piece) for task, piece in taken], finish)
 
 
-def _piece(subject: Subject, task: Task, indices: Sequence[int]) -> list[bool]:
-    return evaluate_items(subject.model, subject.tokenizer, task, indices)
+def _piece(loaded: LoadedModel, task: CoreTask, indices: Sequence[int]) -> list[bool]:
+    return evaluate_items(loaded.model, loaded.tokenizer, task, indices)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from raychat.chat import template
 from raychat.data.shards import TokenRows
 from raychat.engine.sampling import SamplingParams
-from raychat.evals.subject import Evaluation, Subject
+from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.tokenizer import Tokenizer
 
 NO_STOP_BUT_BOS = ("<|bos|>",)
@@ -41,16 +41,16 @@ def _samples(prompts: Sequence[str], work: functools.partial[list[str]]) -> Eval
     return Evaluation("samples", [work] if prompts else [], finish)
 
 
-def _continue(subject: Subject, prompts: tuple[str, ...], max_new_tokens: int) -> list[str]:
-    tokenizer = subject.tokenizer
+def _continue(loaded: LoadedModel, prompts: tuple[str, ...], max_new_tokens: int) -> list[str]:
+    tokenizer = loaded.tokenizer
     stop = tuple(tokenizer.special[name] for name in NO_STOP_BUT_BOS)
     rows = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
-    done = subject.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens, stop_ids=stop))
+    done = loaded.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens, stop_ids=stop))
     return [tokenizer.decode([i for i in completion.ids if i not in stop]) for completion in done]
 
 
-def _reply(subject: Subject, questions: tuple[str, ...], max_new_tokens: int) -> list[str]:
-    tokenizer = subject.tokenizer
+def _reply(loaded: LoadedModel, questions: tuple[str, ...], max_new_tokens: int) -> list[str]:
+    tokenizer = loaded.tokenizer
     rows = [template.render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
-    done = subject.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens))
+    done = loaded.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens))
     return [template.completion_text(tokenizer, completion.ids) for completion in done]

@@ -15,14 +15,14 @@ from raychat.tokenizer import Tokenizer
 MAX_SEQUENCES = 32  # generated at once
 
 
-class Subject:
+class LoadedModel:
     """A model and its tokenizer; the engine that generates with them is made when first asked for."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     @classmethod
-    def load(cls, path: str, where: torch.device | None = None) -> "Subject":
+    def load(cls, path: str, where: torch.device | None = None) -> "LoadedModel":
         """Load a checkpoint (local or remote); `where` None = this process's GPU, or the CPU."""
         model, _ = checkpoint.load_model(path, where or device())
         return cls(model, checkpoint.load_tokenizer(path))
@@ -32,14 +32,14 @@ class Subject:
         return Engine(self.model, self.tokenizer, max_sequences=MAX_SEQUENCES)
 
 
-Work = Callable[[Subject], Any]  # picklable; its result as well
+Call = Callable[[LoadedModel], Any]  # picklable; its result as well
 
 
 class Evaluation(NamedTuple):
     """One evaluation, cut into pieces whose size does not depend on who does them, so that neither do the figures."""
 
     name: str
-    work: Sequence[Work]
+    work: Sequence[Call]
     finish: Callable[[list[Any]], dict[str, Any]]  # from the pieces' results, in order, to what eval.json says
 
 
