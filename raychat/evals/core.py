@@ -2,7 +2,7 @@
 
 A bundle is a folder with
     core.yaml              icl_tasks: label, dataset_uri, num_fewshot: [n], icl_task_type, continuation_delimiter (" ")
-    eval_meta_data.csv     "Eval CoreTask" and "Random baseline", the accuracy of guessing in percent
+    eval_meta_data.csv     "Eval Task" and "Random baseline", the accuracy of guessing in percent
     eval_data/<uri>        one JSON object a line
 
 Every item is a few candidate texts, each a context and a continuation, one of them right. A prompt is the BOS, the
@@ -123,7 +123,7 @@ def load_bundle(folder: str, labels: Sequence[str] | None = None) -> list[CoreTa
     """
     config = yaml.safe_load(_read(folder, "core.yaml"))
     table = csv.DictReader(io.StringIO(_read(folder, "eval_meta_data.csv")))
-    chance = {row["Eval CoreTask"]: float(row["Random baseline"]) / 100 for row in table}
+    chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in table}
     found = {entry["label"]: entry for entry in config["icl_tasks"]}
     unknown = [label for label in labels or () if label not in found]
     if unknown:
