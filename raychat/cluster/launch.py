@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
@@ -13,7 +14,13 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raychat.cluster import Cluster
+from raychat.cluster.prepare import prepare, prepare_async
+from raychat.data.pack import Packing
+from raychat.data.shards import TokenRows
 from raychat.log import Progress, Report
+from raychat.train.stage import Stage, finished
+from raychat.train.stage import run as stage_run
+from raychat.train.token_feed import TokenSource
 
 Work = TypeVar("Work")
 
@@ -76,6 +83,34 @@ def launch(
             return worker(work, progress.show)
         connect(cluster)
         return _fit(worker, work, name, cluster, progress)
+
+
+def launch_stage(stage: Stage, cluster: Cluster) -> dict[str, Any]:
+    """Run a training stage on the workers; return its summary."""
+    return launch(stage_run, stage, name=stage.name, steps=stage.steps, cluster=cluster)
+
+
+def train_on_tokens(
+    stage: Stage, packings: Callable[[], tuple[Packing, Packing]], cluster: Cluster, *, max_val_rows: int | None = None
+) -> dict[str, Any]:
+    """Train a stage on token shards, which are made meanwhile, or find that it is trained; return its summary.
+
+    Args:
+        stage: its source is the packings; without `steps` in its recipe it makes one pass over them.
+        packings: called only when there is something to do; returns what to train and what to validate on.
+        max_val_rows: rows of an evaluation; None = all.
+    """
+    if (summary := finished(stage.folder, stage.recipe)) is not None:
+        return summary
+    train, val = packings()
+    prepare(val, cluster)
+    recipe = replace(stage.recipe, inputs=train.plan.inputs)
+    with prepare_async(train, cluster):
+        steps = recipe.steps or max(1, TokenRows(train.folder).num_rows() // recipe.rows_per_step)
+        source = TokenSource(train.folder, val.folder, max_val_rows)
+        stage = replace(stage, recipe=recipe, steps=steps, source=source)
+        print(f"{stage.name}: {steps} steps of {recipe.rows_per_step} rows, from {stage.parent or 'fresh weights'}")
+        return launch_stage(stage, cluster)
 
 
 def _fit(
