@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -235,6 +236,36 @@ def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     assert json.loads(paths.read_text(paths.join(two.folder, "summary.json")))["reward_last"] == summary["reward_last"]
     # Muon's orthogonalisation amplifies the rounding of gradients summed in another order
     torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-3, atol=1e-4)
+
+
+def test_step_with_equal_rewards_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:
+    parent(tmp_path)
+    work = stage_of(tmp_path, questions_per_step=1, task=partial(ascii_task, reward=ascii_or_constant))
+    states = []
+    for steps in range(1, 7):
+        run(replace(work, steps=steps))
+        states.append(final_weights(replace(work, steps=steps)))
+    rows = read_metrics(work.folder)
+    signals = [row["signal"] > 0 for row in rows]
+    assert (True, False) in pairwise(signals)  # a step without signal after one that left momentum behind
+    assert [row["lr"] > 0 for row in rows] == signals
+    for signal, (before, after) in zip(signals[1:], pairwise(states), strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in after) != signal
+
+
+def ascii_or_constant(problem: Problem, text: str) -> float:
+    """Reward all answers to every other question alike."""
+    return 0.5 if len(problem.messages[0]["content"]) % 2 else ascii_reward(problem, text)
+
+
+def test_only_matrices_learn(tmp_path: Path) -> None:
+    before = load_file(paths.join(parent(tmp_path), "model.safetensors"))
+    work = stage_of(tmp_path)
+    run(work)
+    after = final_weights(work)
+    learnt = {name for name in after if not torch.equal(before[name], after[name])}
+    assert learnt == {name for name, tensor in after.items() if tensor.dim() == 2 and min(tensor.shape) > 1}
+    assert learnt < after.keys()
 
 
 def test_no_problems_is_an_error(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raychat import checkpoint, dist
-from raychat.data.batches import Batch, evaluation
+from raychat.data.batches import Step, evaluation
 from raychat.data.shards import TokenRows
 from raychat.device import device
 from raychat.engine.sampling import SamplingParams
@@ -84,7 +84,7 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
             tokenizer=tokenizer,
             steps=work.steps,
             tokens_per_step=0,  # not known before: the summary's `tokens` are those that were generated
-            schedule=learner.schedule(),
+            schedule=work.schedule(work.steps),
             settings=work.settings,
             parent=work.parent,
             eval_every=work.eval_every,
@@ -92,10 +92,9 @@ def train_on_rollouts(work: RLStage, report: Report) -> dict[str, Any]:
         ),
         model,
         optimizer,
-        learner.batches,
+        learner.steps,
         report,
         evaluate=learner.evaluate if work.num_eval or work.val_rows else None,
-        row=lambda: learner.latest,
         facts=learner.facts,
     )
 
@@ -120,30 +119,22 @@ class _Learner:
             raise ValueError(f"task {self._task.name} has no problems to ask")
         rows = work.device_rows or default_device_rows(model.config, where)
         self._device_tokens = rows * model.config.sequence_len
-        self.latest: Metrics = {}  # figures of the step last asked for
 
-    def batches(self, start: int) -> Iterator[Iterator[Batch]]:
-        """Yield, step by step, this worker's micro-batches; its rollouts are made when a step is asked for."""
+    def steps(self, start: int) -> Iterator[Step]:
+        """Yield the steps from `start` on; `next` makes the rollouts of a step with the current weights."""
         rank, size = dist.world()
         for step in range(start, self._work.steps):
             began = time.monotonic()
             groups = self._rollouts(step)
-            self.latest = {**figures(groups), "rollout_s": round(time.monotonic() - began, 3)}
-            yield to_batches(
+            metrics = {**figures(groups), "rollout_s": round(time.monotonic() - began, 3)}
+            batches = to_batches(
                 weigh(groups)[rank::size],
                 pad=self._pad,
                 device_tokens=self._device_tokens,
                 multiple=_LENGTH_MULTIPLE[self._where.type],
                 where=self._where,
             )
-
-    def schedule(self) -> Schedule:
-        """Return the stage's schedule with rate 0 for a step whose rewards teach nothing.
-
-        There the gradient is zero, but Muon would go on at full size in the direction of its momentum.
-        """
-        schedule = self._work.schedule(self._work.steps)
-        return schedule._replace(lr=lambda step: schedule.lr(step) if self.latest["signal"] else 0.0)
+            yield Step(batches, metrics, teaches=metrics["signal"] > 0)
 
     def _questions(self, step: int) -> list[Question]:
         work = self._work

@@ -4,7 +4,7 @@ A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raychat import checkpoint, dist, paths
-from raychat.data.batches import Batch
+from raychat.data.batches import Step
 from raychat.device import peak_flops, synchronize
 from raychat.log import MetricsLog, Report
 from raychat.model import flops
@@ -20,7 +20,7 @@ from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
 from raychat.optim.schedule import Schedule
 from raychat.tokenizer import Tokenizer
-from raychat.train.loop import every, train
+from raychat.train.loop import every, rate, train
 
 Metrics = dict[str, float]
 _LOG_EVERY_S = 1.0  # rows reported to the terminal; metrics.jsonl has every step
@@ -79,12 +79,11 @@ def run(
     stage: Stage,
     model: GPT,
     optimizer: MuonAdamW,
-    batches: Callable[[int], Iterator[Iterable[Batch]]],
+    batches: Callable[[int], Iterator[Step]],
     report: Report,
     *,
     forward: nn.Module | None = None,
     evaluate: Callable[[], Metrics] | None = None,
-    row: Callable[[], Metrics] | None = None,
     facts: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train a stage from its latest checkpoint, or from the model as it is given, to its end; return its summary.
@@ -92,10 +91,9 @@ def run(
     Every worker calls it. Killed at any moment, it goes on from the last checkpoint to the same final weights.
 
     Args:
-        batches: from a step number to the batches of that step and all following.
+        batches: from a step number to that step and all following.
         forward: what the loop calls, where that is not the model itself but, say, its compiled form.
         evaluate: collective; its figures go into the metrics and, at the end, into the summary.
-        row: more figures of the step just done, for its row of metrics (rank 0).
         facts: what else the summary should hold, asked for at the end (rank 0).
     """
     rank, size = dist.world()
@@ -105,17 +103,17 @@ def run(
     log = MetricsLog(stage.folder, start=start, name=stage.name, settings=stage.settings) if rank == 0 else None
     clock = _Clock(stage.tokens_per_step, flops.per_token(model), peak_flops(device), size)
 
-    def log_step(step: int, loss: Tensor) -> None:
+    def log_step(number: int, loss: Tensor, step: Step) -> None:
         if log is None:
             return
         synchronize(device)
-        now = {"step": step, "loss": loss.item(), "lr": stage.schedule.lr(step - 1), **(row() if row else {})}
+        now = {"step": number, "loss": loss.item(), "lr": rate(stage.schedule, number - 1, step), **step.metrics}
         now |= {**clock.tick(), "t": round(time.monotonic() - began, 3)}
         log.write(now)
-        if clock.due(step == stage.steps):
+        if clock.due(number == stage.steps):
             report(now)
 
-    def evaluate_and_log(step: int, _: Tensor) -> None:
+    def evaluate_and_log(number: int, _: Tensor, __: Step) -> None:
         if evaluate is None:
             return
         model.eval()
@@ -124,11 +122,11 @@ def run(
         clock.restart()
         latest_metrics.update(metrics)
         if log is not None:
-            now = {"step": step, **metrics, "t": round(time.monotonic() - began, 3)}
+            now = {"step": number, **metrics, "t": round(time.monotonic() - began, 3)}
             log.write(now)
             report(now)
 
-    def save(step: int, _: Tensor) -> None:
+    def save(number: int, _: Tensor, __: Step) -> None:
         meta = {
             "settings": stage.settings,
             "parent": stage.parent,
@@ -138,7 +136,7 @@ def run(
         }
         if log is not None:
             log.flush()
-        checkpoint.save_checkpoint(stage.folder, step, model, optimizer, stage.tokenizer, meta)
+        checkpoint.save_checkpoint(stage.folder, number, model, optimizer, stage.tokenizer, meta)
         clock.restart()
 
     hooks = [
