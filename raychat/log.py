@@ -17,6 +17,20 @@ Report = Callable[[dict[str, Any]], None]
 _LINE_EVERY_S = 10.0  # between lines where there is no terminal to draw a bar on
 
 
+class Throttle:
+    """Say yes at most every so many seconds."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._last = every_s, time.monotonic()
+
+    def due(self, force: bool = False) -> bool:
+        """Return whether it is time again."""
+        if force or time.monotonic() - self._last >= self._every_s:
+            self._last = time.monotonic()
+            return True
+        return False
+
+
 class Progress:
     """Show reported rows: a bar with step, loss, tok/s, MFU and time left on a terminal, else a line now and then."""
 
@@ -96,7 +110,7 @@ class MetricsLog:
 
     _UPLOAD_EVERY_S = 30.0
 
-    def __init__(self, folder: str, *, start: int, name: str, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: str, *, start: int, name: str, settings: dict[str, Any], wandb: bool = False) -> None:
         self._path = paths.join(folder, "metrics.jsonl")
         self._lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= start]
         self._uploaded = time.monotonic()

@@ -44,7 +44,8 @@ class Recipe:
         known = {field.name for field in fields(cls)}
         if unknown := values.keys() - known:
             raise ValueError(f"the recipe has unknown fields {', '.join(sorted(unknown))}: a newer raychat wrote it")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import toy
+from raychat.train.token_stage import TokenStage, train_on_rows
 
 from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.log import Report, read_metrics
-from raychat.train.token_stage import TokenStage, train_on_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

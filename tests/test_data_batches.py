@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 
-from raychat.data.batches import Batch, evaluation, next_token, steps_of
+from raychat.data.batches import Batch, next_token, steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 
@@ -20,7 +20,7 @@ def step(
     batches = steps_of(
         rows, rows_per_step=rows_per_step, device_rows=device_rows, start=number, world=World(rank, size), device=CPU
     )
-    return list(next(batches))
+    return list(next(batches).batches)
 
 
 def test_targets_are_the_next_tokens_and_masked_ones_are_ignored() -> None:
@@ -51,7 +51,7 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     batches = steps_of(rows, rows_per_step=7, device_rows=7, start=0, world=World(0, 1), device=CPU)
     for number in range(12):  # 84 rows of 40: the rows go round
-        (batch,) = next(batches)
+        (batch,) = next(batches).batches
         (again,) = step(rows, number, device_rows=7)
         assert torch.equal(batch.inputs, again.inputs)
 
@@ -61,7 +61,7 @@ def test_evaluation_visits_every_row_once(tmp_path: Path) -> None:
     seen = [
         row
         for rank in range(3)
-        for b in evaluation(rows, 11, device_rows=2, world=World(rank, 3), device=CPU)
+        for b in validation_batches(rows, 11, device_rows=2, world=World(rank, 3), device=CPU)
         for row in b.inputs.tolist()
     ]
     assert sorted(seen) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())

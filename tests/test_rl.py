@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,21 +22,23 @@ from raychat.data.batches import Batch
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.log import read_metrics
-from raychat.optim.schedule import linear_to_zero
-from raychat.rl import RLStage, Rollout, Sampler, advantages, questions_of, to_batches, train_on_rollouts, weigh
+from raychat.recipe import Runtime
+from raychat.rl import Rollout, Sampler, advantages, questions_of, to_batches, weigh
 from raychat.tasks import Problem
+from raychat.train import stage
 from raychat.train.loop import accumulate
+from raychat.train.stage import Stage
 
 CPU = torch.device("cpu")
 REPO = Path(__file__).parent.parent
 
 
-def run(work: RLStage) -> dict[str, object]:
+def run(work: Stage) -> dict[str, object]:
     torch.set_num_threads(1)
-    return train_on_rollouts(work, lambda row: None)
+    return stage.run(work, lambda row: None)
 
 
-def final_weights(work: RLStage) -> dict[str, torch.Tensor]:
+def final_weights(work: Stage) -> dict[str, torch.Tensor]:
     last = checkpoint.latest(work.folder)
     assert str(last).endswith(f"step_{work.steps:06d}")
     return load_file(paths.join(str(last), "model.safetensors"))
@@ -170,7 +173,7 @@ def test_reward_rises(tmp_path: Path) -> None:
         tmp_path,
         steps=30,
         samples=8,
-        schedule=partial(linear_to_zero, peak=1.0),
+        peak=1.0,
         val_task=ascii_task,
         num_eval=6,
     )
@@ -188,7 +191,7 @@ def test_reward_rises(tmp_path: Path) -> None:
 def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Bit by bit, stopped between two checkpoints while rewards are given."""
     parent(tmp_path)
-    whole = stage_of(tmp_path, folder=str(tmp_path / "whole"), steps=6, save_every=2)
+    whole = replace(stage_of(tmp_path, "whole", steps=6), runtime=Runtime(save_every=2))
     expected = run(whole)
 
     calls = 0
@@ -200,9 +203,9 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return ascii_reward(problem, text)
 
-    killed = replace(whole, folder=str(tmp_path / "killed"))
+    killed = replace(whole, name="tiny/killed")
     with pytest.raises(KeyboardInterrupt):
-        run(replace(killed, task=partial(ascii_task, reward=stops)))
+        run(replace(killed, source=replace(killed.source, task=partial(ascii_task, reward=stops))))
     assert str(checkpoint.latest(killed.folder)).endswith("step_000004")
     got = run(killed)
 
@@ -215,9 +218,9 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
 def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     """Two workers in a gloo group, three calls a step: one has more rollouts to make than the other."""
     parent(tmp_path)
-    one = stage_of(tmp_path, folder=str(tmp_path / "one"), steps=3)
+    one = stage_of(tmp_path, "one", steps=3)
     summary = run(one)
-    two = replace(one, folder=str(tmp_path / "two"))
+    two = replace(one, name="tiny/two")
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],
@@ -237,6 +240,36 @@ def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-3, atol=1e-4)
 
 
+def test_step_with_equal_rewards_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:
+    parent(tmp_path)
+    work = stage_of(tmp_path, questions_per_step=1, task=partial(ascii_task, reward=ascii_or_constant))
+    states = []
+    for steps in range(1, 7):
+        run(replace(work, steps=steps))
+        states.append(final_weights(replace(work, steps=steps)))
+    rows = read_metrics(work.folder)
+    signals = [row["signal"] > 0 for row in rows]
+    assert (True, False) in pairwise(signals)  # a step without signal after one that left momentum behind
+    assert [row["lr"] > 0 for row in rows] == signals
+    for signal, (before, after) in zip(signals[1:], pairwise(states), strict=True):
+        assert all(torch.equal(before[name], after[name]) for name in after) != signal
+
+
+def ascii_or_constant(problem: Problem, text: str) -> float:
+    """Reward all answers to every other question alike."""
+    return 0.5 if len(problem.messages[0]["content"]) % 2 else ascii_reward(problem, text)
+
+
+def test_only_matrices_learn(tmp_path: Path) -> None:
+    before = load_file(paths.join(parent(tmp_path), "model.safetensors"))
+    work = stage_of(tmp_path)
+    run(work)
+    after = final_weights(work)
+    learnt = {name for name in after if not torch.equal(before[name], after[name])}
+    assert learnt == {name for name, tensor in after.items() if tensor.dim() == 2 and min(tensor.shape) > 1}
+    assert learnt < after.keys()
+
+
 def test_no_problems_is_an_error(tmp_path: Path) -> None:
     parent(tmp_path)
     with pytest.raises(ValueError, match="no problems"):
@@ -248,5 +281,5 @@ if __name__ == "__main__":  # one of the workers of test_any_number_of_workers_t
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{os.environ['STORE']}", rank=int(os.environ["RANK"]), world_size=2
     )
-    run(stage_of(folder, folder=str(folder / "two"), steps=3))
+    run(stage_of(folder, "two", steps=3))
     torch.distributed.destroy_process_group()

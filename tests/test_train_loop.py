@@ -8,9 +8,9 @@ import torch.multiprocessing as mp
 import toy
 
 from raychat import dist
-from raychat.data.batches import steps_of
+from raychat.data.batches import Step, steps_of
 from raychat.data.shards import TokenRows
-from raychat.optim import MuonAdamW, schedule
+from raychat.optim import build_optimizer, schedule
 from raychat.optim.schedule import Schedule
 from raychat.train.loop import every, train
 
@@ -22,7 +22,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
     """Train the toy model a few steps and return the loss of each."""
     torch.set_num_threads(1)
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), lr_scale=0.3, weight_decay=0.1, dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
     seen: list[float] = []
     batches = steps_of(
         TokenRows(folder), rows_per_step=7, device_rows=device_rows, start=0, world=dist.world(), device=CPU
@@ -33,7 +33,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
         batches,
         steps=STEPS,
         schedule=schedule.base(STEPS),
-        hooks=[lambda step, loss: seen.append(loss.item())],
+        hooks=[lambda number, loss, step: seen.append(loss.item())],
     )
     return seen
 
@@ -65,22 +65,29 @@ def test_workers_give_the_losses_of_one(tmp_path: Path, size: int) -> None:
 def test_training_learns_to_count(tmp_path: Path) -> None:
     folder = toy.token_folder(str(tmp_path))
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
     seen: list[float] = []
     batches = steps_of(TokenRows(folder), rows_per_step=20, device_rows=20, start=0, world=dist.world(), device=CPU)
     constant = Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.0)
-    train(model, optimizer, batches, steps=60, schedule=constant, hooks=[lambda _, loss: seen.append(loss.item())])
+    train(model, optimizer, batches, steps=60, schedule=constant, hooks=[lambda _, loss, __: seen.append(loss.item())])
     assert seen[0] == pytest.approx(5.58, abs=0.05)  # ln 265: a uniform guess
     assert seen[-1] < 0.5
 
 
 def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path) -> None:
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     still = Schedule(lambda _: 1.0, lambda _: 0.9, lambda _: 0.0)
     seen: list[float] = []
-    train(model, optimizer, iter([[]]), steps=1, schedule=still, hooks=[lambda _, loss: seen.append(loss.item())])
+    train(
+        model,
+        optimizer,
+        iter([Step([])]),
+        steps=1,
+        schedule=still,
+        hooks=[lambda _, loss, __: seen.append(loss.item())],
+    )
     assert seen == [0.0]
     for name, value in model.state_dict().items():
         assert torch.isfinite(value).all()
@@ -88,9 +95,29 @@ def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path
             assert torch.equal(value, before[name]), name
 
 
+def test_a_step_that_teaches_nothing_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
+    model = toy.model()
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
+    taught = steps_of(rows, rows_per_step=4, device_rows=4, start=0, world=dist.world(), device=CPU)
+    states: list[dict[str, torch.Tensor]] = []
+    train(
+        model,
+        optimizer,
+        iter([next(taught), next(taught), Step([], teaches=False), Step([])]),
+        steps=4,
+        schedule=Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.1),
+        hooks=[lambda *_: states.append({name: p.clone() for name, p in model.state_dict().items()})],
+    )
+    _, taught_twice, untaught, empty = states
+    assert all(torch.equal(taught_twice[name], untaught[name]) for name in untaught)
+    moved = [name for name in empty if not torch.equal(untaught[name], empty[name])]
+    assert any("blocks" in name for name in moved)  # so there was momentum
+
+
 def test_hooks_run_at_their_interval_and_at_the_end() -> None:
     seen: list[int] = []
-    hook = every(3, 8, lambda step, _: seen.append(step))
-    for step in range(1, 9):
-        hook(step, torch.zeros(()))
+    hook = every(3, 8, lambda number, loss, step: seen.append(number))
+    for number in range(1, 9):
+        hook(number, torch.zeros(()), Step([]))
     assert seen == [3, 6, 8]

@@ -81,7 +81,7 @@ def evaluate_stage(
             return done
     started = time.monotonic()
     found = evaluate(path, describe(path), cluster)
-    step = checkpoint.read_meta(path)["step"]
+    step = checkpoint.read_meta(path).step
     result = {
         **asked,
         "step": step,

@@ -4,7 +4,7 @@ The loss of a step is `sum_bt weights[b, t] * nll[b, t]` over all micro-batches 
 normalised over the whole step, so the loop divides by nothing and any number of workers takes the same step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,14 @@ class Batch(NamedTuple):
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, -1 where there is nothing to predict
     weights: Tensor  # (B, T) float32, normalised over the whole optimizer step, all workers included
+
+
+class Step(NamedTuple):
+    """One optimizer step, as this worker sees it."""
+
+    batches: Iterable[Batch]  # its micro-batches, possibly none
+    metrics: Mapping[str, float] = {}  # more figures for its row of metrics
+    teaches: bool = True  # False = no worker has a gradient: the weights must stay as they are
 
 
 def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch.device) -> Batch:
@@ -43,7 +51,7 @@ def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch
 
 def steps_of(
     rows: TokenRows, *, rows_per_step: int, device_rows: int, start: int, world: World, device: torch.device
-) -> Iterator[Iterator[Batch]]:
+) -> Iterator[Step]:
     """Yield, step by step from step `start`, this worker's micro-batches of the step, made lazily.
 
     Step s takes rows s * rows_per_step and following, in order, round and round when they end; worker r of W takes
@@ -52,11 +60,12 @@ def steps_of(
     """
     step = start
     while True:
-        yield _step(rows, np.arange(step * rows_per_step, (step + 1) * rows_per_step), device_rows, world, device)
+        indices = np.arange(step * rows_per_step, (step + 1) * rows_per_step)
+        yield Step(_micro_batches(rows, indices, device_rows, world, device))
         step += 1
 
 
-def _step(
+def _micro_batches(
     rows: TokenRows, indices: np.ndarray, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
     scale = 1 / max(rows.num_valid(indices), 1)
@@ -65,7 +74,7 @@ def _step(
         yield next_token(*rows.rows(mine[i : i + device_rows]), scale, device)
 
 
-def evaluation(
+def validation_batches(
     rows: TokenRows, num_rows: int, *, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
     """Yield this worker's share of the first `num_rows` rows once; every target that carries loss weighs 1."""

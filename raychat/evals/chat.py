@@ -12,7 +12,7 @@ from raychat.engine.sampling import SamplingParams
 from raychat.evals.core import centred, chosen
 from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
 from raychat.evals.scoring import logits_of
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
 
@@ -59,7 +59,7 @@ def evaluate_problems(
 
 
 def choose(
-    model: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS
+    model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS
 ) -> list[str]:
     """Return for each multiple-choice problem the likeliest of its letters as the first token of the answer.
 

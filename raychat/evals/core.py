@@ -25,7 +25,7 @@ import yaml
 from raychat import paths
 from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
 from raychat.evals.scoring import logits_of
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
 
@@ -214,7 +214,7 @@ def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer:
 
 
 def evaluate_items(
-    model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
+    model: Model, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> list[bool]:
     """Return for each of these items of a task whether the model gets it right.
 
@@ -238,7 +238,7 @@ def evaluate_items(
     return verdicts
 
 
-def _judge(model: GPT, rows: Rows, counts: list[int], batch_tokens: int) -> tuple[list[float], list[bool]]:
+def _judge(model: Model, rows: Rows, counts: list[int], batch_tokens: int) -> tuple[list[float], list[bool]]:
     """Return each row's mean loss over its last `count` tokens, and whether each of them was the first choice."""
     losses, firsts = [0.0] * len(rows), [False] * len(rows)
     for number, logits in logits_of(model, rows, batch_tokens):

@@ -9,7 +9,7 @@ import torch
 from raychat import checkpoint
 from raychat.device import device
 from raychat.engine.engine import Engine
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
 
 MAX_SEQUENCES = 32  # generated at once
@@ -18,7 +18,7 @@ MAX_SEQUENCES = 32  # generated at once
 class LoadedModel:
     """A model and its tokenizer; the engine that generates with them is made when first asked for."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     @classmethod

@@ -9,22 +9,22 @@ at temperature 1, also where sampling was cut to top-k.
 Everything a step does is a function of its number and the weights: which questions, and the seed of every answer.
 """
 
+from raychat.rl.feed import RolloutFeed, RolloutSource
 from raychat.rl.sampler import Group, Pool, Question, Rollout, Sampler
-from raychat.rl.stage import RLStage, train_on_rollouts
 from raychat.rl.step import advantages, figures, questions_of, reward_trend, to_batches, weigh
 
 __all__ = [
     "Group",
     "Pool",
     "Question",
-    "RLStage",
     "Rollout",
+    "RolloutFeed",
+    "RolloutSource",
     "Sampler",
     "advantages",
     "figures",
     "questions_of",
     "reward_trend",
     "to_batches",
-    "train_on_rollouts",
     "weigh",
 ]

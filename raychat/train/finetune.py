@@ -22,8 +22,9 @@ def child_recipe(parent: str, storage: str, **changes: Any) -> Recipe:
     A change of None leaves the parent's value. Weight decay is 0: the base stage's cosine ended there.
     """
     inherited = checkpoint.read_meta(parent).recipe
-    own = {"parent": paths.relative(parent, storage), "weight_decay": 0.0, "steps": None, "num_shards": None}
-    own |= {"inputs": None, "sampling": None, **{key: value for key, value in changes.items() if value is not None}}
+    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling"))
+    own |= {"parent": paths.relative(parent, storage), "weight_decay": 0.0}
+    own |= {key: value for key, value in changes.items() if value is not None}
     return replace(inherited, **own)
 
 

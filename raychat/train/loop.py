@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from raychat import dist
-from raychat.data.batches import Batch
+from raychat.data.batches import Batch, Step
 from raychat.model.loss import token_nll
 from raychat.optim.schedule import Schedule
 
-Hook = Callable[[int, Tensor], None]  # called after every step with the number of steps done and the step's loss, ()
+# Called after every step with the number of steps done, the step's loss, (), and the step.
+Hook = Callable[[int, Tensor, Step], None]
 
 
 class Optimizer(Protocol):
@@ -24,7 +25,7 @@ class Optimizer(Protocol):
 def train(
     model: nn.Module,
     optimizer: Optimizer,
-    batches: Iterator[Iterable[Batch]],
+    batches: Iterator[Step],
     *,
     steps: int,
     schedule: Schedule,
@@ -36,17 +37,26 @@ def train(
     Args:
         model: ids (B, T) -> logits (B, T, V).
         optimizer: given the schedule's multipliers at every step.
-        batches: each `next` gives this worker's micro-batches of one step, possibly none; their weights are normalised
-            over all workers, so losses and gradients are summed.
+        batches: each `next` gives one step; the weights of its micro-batches are normalised over all workers, so losses
+            and gradients are summed.
         hooks: called in order after every step, on every worker.
     """
-    for step in range(start, steps):
-        loss = accumulate(model, next(batches))
-        optimizer.step(schedule.lr(step), schedule.momentum(step), schedule.weight_decay(step))
+    for number in range(start, steps):
+        step = next(batches)
+        loss = accumulate(model, step.batches)
+        check_finite(number, loss, model)
+        optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
         optimizer.zero_grad()
-        dist.sum_(loss)
         for hook in hooks:
-            hook(step + 1, loss)
+            hook(number + 1, loss, step)
+
+
+def rate(schedule: Schedule, number: int, step: Step) -> float:
+    """Return a step's learning rate; 0 for a step that teaches nothing.
+
+    Its gradient is zero, but Muon would still take a full step in the direction of its momentum.
+    """
+    return schedule.lr(number) if step.teaches else 0.0
 
 
 def accumulate(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
@@ -59,11 +69,29 @@ def accumulate(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
     return total
 
 
+def check_finite(number: int, loss: Tensor, model: nn.Module) -> None:
+    """Sum `loss` over the workers in place, and stop them all before a step that would ruin the weights.
+
+    Raises:
+        FloatingPointError: The loss or a gradient is NaN or infinite on some worker.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    totals = dist.sum_(torch.stack((loss, norm.to(loss))))
+    if not totals.isfinite().all():
+        raise FloatingPointError(
+            f"step {number + 1}: the loss is {totals[0].item()}, the sum of the workers' gradient norms "
+            f"{totals[1].item()}; expected finite numbers. The weights are untouched, and the checkpoints so far are "
+            "good. Look at the data of this step, or train with a lower --lr-scale"
+        )
+    loss.copy_(totals[0])
+
+
 def every(interval: int, steps: int, hook: Hook) -> Hook:
     """Call a hook at every `interval`-th step and at the last; 0 = at the last only."""
 
-    def at(step: int, loss: Tensor) -> None:
-        if step == steps or (interval > 0 and step % interval == 0):
-            hook(step, loss)
+    def at(number: int, loss: Tensor, step: Step) -> None:
+        if number == steps or (interval > 0 and number % interval == 0):
+            hook(number, loss, step)
 
     return at

@@ -8,9 +8,7 @@ from raychat.model.base import Model, Muon
 CPU_TOKENS = 4096  # of a micro-batch on a CPU, where larger ones are not faster
 USABLE = 0.9  # of a GPU's memory: the allocator's gaps, the CUDA context and NCCL take the rest
 # What the compiler's partitioner keeps for the backward pass, per token. Counted in its graphs of d12 and d20:
-LAYER_WIDTHS = (
-    21  # of width n_embd in a layer: 3 residuals, q, k, v, rotated q and k, attention, 2 x 4 of the MLP
-)
+LAYER_WIDTHS = 21  # of width n_embd in a layer: 3 residuals, q, k, v, rotated q and k, attention, 2 x 4 of the MLP
 LOGIT_BYTES = 12  # per entry of the vocabulary: three fp32 copies, in softcap and loss
 
 

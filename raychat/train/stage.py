@@ -23,7 +23,7 @@ from raychat.optim import MuonAdamW, build_optimizer
 from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime, differences
 from raychat.tokenizer import Tokenizer
-from raychat.train.loop import every, train
+from raychat.train.loop import every, rate, train
 
 Metrics = dict[str, float]
 LOG_EVERY_S = 1.0  # between rows reported to the terminal; metrics.jsonl has every step
@@ -209,7 +209,7 @@ class _Around:
         if self._log is None:
             return
         synchronize(self._learner.device)
-        row = {"step": number, "loss": loss.item(), "lr": self._schedule.lr(number - 1) * step.teaches}
+        row = {"step": number, "loss": loss.item(), "lr": rate(self._schedule, number - 1, step)}
         row |= {**step.metrics, **self._clock.tick(), "t": self._seconds()}
         self._log.write(row)
         if self._throttle.due(force=number == self._stage.steps):
@@ -254,8 +254,9 @@ class _Around:
             "recipe": asdict(stage.recipe),
             "runtime": asdict(replace(stage.runtime, workers=self._size)),
         }
-        paths.write_json(paths.join(stage.folder, "summary.json"), summary)
-        return summary
+        paths.write_json(file := paths.join(stage.folder, "summary.json"), summary)
+        written: dict[str, Any] = paths.read_json(file)
+        return written
 
 
 class _Clock:
@@ -264,7 +265,7 @@ class _Clock:
     def __init__(self, tokens_per_step: int, learner: Learner) -> None:
         self._tokens_per_step = tokens_per_step
         self._flops_per_token, self._peak = learner.model.flops_per_token(), peak_flops(learner.device)
-        self.restart()
+        self._last = time.monotonic()
 
     def tick(self) -> Metrics:
         now = time.monotonic()
