@@ -68,7 +68,7 @@ def differences(there: Recipe, now: Recipe) -> list[str]:
             continue
         if name == "parent" and old and new and (old.endswith(f"/{new}") or new.endswith(f"/{old}")):
             continue  # relative to the storage, and with it
-        if name == "model":
+        if name in ("model", "sampling") and old and new:
             changed = [key for key in old | new if old.get(key) != new.get(key)]
             found += [f"{key}: there {old.get(key)!r}, now {new.get(key)!r}" for key in changed]
         elif old != new:

@@ -106,8 +106,9 @@ def test_finished_stage_is_found_and_another_recipe_is_refused(tmp_path: Path) -
     assert stage.finished(one.folder, toy.recipe()) == summary
     with pytest.raises(ValueError, match="seed: there 0, now 1"):
         stage.finished(one.folder, toy.recipe(seed=1))
+    deeper = replace(one.recipe, model={**one.recipe.model, "n_layer": 3})
     with pytest.raises(ValueError, match=r"another recipe.*n_layer: there 2, now 3"):
-        run(toy.token_stage(tmp_path, "one", model={**toy.recipe().model, "n_layer": 3}))
+        stage.finished(one.folder, deeper)
 
 
 def test_stage_resumes_with_another_runtime(tmp_path: Path) -> None:

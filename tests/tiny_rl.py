@@ -36,11 +36,11 @@ def model() -> GPT:
     return built
 
 
-def parent(folder: Path) -> str:
+def parent(storage: Path, run: str = "tiny") -> str:
     """Save the model as the checkpoint that the stage starts from; return its path."""
     built = model()
     meta = Meta(0, Recipe(model=architecture_of(built), batch_tokens=96, lr_scale=1.0))
-    return checkpoint.save_checkpoint(str(folder / "runs/tiny/sft"), built, None, tiny.byte_tokenizer(), meta)
+    return checkpoint.save_checkpoint(str(storage / "runs" / run / "sft"), built, None, tiny.byte_tokenizer(), meta)
 
 
 def ascii_reward(problem: Problem, text: str) -> float:
