@@ -51,7 +51,7 @@ def run(args: Args) -> dict[str, Any]:
     from functools import partial
 
     from raychat import checkpoint, paths, tasks
-    from raychat.cluster.launch import launch_stage
+    from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
     from raychat.data import corpus
     from raychat.engine.sampling import SamplingParams
@@ -106,7 +106,7 @@ def run(args: Args) -> dict[str, Any]:
     build = partial(Sampler.load, parent, task.reward, source.params, source.max_sequences)
     with rollout_pool(build, cluster, actors) as pool:
         stage = dataclasses.replace(stage, steps=steps, source=dataclasses.replace(source, pool=pool))
-        summary = launch_stage(stage, cluster)
+        summary = launch(stage, cluster)
     print(f"rl: mean reward {summary['reward_first']:.3f} -> {summary['reward_last']:.3f}, {summary['checkpoint']}")
     return summary
 
