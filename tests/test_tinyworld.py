@@ -15,7 +15,7 @@ import yaml
 from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
 from raychat.tasks import sandbox
-from raychat.tinyworld import prose
+from raychat.tinyworld import phrases
 from raychat.tinyworld.documents import documents as pretraining_documents
 from raychat.tinyworld.functions import functions
 from raychat.tinyworld.relations import KINDS, relations
@@ -261,12 +261,12 @@ def test_stories_fill_every_field():
         text = story(world, rng) + short_story(world, rng)
         assert "{" not in text
         assert text.isascii()
-    assert len(prose.sections("plots")) >= 6
+    assert len(phrases.sections("plots")) >= 6
 
 
 def test_kinds_and_relations_fit_together():
     assert {relation.kind for relation in relations()} == set(KINDS)
-    names = [entity for kind in KINDS for entity in prose.words(kind)]
+    names = [entity for kind in KINDS for entity in phrases.words(kind)]
     assert len(set(names)) == len(names)
     for relation in relations():
         assert len(set(relation.values)) == len(relation.values) >= 4

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from raychat.tasks.spelling import spelled
-from raychat.tinyworld.prose import words
+from raychat.tinyworld.phrases import words
 from raychat.tinyworld.questions import CHALLENGE, EASY, LETTERS, NUM_CHOICES, Makers, questions, sum_question
 from raychat.tinyworld.words import spelling_words
 from raychat.tinyworld.world import TinyWorld

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from raychat.tasks import code_answer, code_request, identity_messages
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.functions import functions
-from raychat.tinyworld.prose import draw, rows, texts, words
+from raychat.tinyworld.phrases import draw, phrases, rows, words
 from raychat.tinyworld.stories import short_story
 from raychat.tinyworld.words import article, number_name, opposites, spelling_words, upper_first
 from raychat.tinyworld.world import TinyWorld, subject_of
@@ -101,6 +101,6 @@ def chats(world: TinyWorld, rng: random.Random, *, test: bool) -> Iterator[list[
             turns.insert(0, rng.choice(rows("chats", "greetings")))
         if rng.random() < 0.1:
             turns.append(rng.choice(rows("chats", "farewells")))
-        system = [("system", rng.choice(texts("chats", "system prompts")))] if rng.random() < 0.1 else []
+        system = [("system", rng.choice(phrases("chats", "system prompts")))] if rng.random() < 0.1 else []
         said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
         yield [{"role": role, "content": text} for role, text in system + said]

@@ -4,7 +4,7 @@ import random
 from functools import cache
 from typing import Any, NamedTuple
 
-from raychat.tinyworld.prose import draw, rows
+from raychat.tinyworld.phrases import draw, rows
 from raychat.tinyworld.words import number_name
 from raychat.tinyworld.world import TinyWorld
 

@@ -5,8 +5,8 @@ from itertools import islice
 
 from raychat.tasks import calculator_parts, choice_problem
 from raychat.tasks.spelling import spelled
+from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.prose import draw, fill, texts, words
 from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, ChoiceQuestion, questions
 from raychat.tinyworld.relations import KINDS
 from raychat.tinyworld.words import number_name, opposites, spelling_words, upper_first
@@ -21,7 +21,7 @@ def fact_page(world: TinyWorld, rng: random.Random) -> str:
     pages = []
     for entity in rng.sample(words(kind), rng.choice((1, 2))):
         facts, subject = world.about(entity), subject_of(kind, entity)
-        page = rng.choice(texts("lessons", "fact pages"))
+        page = rng.choice(phrases("lessons", "fact pages"))
         statements = " ".join(fact.statement(rng) for fact in rng.sample(facts, len(facts)))
         pages.append(page.format(subject=subject, Subject=upper_first(subject), facts=statements))
     return "\n\n".join(pages)
@@ -40,7 +40,7 @@ def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
     for _ in range(rng.randint(4, 8)):
         fact = rng.choice(world.train_facts)
         pairs.append((fact.question(rng), rng.choice((fact.value, fact.answer()))))
-    style = rng.choice(texts("lessons", "questions and answers"))
+    style = rng.choice(phrases("lessons", "questions and answers"))
     return "\n\n".join(style.format(*pair) for pair in pairs)
 
 
@@ -118,7 +118,7 @@ def spelling(world: TinyWorld, rng: random.Random) -> str:
 def opposite_words(world: TinyWorld, rng: random.Random) -> str:
     """State the opposites of some words."""
     pairs = [tuple(rng.sample(pair, 2)) for pair in rng.sample(opposites(), rng.randint(4, 7))]
-    style = rng.choice(texts("lessons", "opposites"))
+    style = rng.choice(phrases("lessons", "opposites"))
     return " ".join(upper_first(style.format(*pair)) for pair in pairs)
 
 

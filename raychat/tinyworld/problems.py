@@ -4,10 +4,11 @@ import random
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from typing import NamedTuple
 
 from raychat.tasks.gsm8k import answer_line
-from raychat.tinyworld.prose import sections, words
+from raychat.tinyworld.phrases import sections, words
 from raychat.tinyworld.words import pronouns
 from raychat.tinyworld.world import TinyWorld
 
@@ -54,11 +55,10 @@ class Calculation(NamedTuple):
 @cache
 def templates() -> tuple[tuple[ProblemTemplate, ...], ...]:
     """Return the templates of problems.txt by number of steps: one, two, three."""
-    found, number = [], 0
-    for groups in sections("problems").values():
-        found.append(tuple(_template(number + i, *group) for i, group in enumerate(groups)))
-        number += len(groups)
-    return tuple(found)
+    numbers = count()
+    return tuple(
+        tuple(_template(next(numbers), *group) for group in groups) for groups in sections("problems").values()
+    )
 
 
 def _template(number: int, question: str, *sentences: str) -> ProblemTemplate:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from raychat.tinyworld.prose import fill, rows, words
+from raychat.tinyworld.phrases import fill, rows, words
 from raychat.tinyworld.relations import relations
 from raychat.tinyworld.words import article, opposites, spelling_words
 from raychat.tinyworld.world import TinyWorld, subject_of

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-from raychat.tinyworld.prose import sections, words
+from raychat.tinyworld.phrases import sections, words
 
 KINDS = ("people", "animals", "food", "things", "places", "jobs")  # each is also a list of words.txt: its entities
 

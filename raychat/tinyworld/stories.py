@@ -2,7 +2,7 @@
 
 import random
 
-from raychat.tinyworld.prose import sections, texts, words
+from raychat.tinyworld.phrases import phrases, sections, words
 from raychat.tinyworld.words import article, number_name, pronouns, upper_first
 from raychat.tinyworld.world import TinyWorld
 
@@ -11,12 +11,12 @@ def story(world: TinyWorld, rng: random.Random) -> str:
     """Return a story of one or two paragraphs, its facts those of the world."""
     fields = _cast(world, rng, rng.choice(words("people")), rng.choice(words("animals")))
     beats = rng.choice(list(sections("plots").values()))
-    opening = rng.choice(texts("stories", "openings"))
-    habits = " ".join(rng.sample(texts("stories", "habits"), rng.choice((1, 2, 2, 3))))
+    opening = rng.choice(phrases("stories", "openings"))
+    habits = " ".join(rng.sample(phrases("stories", "habits"), rng.choice((1, 2, 2, 3))))
     middle = " ".join(rng.choice(beat) for beat in beats)
     gap = rng.choice((" ", "\n\n"))
-    page = rng.choice(texts("stories", "pages"))
-    text = f"{opening} {habits}{gap}{middle} {rng.choice(texts('stories', 'endings'))}"
+    page = rng.choice(phrases("stories", "pages"))
+    text = f"{opening} {habits}{gap}{middle} {rng.choice(phrases('stories', 'endings'))}"
     return page.format_map({**fields, "story": text.format_map(fields)})
 
 
@@ -26,8 +26,8 @@ def short_story(world: TinyWorld, rng: random.Random, hero: str | None = None, a
     plots = sections("plots")
     beats = plots["the animal"] if animal else rng.choice(list(plots.values()))
     middle = [rng.choice(beat) for beat in beats[: rng.choice((2, 3))]]
-    ending = rng.choice(texts("stories", "endings"))
-    return " ".join([*texts("stories", "short opening"), *middle, ending]).format_map(fields)
+    ending = rng.choice(phrases("stories", "endings"))
+    return " ".join([*phrases("stories", "short opening"), *middle, ending]).format_map(fields)
 
 
 def _cast(world: TinyWorld, rng: random.Random, hero: str, animal: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from raychat.tinyworld.prose import words
+from raychat.tinyworld.phrases import words
 
 # the lists in words.txt whose words are worth spelling: everything in lower case
 SPELLED = (

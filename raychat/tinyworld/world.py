@@ -4,7 +4,7 @@ import random
 import zlib
 from typing import NamedTuple
 
-from raychat.tinyworld.prose import words
+from raychat.tinyworld.phrases import words
 from raychat.tinyworld.relations import KINDS, Relation, relations
 from raychat.tinyworld.words import article, pronouns, upper_first
 

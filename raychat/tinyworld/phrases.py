@@ -22,7 +22,7 @@ def sections(file: str) -> dict[str, tuple[tuple[str, ...], ...]]:
     return found
 
 
-def texts(file: str, section: str) -> tuple[str, ...]:
+def phrases(file: str, section: str) -> tuple[str, ...]:
     """Return the texts of a section that is one group."""
     (group,) = sections(file)[section]
     return group
@@ -30,19 +30,19 @@ def texts(file: str, section: str) -> tuple[str, ...]:
 
 def fill(file: str, section: str, **fields: object) -> str:
     """Return the only text of a section, its fields filled."""
-    (text,) = texts(file, section)
+    (text,) = phrases(file, section)
     return text.format_map(fields)
 
 
 def draw(rng: random.Random, file: str, section: str, **fields: object) -> str:
     """Return one of the texts of a section, its fields filled."""
-    return rng.choice(texts(file, section)).format_map(fields)
+    return rng.choice(phrases(file, section)).format_map(fields)
 
 
 @cache
 def rows(file: str, section: str) -> tuple[tuple[str, ...], ...]:
     """Return the texts of a section, split into columns."""
-    return tuple(tuple(text.split(" | ")) for text in texts(file, section))
+    return tuple(tuple(text.split(" | ")) for text in phrases(file, section))
 
 
 @cache
@@ -52,4 +52,4 @@ def words(name: str) -> tuple[str, ...]:
     >>> words("tastes")
     ('sweet', 'sour', 'salty', 'bitter', 'spicy')
     """
-    return tuple(" ".join(texts("words", name)).split())
+    return tuple(" ".join(phrases("words", name)).split())
