@@ -4,11 +4,13 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raychat.runs import STAGES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows = list[dict[str, Any]]
-COLOURS = {"base": "#3b6ea8", "mid": "#2f8f6b", "sft": "#b5742b", "rl": "#9a4a78"}
+COLOURS = dict(zip(STAGES, ("#3b6ea8", "#2f8f6b", "#b5742b", "#9a4a78"), strict=True))
 MAX_POINTS = 600  # of a line
 STYLE: Any = {
     "font.family": "sans-serif",
