@@ -126,7 +126,9 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.workers + 2 else 0.0
     tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
     data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
-    data = data.map(_on_row(partial(make_block, folder, pack)), num_cpus=cpus, compute=tasks)
+    data = data.map(
+        _on_row(lambda block, documents: make_block(folder, block, pack, documents)), num_cpus=cpus, compute=tasks
+    )
     for row in data.iter_rows():
         made = cloudpickle.loads(row["value"])
         if isinstance(made, _TaskFailed):
