@@ -83,7 +83,7 @@ def test_progress_counts_to_the_end_in_few_lines(monkeypatch: pytest.MonkeyPatch
     progress = Progress("count", steps=100, unit="block", say=lines.append)
     for _ in progress.track(range(100)):
         now += 0.25
-    assert lines == ["count: block 40/100 eta 15s", "count: block 80/100 eta 5s", "count: block 100/100"]
+    assert lines == ["count: block 41/100 eta 15s", "count: block 81/100 eta 5s", "count: block 100/100"]
 
 
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,12 +59,8 @@ def count_words(
         min_count: words that occur less often in all blocks together are left out.
     """
     count = partial(_count, pattern=pattern, doc_cap=doc_cap)
-    actors = FanOut(
-        type(None),
-        min(len(blocks), num_cores(cluster), _MAX_ACTORS),
-        name="count words",
-        max_failures=cluster.max_failures,
-    )
+    num_actors = min(len(blocks), num_cores(cluster), _MAX_ACTORS)
+    actors = FanOut(type(None), num_actors, name="count words", max_failures=cluster.max_failures)
     sums, chars, documents, started = _Tree(), 0, 0, time.monotonic()
     with closing(actors), Progress("count words", len(blocks), unit="block") as progress:
         counted = actors.map(lambda _, block: count(block, max_chars), blocks)

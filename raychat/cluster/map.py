@@ -97,9 +97,8 @@ class FanOut:
 
     def _finished(self, timeout_s: float) -> Generator[tuple[Any, int | None, Any], None, None]:
         """Yield (actor, call, result or death) of what has finished; wait for the first at most `timeout_s`."""
-        for (
-            actor
-        ) in self._starting:  # queue calls only on ready actors: one that waits for resources would hold its own
+        # Queue calls only on ready actors: one still waiting for resources would hold its call forever.
+        for actor in self._starting:
             self._running[actor.__ray_ready__.remote()] = (actor, None)
         self._starting = []
         if not self._running:
@@ -122,9 +121,7 @@ class FanOut:
     def _replace(self, actor: Any, death: Exception, failures: int) -> None:
         ray.kill(actor)  # it may only be unreachable, and must stop then
         if failures > self._max_failures:
-            raise RuntimeError(
-                f"{self._name}: actors keep dying ({failures} in a row), the last one of: {death}"
-            ) from death
+            raise RuntimeError(f"{self._name}: actors keep dying, {failures} in a row: {death}") from death
         print(f"{self._name}: an actor died and is replaced, its call is repeated: {death}", flush=True)
         self._starting.append(self._start())
 

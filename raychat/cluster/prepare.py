@@ -119,6 +119,10 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     the inputs of its own block only, and only a count comes back here.
     """
     folder, read, pack = packing.folder, packing.read, packing.pack
+
+    def make(block: int, documents: Any) -> int:
+        return make_block(folder, block, pack, documents)
+
     blocks = [{"block": block, "value": cloudpickle.dumps(packing.blocks[block])} for block in missing]
     data: ray.data.Dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     data.context.enable_progress_bars = False
@@ -127,7 +131,7 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.workers + 2 else 0.0
     tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
     data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
-    data = data.map(_on_row(partial(make_block, folder, pack)), num_cpus=cpus, compute=tasks)
+    data = data.map(_on_row(make), num_cpus=cpus, compute=tasks)
     for row in data.iter_rows():
         made = cloudpickle.loads(row["value"])
         if isinstance(made, _TaskFailed):
