@@ -1,5 +1,6 @@
 """The API as the real `openai` client sees it, over HTTP without Ray, and `jobs/serve.py --cluster.workers 0`."""
 
+import contextlib
 import json
 import re
 import signal

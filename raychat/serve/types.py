@@ -17,8 +17,8 @@ from raychat.engine.engine import Finish
 
 MAX_STOP_STRINGS = 4
 
-# Fields that clients send although raychat does not serve them. They are accepted at null and at these values, which ask
-# for nothing. Any other value is refused: an answer that ignores part of a request is worse than an error.
+# Fields that clients send although raychat does not serve them. They are accepted at null and at these values, which
+# ask for nothing. Any other value is refused: an answer that ignores part of a request is worse than an error.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
