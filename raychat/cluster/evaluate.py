@@ -31,7 +31,7 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
         RuntimeError: actors keep dying, more than `cluster.max_failures` times in a row.
     """
     checkpoint.read_meta(path)
-    work = [piece for evaluation in evaluations for piece in evaluation.work]
+    work = [piece for evaluation in evaluations for piece in evaluation.calls]
     name = ", ".join(evaluation.name for evaluation in evaluations)
     with Progress(f"evaluate {name}", len(work)) as progress:
         shown = time.monotonic()
@@ -45,7 +45,7 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
         results = _here(path, work, done) if cluster.workers == 0 else _spread(path, work, cluster, done)
     found: dict[str, Any] = {}
     for evaluation in evaluations:
-        mine, results = results[: len(evaluation.work)], results[len(evaluation.work) :]
+        mine, results = results[: len(evaluation.calls)], results[len(evaluation.calls) :]
         figures = evaluation.finish(mine)
         if twice := found.keys() & figures.keys():
             raise ValueError(f"two evaluations give {', '.join(sorted(twice))}")

@@ -15,12 +15,13 @@ from raychat.device import device
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
-from raychat.evals.core import chosen
+from raychat.evals.evaluation import chosen
+from raychat.evals.generate import Group, Question
 from raychat.log import Report, read_metrics
 from raychat.model.gpt import GPT
 from raychat.optim import MuonAdamW
 from raychat.optim.schedule import Schedule
-from raychat.rl.sampler import Group, Pool, Question, Sampler
+from raychat.rl.sampler import Pool, Sampler
 from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh
 from raychat.tasks import Task
 from raychat.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ class _Learner:
                 pad=self._pad,
                 device_tokens=self._device_tokens,
                 multiple=_LENGTH_MULTIPLE[self._where.type],
-                where=self._where,
+                device=self._where,
             )
             yield Step(batches, metrics, teaches=metrics["signal"] > 0)
 
@@ -180,8 +181,7 @@ class _Learner:
         task, engine = self._val_task, self._current_sampler().engine
         indices = chosen(len(task.problems), self._work.num_eval)
         greedy = Sampling(max_new_tokens=self._work.params.max_new_tokens)
-        answers = generate(engine, task, indices[rank::size], greedy)
-        parts = dist.gather([answer.reward for answer in answers.values()])
+        parts = dist.gather([graded.reward for graded in generate(engine, task, indices[rank::size], greedy)])
         return {"val_reward": sum(sum(part) for part in parts) / len(indices)}
 
     def _val_bpb(self, rows: TokenRows) -> float:
