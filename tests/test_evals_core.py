@@ -94,7 +94,7 @@ def test_real_bundle_is_read(shared_data: Path) -> None:
 
 
 def test_missing_files_and_labels_are_named(bundle: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no CORE bundle: it has no core\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"not a CORE bundle: it has no core\.yaml"):
         load_bundle(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no task subtracting; it has adding, pronouns, letters"):
         load_bundle(bundle, ["subtracting"])

@@ -68,7 +68,7 @@ def _read(folder: str, name: str) -> str:
         return paths.read_text(paths.join(folder, name))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{folder} is no CORE bundle: it has no {name}; expected core.yaml, eval_meta_data.csv and eval_data/"
+            f"{folder} is not a CORE bundle: it has no {name}; expected core.yaml, eval_meta_data.csv and eval_data/"
         ) from None
 
 
