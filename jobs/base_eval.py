@@ -1,7 +1,9 @@
-"""Evaluate a base model: bits per byte of validation text, CORE, and a few texts continued.
+"""Evaluate a base model: bits per byte of validation text, CORE, and the continuation of a few texts.
 
-python jobs/base_eval.py --run tiny
-python jobs/base_eval.py --run d20 --bundle /data/eval_bundle --max-items 500 --cluster.workers 8
+    python jobs/base_eval.py --run tiny
+    python jobs/base_eval.py --run d20 --bundle /data/eval_bundle --max-items 500 --cluster.workers 8
+
+The run's newest base checkpoint is evaluated; the figures go to runs/<run>/base/eval.json.
 """
 
 from dataclasses import dataclass, field
@@ -12,29 +14,32 @@ from raychat.cluster import Cluster
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate the run's newest base checkpoint; the figures go to runs/<run>/base/eval.json."""
-
     run: str = "tiny"  # name of the run
     bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
     max_items: int | None = None  # items of each task, the same ones every time; None = all
     data: tuple[str, ...] | None = None  # corpus whose last shard is validated on; None = what the model was trained on
     eval_tokens: int = 80 * 524288  # validation tokens at most
-    prompts: tuple[str, ...] | None = None  # texts to be continued; None = the beginnings of validation documents
+    prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Evaluate, or find that it has been done with the same settings; return what eval.json says.
+    """Evaluate, unless eval.json holds figures of this checkpoint and these settings; return its content.
 
-    Raises ValueError when there is no base checkpoint, FileNotFoundError when the bundle is not there.
+    Raises:
+        ValueError: there is no base checkpoint.
+        FileNotFoundError: the bundle does not exist.
     """
     from raychat import checkpoint, paths
     from raychat.cluster.evaluate import evaluate_stage
     from raychat.cluster.prepare import documents, prepare
     from raychat.data import corpus
     from raychat.data.shards import TokenRows
-    from raychat.evals import bpb, core, samples
+    from raychat.evals import samples
+    from raychat.evals.bpb import bpb_evaluation
+    from raychat.evals.bundle import load_bundle
+    from raychat.evals.core import core_evaluation
     from raychat.evals.evaluation import Evaluation
 
     storage = args.cluster.storage()
@@ -51,8 +56,8 @@ def run(args: Args) -> dict[str, Any]:
         if (prompts := args.prompts) is None:
             prompts = samples.beginnings(TokenRows(rows), tokenizer)
         return [
-            bpb.evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
-            core.evaluation(core.load_bundle(bundle, args.tasks), args.max_items),
+            bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
+            core_evaluation(load_bundle(bundle, args.tasks), args.max_items),
             samples.continuations(prompts),
         ]
 

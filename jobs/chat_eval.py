@@ -1,7 +1,9 @@
-"""Evaluate a chat model on tasks: multiple choice by the letters' logits, the rest by generating answers.
+"""Evaluate a chat model on tasks: multiple choice by the letters' logits, the others by generating answers.
 
-python jobs/chat_eval.py --run tiny --stage sft
-python jobs/chat_eval.py --run d20 --stage rl --tasks gsm8k humaneval --task-data hub --cluster.workers 8
+    python jobs/chat_eval.py --run tiny --stage sft
+    python jobs/chat_eval.py --run d20 --stage rl --tasks gsm8k humaneval --task-data hub --cluster.workers 8
+
+The stage's newest checkpoint is evaluated; the figures go to runs/<run>/<stage>/eval.json.
 """
 
 from dataclasses import dataclass, field
@@ -14,8 +16,6 @@ TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-be
 
 @dataclass(frozen=True)
 class Args:
-    """Evaluate the newest chat checkpoint of a stage; the figures go to runs/<run>/<stage>/eval.json."""
-
     run: str = "tiny"  # name of the run
     stage: Literal["mid", "sft", "rl"] = "sft"  # which of its models
     tasks: tuple[str, ...] | None = None  # None = those of the six of ChatCORE whose data is there
@@ -23,22 +23,25 @@ class Args:
     max_problems: int | None = None  # problems of each task, the same ones every time; None = all
     temperature: float = 0.0  # of generated answers; 0 = the most likely token each time
     num_samples: int = 1  # answers to each problem; their mean reward counts
+    max_new_tokens: int | None = None  # of a generated answer; None = the task's own: 512 for HumanEval, else 256
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         for flag, got, why in (
             ("max-problems", self.max_problems, "without it, all of them"),
-            ("num-samples", self.num_samples, "a problem's result is the mean of its answers' rewards"),
+            ("num-samples", self.num_samples, "a problem's reward is the mean over its answers"),
+            ("max-new-tokens", self.max_new_tokens, "without it, the task's own"),
         ):
             if got is not None and got < 1:
                 raise ValueError(f"--{flag} is {got}; expected 1 or more ({why})")
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Evaluate, or find that it has been done with the same settings; return what eval.json says.
+    """Evaluate, unless eval.json holds figures of this checkpoint and these settings; return its content.
 
-    Raises ValueError when the stage has no checkpoint, or a task asked for has no data.
+    Raises:
+        ValueError: the stage has no checkpoint, or a task of `--tasks` has no data.
     """
     from raychat.cluster.evaluate import evaluate_stage
     from raychat.data import corpus
@@ -48,9 +51,9 @@ def run(args: Args) -> dict[str, Any]:
     def describe(path: str) -> list[Evaluation]:
         root = corpus.task_root(args.task_data, args.cluster.storage())
         names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
-        sampling = chat.Sampling(temperature=args.temperature, num_samples=args.num_samples)
+        sampling = chat.Sampling(args.temperature, None, args.num_samples, args.max_new_tokens)
         return [
-            chat.evaluation(names, root, max_problems=args.max_problems, sampling=sampling),
+            chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling),
             samples.replies(args.questions),
         ]
 
@@ -62,6 +65,8 @@ def run(args: Args) -> dict[str, Any]:
         "num_samples": args.num_samples,
         "questions": args.questions,
     }
+    if args.max_new_tokens is not None:  # an eval.json from before this setting still counts
+        settings["max_new_tokens"] = args.max_new_tokens
     found = evaluate_stage(args.cluster.run_folder(args.run, args.stage), settings, describe, args.cluster)
     for name, accuracy in found["accuracy"].items():
         chance, num = found["chance"][name], found["num_problems"][name]

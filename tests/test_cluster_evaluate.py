@@ -33,7 +33,7 @@ def path(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def evaluations(folder: Path) -> list[Evaluation]:
     rows = toy.token_folder(str(folder / "rows"), num_rows=200)
-    return [bpb.evaluation(rows, max_rows=200), samples.continuations(["ab", "cd"], 4)]
+    return [bpb.bpb_evaluation(rows, max_rows=200), samples.continuations(["ab", "cd"], 4)]
 
 
 def joined(name: str, work: Sequence[Any]) -> Evaluation:
@@ -44,7 +44,7 @@ def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, Cluster(workers=0))
     assert found.keys() == {"val_bpb", "samples"}
     loaded = LoadedModel.load(path)
-    assert found["val_bpb"] == evaluations[0].finish([work(loaded) for work in evaluations[0].work])["val_bpb"]
+    assert found["val_bpb"] == evaluations[0].finish([call(loaded) for call in evaluations[0].calls])["val_bpb"]
     assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]
 
 

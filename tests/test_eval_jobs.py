@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import toy
+import tyro
 import yaml
 from tiny import byte_tokenizer
 
@@ -27,7 +30,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = [str(root / "a.txt"), str(root / "b.txt")]
     for stage in ("base", "sft"):
         folder = str(root / "storage" / "runs" / "t" / stage)
-        checkpoint.save_checkpoint(folder, 5, toy.model(CONFIG), None, byte_tokenizer(), {"settings": {"data": data}})
+        model = toy.model(CONFIG)
+        checkpoint.save_checkpoint(folder, model, None, byte_tokenizer(), toy.meta(5, model, data=tuple(data)))
 
     items = root / "bundle" / "eval_data" / "colours.jsonl"
     items.parent.mkdir(parents=True)
@@ -79,10 +83,9 @@ def test_evaluation_is_made_once_per_checkpoint_and_settings(
     assert base_eval.run(base_args(made, storage, max_items=4)) == first
     assert "evaluated already" in capsys.readouterr().out
     assert base_eval.run(base_args(made, storage, max_items=3))["core_tasks"]["colours"]["num_items"] == 3
-    meta = {"settings": {"data": [str(made / "a.txt"), str(made / "b.txt")]}}
-    checkpoint.save_checkpoint(
-        storage.run_folder("t", "base"), 9, toy.model(CONFIG, seed=1), None, byte_tokenizer(), meta
-    )
+    model = toy.model(CONFIG, seed=1)
+    meta = toy.meta(9, model, data=(str(made / "a.txt"), str(made / "b.txt")))
+    checkpoint.save_checkpoint(storage.run_folder("t", "base"), model, None, byte_tokenizer(), meta)
     again = base_eval.run(base_args(made, storage, max_items=3))
     assert (again["step"], again["val_bpb"] != first["val_bpb"]) == (9, True)
 
@@ -105,7 +108,33 @@ def test_task_asked_for_without_data_is_an_error(made: Path, storage: Cluster) -
         chat_eval.run(chat_eval.Args(run="t", tasks=("gsm8k",), task_data=str(made / "tasks"), cluster=storage))
 
 
-@pytest.mark.parametrize("setting", ["max_problems", "num_samples"])
+def test_answers_are_as_long_as_asked(made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting of its own in eval.json, absent where it is not given: older files have none."""
+    args = chat_eval.Args(run="t", tasks=("spelling-bee",), max_problems=2, questions=(), cluster=storage)
+    own = chat_eval.run(args)
+    assert "max_new_tokens" not in own["settings"]
+    short = chat_eval.run(replace(args, max_new_tokens=3))
+    assert short["settings"] == {**own["settings"], "max_new_tokens": 3}
+    assert all(len(a["text"]) <= 3 < len(b["text"]) for a, b in zip(short["answers"], own["answers"], strict=True))
+    assert "evaluated already" not in capsys.readouterr().out
+    assert chat_eval.run(replace(args, max_new_tokens=3)) == short
+    assert "evaluated already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", [base_eval, chat_eval])
+def test_help_shows_every_command_on_a_line(
+    job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    commands = [line.strip() for line in str(job.__doc__).splitlines() if "python jobs/" in line]
+    assert len(commands) == 2
+    with pytest.raises(SystemExit):
+        tyro.cli(job.Args, description=job.__doc__, args=["--help"])
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in shown if "python jobs/" in line] == commands
+
+
+@pytest.mark.parametrize("setting", ["max_problems", "num_samples", "max_new_tokens"])
 def test_settings_that_are_too_small_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match=f"--{setting.replace('_', '-')} is 0; expected 1 or more"):
         chat_eval.Args(**{setting: 0})

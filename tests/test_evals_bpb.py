@@ -69,9 +69,9 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
 def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
     folder = toy.token_folder(str(tmp_path / "rows"), num_rows=200, masked=True)
     loaded = LoadedModel(toy.model(), byte_tokenizer())
-    evaluation = bpb.evaluation(folder, max_rows=150)
-    assert len(evaluation.work) == 3
-    got = evaluation.finish([work(loaded) for work in evaluation.work])["val_bpb"]
+    evaluation = bpb.bpb_evaluation(folder, max_rows=150)
+    assert len(evaluation.calls) == 3
+    got = evaluation.finish([call(loaded) for call in evaluation.calls])["val_bpb"]
     store, token_bytes = TokenRows(folder), torch.from_numpy(loaded.tokenizer.token_bytes())
     assert got == pytest.approx(bpb.bits_per_byte(loaded.model, batches(*store.rows(range(150)), 50), token_bytes))
 
@@ -89,7 +89,7 @@ def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:
     assert got == pytest.approx(math.log2(toy.VOCAB_SIZE), rel=1e-6)
 
 
-def test_nothing_to_judge_is_an_error() -> None:
+def test_rows_without_targets_are_an_error() -> None:
     tokens, mask = rows()
     with pytest.raises(ValueError, match="no target"):
         bpb.bits_per_byte(toy.model(), batches(tokens, mask & False, 4), torch.from_numpy(lengths()))

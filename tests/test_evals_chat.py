@@ -1,4 +1,4 @@
-"""Chat tasks judged by tiny models: one that always says the same, whose results are known, and a lively one."""
+"""Chat tasks done by tiny models: one that always says the same, whose results are known, and a lively one."""
 
 import functools
 import json
@@ -17,6 +17,7 @@ from raychat.evals import chat as evals_chat
 from raychat.evals import samples
 from raychat.evals.chat import Sampling
 from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.generate import prompt
 from raychat.evals.scoring import logits_of
 from raychat.model.gpt import GPTConfig
 from raychat.tasks import Problem, Task, choice_problem
@@ -65,10 +66,7 @@ def questions(num: int = 5, max_new_tokens: int = 6) -> Task:
 
 
 def results(evaluation: Evaluation, loaded: LoadedModel) -> dict[str, Any]:
-    return evaluation.finish([work(loaded) for work in evaluation.work])
-
-
-# ---------------------------------------------------------------------------------------------- multiple choice
+    return evaluation.finish([call(loaded) for call in evaluation.calls])
 
 
 def test_one_track_model_is_right_where_its_letter_is() -> None:
@@ -129,20 +127,17 @@ def test_long_prompt_keeps_bos_and_tail() -> None:
     problem = Problem(
         [{"role": "user", "content": "x" * 300 + "end"}, {"role": "assistant", "content": "A"}], ("A", "B")
     )
-    ids = evals_chat.prompt(tokenizer, problem, 20)
+    ids = prompt(tokenizer, problem, 20)
     whole = template.render_prompt(tokenizer, problem.messages[:-1])
     assert ids == [tokenizer.bos, *whole[-19:]]
-    assert evals_chat.prompt(tokenizer, problem, 1000) == whole
+    assert prompt(tokenizer, problem, 1000) == whole
     assert evals_chat.choose(one_track("A").model, tokenizer, [problem]) == ["A"]
-
-
-# ---------------------------------------------------------------------------------------------- generated answers
 
 
 def test_answers_equal_those_of_the_engine_alone() -> None:
     loaded, task = lively(), questions()
-    answers = evals_chat.generate(loaded.engine, task, [3, 1, 4])
-    for index, answer in answers.items():
+    indices = [3, 1, 4]
+    for index, answer in zip(indices, evals_chat.generate(loaded.engine, task, indices), strict=True):
         ids = template.render_prompt(loaded.tokenizer, task.problems[index].messages[:-1])
         (alone,) = lively().engine.generate([ids], SamplingParams(temperature=0, max_new_tokens=6))
         assert answer.text == template.completion_text(loaded.tokenizer, alone.ids)
@@ -151,7 +146,7 @@ def test_answers_equal_those_of_the_engine_alone() -> None:
 
 def test_reward_is_the_mean_over_samples() -> None:
     loaded, task = one_track("z"), questions(max_new_tokens=5)
-    answer = evals_chat.generate(loaded.engine, task, [0], Sampling(temperature=0.1, num_samples=3))[0]
+    (answer,) = evals_chat.generate(loaded.engine, task, [0], Sampling(temperature=0.1, num_samples=3))
     assert answer == (pytest.approx(0.05), "zzzzz")
 
 
@@ -159,10 +154,10 @@ def test_samples_do_not_depend_on_how_problems_are_divided() -> None:
     sampling = Sampling(temperature=1.0, top_k=50, num_samples=2)
     task, loaded = questions(4, max_new_tokens=8), lively()
     whole = evals_chat.generate(loaded.engine, task, range(4), sampling)
-    parts = evals_chat.generate(loaded.engine, task, [2, 3], sampling)
-    parts |= evals_chat.generate(lively().engine, task, [1, 0], sampling)
-    assert whole == parts
-    assert len({a.text for a in whole.values()}) > 1
+    last = evals_chat.generate(loaded.engine, task, [2, 3], sampling)
+    first = evals_chat.generate(lively().engine, task, [1, 0], sampling)
+    assert whole == [*reversed(first), *last]
+    assert len({a.text for a in whole}) > 1
 
 
 def test_prompt_leaves_room_for_the_answer() -> None:
@@ -170,9 +165,6 @@ def test_prompt_leaves_room_for_the_answer() -> None:
     problem = Problem([{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": "A"}])
     task = Task("long", [problem], 0.0, lambda problem, text: float(len(text) == 20), max_new_tokens=20)
     assert evals_chat.generate(loaded.engine, task, [0])[0].reward == 1
-
-
-# ---------------------------------------------------------------------------------------------- whole evaluations
 
 
 def test_chatcore_is_the_mean_centred_accuracy() -> None:
@@ -199,8 +191,8 @@ def data(tmp_path: Path) -> str:
 
 
 def test_evaluation_of_tasks_in_files(data: str) -> None:
-    evaluation = evals_chat.evaluation(["arc-easy", "gsm8k"], data, sampling=Sampling(max_new_tokens=4))
-    assert len(evaluation.work) == 3  # 32 + 8 questions, 6 problems
+    evaluation = evals_chat.chat_evaluation(["arc-easy", "gsm8k"], data, sampling=Sampling(max_new_tokens=4))
+    assert len(evaluation.calls) == 3  # 32 + 8 questions, 6 problems
     found = results(evaluation, one_track("C"))
     assert found["accuracy"] == {"arc-easy": 0.25, "gsm8k": 0.0}
     assert found["num_problems"] == {"arc-easy": 40, "gsm8k": 6}
@@ -217,7 +209,7 @@ def test_evaluation_of_tasks_in_files(data: str) -> None:
 
 
 def test_fewer_problems_are_the_same_every_time(data: str) -> None:
-    evaluate = functools.partial(evals_chat.evaluation, ["arc-easy"], data, max_problems=10)
+    evaluate = functools.partial(evals_chat.chat_evaluation, ["arc-easy"], data, max_problems=10)
     found = results(evaluate(), lively())
     assert found["num_problems"] == {"arc-easy": 10}
     assert found == results(evaluate(), lively())
@@ -225,11 +217,11 @@ def test_fewer_problems_are_the_same_every_time(data: str) -> None:
 
 def test_absent_task_or_data_fails_before_the_work(data: str) -> None:
     with pytest.raises(ValueError, match="no task is called 'arc-hard'"):
-        evals_chat.evaluation(["arc-hard"], data)
+        evals_chat.chat_evaluation(["arc-hard"], data)
     with pytest.raises(ValueError, match=r"no such file: .*HumanEval"):
-        evals_chat.evaluation(["humaneval"], data)
+        evals_chat.chat_evaluation(["humaneval"], data)
     with pytest.raises(ValueError, match="no tasks"):
-        evals_chat.evaluation([], data)
+        evals_chat.chat_evaluation([], data)
 
 
 def test_samples_are_prompts_with_what_follows() -> None:

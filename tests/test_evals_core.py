@@ -11,7 +11,8 @@ import yaml
 from tiny import byte_tokenizer
 
 from raychat.evals import core
-from raychat.evals.evaluation import LoadedModel
+from raychat.evals.bundle import KINDS, CoreTask, load_bundle, read_items
+from raychat.evals.evaluation import LoadedModel, chosen
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.tokenizer import Tokenizer
 
@@ -50,8 +51,8 @@ def bundle(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def task(bundle: str, label: str) -> core.CoreTask:
-    return core.load_bundle(bundle, [label])[0]
+def task(bundle: str, label: str) -> CoreTask:
+    return load_bundle(bundle, [label])[0]
 
 
 def lively(seed: int = 0) -> GPT:
@@ -70,24 +71,21 @@ def slow_losses(model: GPT, row: list[int]) -> list[float]:
     return [-torch.log_softmax(logits[t], -1)[row[t + 1]].item() for t in range(len(row) - 1)]
 
 
-# ---------------------------------------------------------------------------------------------- reading
-
-
 def test_bundle_is_read(bundle: str) -> None:
-    adding, pronouns, letters = core.load_bundle(bundle)
+    adding, pronouns, letters = load_bundle(bundle)
     assert adding[:2] == ("adding", "multiple_choice")
     assert (adding.num_fewshot, adding.delimiter, adding.chance) == (2, "\nAnswer: ", 0.33)
     assert (pronouns.delimiter, pronouns.chance, letters.chance) == (" ", 0.5, 0.0)
-    assert [len(core.read_items(t)) for t in (adding, pronouns, letters)] == [9, 5, 6]
+    assert [len(read_items(t)) for t in (adding, pronouns, letters)] == [9, 5, 6]
 
 
 def test_real_bundle_is_read(shared_data: Path) -> None:
-    tasks = core.load_bundle(str(shared_data / "eval_bundle"))
+    tasks = load_bundle(str(shared_data / "eval_bundle"))
     assert len(tasks) == 13
-    assert {t.kind for t in tasks} == set(core.KINDS)
+    assert {t.kind for t in tasks} == set(KINDS)
     tokenizer = byte_tokenizer()
     for t in tasks:
-        items = core.read_items(t)
+        items = read_items(t)
         for index in (0, len(items) - 1):
             rows, counts = core.candidate_rows(t, items, index, tokenizer)
             for continuation, row, count in zip(items[index].continuations, rows, counts, strict=True):
@@ -96,16 +94,16 @@ def test_real_bundle_is_read(shared_data: Path) -> None:
 
 
 def test_missing_files_and_labels_are_named(bundle: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no CORE bundle: it has no core\.yaml"):
-        core.load_bundle(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"not a CORE bundle: it has no core\.yaml"):
+        load_bundle(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="no task subtracting; it has adding, pronouns, letters"):
-        core.load_bundle(bundle, ["subtracting"])
+        load_bundle(bundle, ["subtracting"])
     (tmp_path / "eval_data" / "some" / "letters.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"letters: its items are not there: .*letters\.jsonl"):
-        core.evaluation(core.load_bundle(bundle))
+        core.core_evaluation(load_bundle(bundle))
     (tmp_path / "eval_meta_data.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"eval_meta_data\.csv"):
-        core.load_bundle(bundle)
+        load_bundle(bundle)
 
 
 @pytest.mark.parametrize("line", ["not json", '{"query": "q"}', '{"query": "q", "choices": ["a"], "gold": 1}', "[]"])
@@ -113,15 +111,12 @@ def test_line_that_is_no_item_is_named(bundle: str, tmp_path: Path, line: str) -
     with open(tmp_path / "eval_data" / "some" / "adding.jsonl", "a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"adding\.jsonl, line 10"):
-        core.read_items(task(bundle, "adding"))
-
-
-# ---------------------------------------------------------------------------------------------- prompts
+        read_items(task(bundle, "adding"))
 
 
 def test_prompt_is_shots_then_item(bundle: str) -> None:
     adding = task(bundle, "adding")
-    items = core.read_items(adding)
+    items = read_items(adding)
     full, bare = core.prompts(adding, items, 4)
     blocks = [text.split("\n\n") for text in full]
     assert [b[-1] for b in blocks] == [f"What is 4 plus one?\nAnswer: {x}" for x in ("5", "6", "no idea")]
@@ -135,7 +130,7 @@ def test_prompt_is_shots_then_item(bundle: str) -> None:
 
 def test_shots_are_others_and_the_same_every_time(bundle: str) -> None:
     letters = task(bundle, "letters")._replace(num_fewshot=5)
-    items = core.read_items(letters)
+    items = read_items(letters)
     drawn = []
     for index, item in enumerate(items):
         (text,), _ = core.prompts(letters, items, index)
@@ -149,12 +144,12 @@ def test_shots_are_others_and_the_same_every_time(bundle: str) -> None:
 
 def test_more_shots_than_items_takes_all_others(bundle: str) -> None:
     letters = task(bundle, "letters")._replace(num_fewshot=50)
-    (text,), _ = core.prompts(letters, core.read_items(letters), 0)
+    (text,), _ = core.prompts(letters, read_items(letters), 0)
     assert len(text.split("\n\n")) == 6
 
 
-def judged(t: core.CoreTask, index: int, tokenizer: Tokenizer) -> list[str]:
-    rows, counts = core.candidate_rows(t, core.read_items(t), index, tokenizer)
+def judged(t: CoreTask, index: int, tokenizer: Tokenizer) -> list[str]:
+    rows, counts = core.candidate_rows(t, read_items(t), index, tokenizer)
     assert all(row[0] == tokenizer.bos for row in rows)
     return [tokenizer.decode(row[-count:]) for row, count in zip(rows, counts, strict=True)]
 
@@ -173,14 +168,11 @@ def test_choice_that_begins_another_is_still_judged(bundle: str, tmp_path: Path)
     assert judged(task(bundle, "adding"), 0, byte_tokenizer()) == ["d", " wine"]
 
 
-# ---------------------------------------------------------------------------------------------- judging
-
-
 @pytest.mark.parametrize("label", ["adding", "pronouns", "letters"])
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
-def test_verdicts_equal_those_of_one_candidate_at_a_time(bundle: str, label: str, batch_tokens: int) -> None:
+def test_results_equal_those_of_one_candidate_at_a_time(bundle: str, label: str, batch_tokens: int) -> None:
     model, tokenizer, t = lively(), byte_tokenizer(), task(bundle, label)
-    items = core.read_items(t)
+    items = read_items(t)
     expected = []
     for index, item in enumerate(items):
         full, _ = core.prompts(t, items, index)
@@ -200,7 +192,7 @@ def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle
     """A model made to say "c" after such contexts gets the item whose letter that is, and no other."""
     model, tokenizer, t = toy.model(CONFIG).eval(), byte_tokenizer(), task(bundle, "letters")
     t = t._replace(delimiter="")  # then one token is judged: the letter
-    items = tuple(i._replace(contexts=[i.contexts[0] + ":"]) for i in core.read_items(t))
+    items = tuple(i._replace(contexts=[i.contexts[0] + ":"]) for i in read_items(t))
     assert [tokenizer.decode(core.candidate_rows(t, items, i, tokenizer)[0][0][-1:]) for i in range(3)] == [
         "b",
         "c",
@@ -213,29 +205,26 @@ def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle
         model.lm_head.register_forward_pre_hook(lambda _, args: state.update(x=args[0]))
         model(torch.tensor([rows[0][:-1]]))
         model.lm_head.weight[ord("c")] = state["x"][0, -1]
-    verdicts = core._judge(model, rows, [1] * len(rows), 1000)[1]
-    assert verdicts[1]  # "c" is what it says after such a context
-    assert sum(verdicts) == 1
+    _, greedy = core._score_rows(model, rows, [1] * len(rows), 1000)
+    assert greedy[1]  # "c" is what it says after such a context
+    assert sum(greedy) == 1
 
 
 def test_long_prompts_keep_their_tail(bundle: str) -> None:
     t = task(bundle, "letters")._replace(num_fewshot=5)
-    items, tokenizer, model = core.read_items(t), byte_tokenizer(), lively()
+    items, tokenizer, model = read_items(t), byte_tokenizer(), lively()
     row = core.candidate_rows(t, items, 0, tokenizer)[0][0]
     assert len(row) > 120
     short = GPT(GPTConfig(**{**vars(CONFIG), "sequence_len": 64}))
     short.load_state_dict(model.state_dict())
-    _, expected = core._judge(short, [row[-64:]], [2], 1000)
+    _, expected = core._score_rows(short, [row[-64:]], [2], 1000)
     assert core.evaluate_items(short, tokenizer, t, [0]) == expected
 
 
-# ---------------------------------------------------------------------------------------------- sums
-
-
 def test_chosen_items_are_fixed_and_nested() -> None:
-    assert core.chosen(7, None) == list(range(7)) == core.chosen(7, 100)
-    assert core.chosen(400, 20) == core.chosen(400, 20) != list(range(20))
-    assert set(core.chosen(400, 20)) < set(core.chosen(400, 50))
+    assert chosen(7, None) == list(range(7)) == chosen(7, 100)
+    assert chosen(400, 20) == chosen(400, 20) != list(range(20))
+    assert set(chosen(400, 20)) < set(chosen(400, 50))
 
 
 def test_centred_accuracy(bundle: str) -> None:
@@ -247,10 +236,10 @@ def test_centred_accuracy(bundle: str) -> None:
 
 
 def test_evaluation_sums_up_all_tasks(bundle: str) -> None:
-    loaded, tasks = LoadedModel(lively(), byte_tokenizer()), core.load_bundle(bundle)
-    evaluation = core.evaluation(tasks, max_items=4)
-    found: dict[str, Any] = evaluation.finish([work(loaded) for work in evaluation.work])
+    loaded, tasks = LoadedModel(lively(), byte_tokenizer()), load_bundle(bundle)
+    evaluation = core.core_evaluation(tasks, max_items=4)
+    found: dict[str, Any] = evaluation.finish([call(loaded) for call in evaluation.calls])
     for t in tasks:
-        right = core.evaluate_items(loaded.model, loaded.tokenizer, t, core.chosen(len(core.read_items(t)), 4))
+        right = core.evaluate_items(loaded.model, loaded.tokenizer, t, chosen(len(read_items(t)), 4))
         assert found["core_tasks"][t.label] == core.score(t, right)._asdict()
     assert found["core"] == pytest.approx(sum(s["centred"] for s in found["core_tasks"].values()) / 3)

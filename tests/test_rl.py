@@ -49,7 +49,7 @@ def sampler(reward: Callable[[Problem, str], float] = ascii_reward, params: Samp
 
 
 def rollout(completion: list[int], sampled: list[bool], reward: float, prompt_length: int = 3) -> Rollout:
-    return Rollout(list(range(1, prompt_length + 1)), completion, sampled, [0.0] * len(completion), reward)
+    return Rollout(list(range(1, prompt_length + 1)), completion, sampled, [0.0] * len(completion), "", reward)
 
 
 # Ragged lengths, a tool's tokens in the middle, a group whose rewards are all equal.
@@ -65,7 +65,7 @@ NUM_SAMPLED = 3 + 2 + 1 + 3 + 9 + 2 + 3
 
 
 def batches(weighed: list[tuple[Rollout, float]], device_tokens: int = 30) -> list[Batch]:
-    return list(to_batches(weighed, pad=0, device_tokens=device_tokens, multiple=4, where=CPU))
+    return list(to_batches(weighed, pad=0, device_tokens=device_tokens, multiple=4, device=CPU))
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
         Exception: whatever a call raises.
     """
     checkpoint.read_meta(path)
-    calls = [call for evaluation in evaluations for call in evaluation.work]
+    calls = [call for evaluation in evaluations for call in evaluation.calls]
     name = f"evaluate {', '.join(evaluation.name for evaluation in evaluations)}"
     num_threads, gpus = torch.get_num_threads(), 0
     if cluster.workers:
@@ -46,7 +46,7 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
         results = list(progress.track(actors.map(lambda loaded, call: call(loaded), calls)))
     found: dict[str, Any] = {}
     for evaluation in evaluations:
-        mine, results = results[: len(evaluation.work)], results[len(evaluation.work) :]
+        mine, results = results[: len(evaluation.calls)], results[len(evaluation.calls) :]
         figures = evaluation.finish(mine)
         if twice := found.keys() & figures.keys():
             raise ValueError(f"two evaluations give {', '.join(sorted(twice))}")

@@ -1,1 +1,1 @@
-"""What a model is worth: bits per byte, CORE, and the chat tasks. Plain PyTorch; raychat.cluster fans it out."""
+"""Measure models: bits per byte, CORE, and the chat tasks. Plain PyTorch; raychat.cluster spreads it over actors."""

@@ -1,6 +1,6 @@
-"""Bits per byte: the loss per byte of text instead of per token, so that tokenizers and corpora may be compared.
+"""Bits per byte: the loss per byte of text instead of per token, which different tokenizers share.
 
-The targets that count are those with bytes of their own: special tokens are left out, as is everything masked.
+Only targets with bytes of their own count: neither special tokens nor masked ones.
 """
 
 import functools
@@ -14,27 +14,31 @@ from torch import Tensor
 from raychat import dist
 from raychat.data.batches import Batch, next_token
 from raychat.data.shards import TokenRows
-from raychat.evals.evaluation import Evaluation, LoadedModel, pieces
+from raychat.evals.evaluation import Evaluation, LoadedModel, chunks
 from raychat.model.loss import token_nll
 
-Rows = tuple[np.ndarray, np.ndarray]  # tokens (n, T + 1) int and mask (n, T + 1) bool, as of `TokenRows.rows`
-PIECE = 64  # rows
+ROWS_PER_CALL = 64
+
+MaskedRows = tuple[np.ndarray, np.ndarray]  # tokens (N, T + 1) int and mask (N, T + 1) bool, as of `TokenRows.rows`
 
 
 def bits_per_byte(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> float:
-    """Evaluate a model's bits per byte over this worker's batches and those of all other workers.
+    """Evaluate a model's bits per byte over the batches of all workers. Collective: every worker calls it.
 
-    forward: (B, T) int64 -> (B, T, V) fp32 logits. token_bytes: (V,) int on the model's device, UTF-8 bytes of every
-    token, 0 for special ones (`Tokenizer.token_bytes`). Weights of the batches do not matter.
-    Every worker must call it; one without batches takes part with nothing.
-    Raises ValueError when no target of any worker has bytes.
+    Args:
+        forward: (B, T) int64 -> (B, T, V) fp32 logits.
+        batches: this worker's, possibly none; their weights do not matter.
+        token_bytes: (V,) int on the model's device, the UTF-8 bytes of every token, 0 for special ones.
+
+    Raises:
+        ValueError: no target of any worker has bytes.
     """
     return from_sums(dist.sum_(nats_and_bytes(forward, batches, token_bytes)))
 
 
 @torch.no_grad()
 def nats_and_bytes(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
-    """Sum over these batches only: (2,) float64, the nats of the targets that have bytes, and their bytes."""
+    """Sum the nats of the targets that have bytes, and their bytes, over these batches only: (2,) float64."""
     sums = torch.zeros(2, dtype=torch.float64, device=token_bytes.device)
     for batch in batches:
         bytes_ = token_bytes[batch.targets.clamp(min=0)].masked_fill(batch.targets < 0, 0)  # (B, T)
@@ -51,13 +55,13 @@ def from_sums(sums: Tensor) -> float:
     return float(nats / (math.log(2) * bytes_))
 
 
-def unigram_bpb(train: Rows, val: Rows, token_bytes: np.ndarray) -> float:
-    """Return the bits per byte of the model that knows only how frequent every token is: the mark to beat.
+def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> float:
+    """Return the bits per byte of a unigram model, which every trained model must beat.
 
-    Its probabilities are the tokens' counts among the targets of the rows `train`, plus one for every token of the
-    vocabulary; it is judged on the targets of the rows `val` that have bytes. token_bytes: (V,) int.
+    Its probabilities are the counts of the tokens among the targets of `train`, plus one for every token of the
+    vocabulary. It is evaluated on the targets of `val` that have bytes. token_bytes: (V,) int.
 
-    Two tokens of one byte, equally frequent, are one bit per byte:
+    Two tokens of one byte, equally frequent, take one bit per byte:
 
     >>> rows = np.array([[0, 0, 1]]), np.array([[True, True, True]])
     >>> unigram_bpb(rows, rows, np.array([1, 1]))
@@ -65,39 +69,36 @@ def unigram_bpb(train: Rows, val: Rows, token_bytes: np.ndarray) -> float:
     """
     counts = _target_counts(train, len(token_bytes))
     probabilities = (counts + 1) / (counts.sum() + len(counts))
-    judged = _target_counts(val, len(token_bytes)) * (token_bytes > 0)
-    nats = -(judged * np.log(probabilities)).sum()
-    return from_sums(torch.tensor([nats, (judged * token_bytes).sum()], dtype=torch.float64))
+    targets = _target_counts(val, len(token_bytes)) * (token_bytes > 0)
+    nats = -(targets * np.log(probabilities)).sum()
+    return from_sums(torch.tensor([nats, (targets * token_bytes).sum()], dtype=torch.float64))
 
 
-def _target_counts(rows: Rows, vocab_size: int) -> np.ndarray:
+def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
     tokens, mask = rows
     return np.bincount(tokens[:, 1:][mask[:, 1:]], minlength=vocab_size)
 
 
-# ---------------------------------------------------------------------------------------------- over a folder of rows
+def bpb_evaluation(folder: str, max_rows: int, *, name: str = "val_bpb", device_rows: int = 8) -> Evaluation:
+    """Describe bits per byte over the first rows of a complete folder of token shards; the figure is `name`.
 
-
-def evaluation(folder: str, max_rows: int, *, name: str = "val_bpb", device_rows: int = 8) -> Evaluation:
-    """Describe bits per byte over the first rows of a complete folder of token shards, given under `name`.
-
-    folder: readable by whoever does the work.
+    folder: readable by every process that makes a call.
     """
     num_rows = min(TokenRows(folder).num_rows(), max_rows)
-    work = [
-        functools.partial(_piece, folder=folder, rows=rows, device_rows=device_rows)
-        for rows in pieces(range(num_rows), PIECE)
+    calls = [
+        functools.partial(_call, folder=folder, rows=rows, device_rows=device_rows)
+        for rows in chunks(range(num_rows), ROWS_PER_CALL)
     ]
 
     def finish(results: list[tuple[float, float]]) -> dict[str, float]:
         return {name: from_sums(torch.tensor(results, dtype=torch.float64).sum(0))}
 
-    return Evaluation("bits per byte", work, finish)
+    return Evaluation("bits per byte", calls, finish)
 
 
-def _piece(loaded: LoadedModel, folder: str, rows: Sequence[int], device_rows: int) -> tuple[float, float]:
+def _call(loaded: LoadedModel, folder: str, rows: Sequence[int], device_rows: int) -> tuple[float, float]:
     store, device = TokenRows(folder), next(loaded.model.parameters()).device
     token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
-    batches = (next_token(*store.rows(part), 1.0, device) for part in pieces(rows, device_rows))
+    batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, device_rows))
     nats, bytes_ = nats_and_bytes(loaded.model, batches, token_bytes).tolist()
     return nats, bytes_

@@ -1,4 +1,4 @@
-"""How many bytes a token of a vocabulary holds on several kinds of text, beside well-known ones."""
+"""Compare vocabularies: bytes per token on several kinds of text, beside well-known tokenizers."""
 
 import inspect
 import io
@@ -19,7 +19,7 @@ CountTokens = Callable[[str], int]
 
 
 class Compression(NamedTuple):
-    """One kind of text in tokens of several vocabularies."""
+    """The size of one kind of text in tokens of several vocabularies."""
 
     kind: str
     num_bytes: int  # UTF-8
@@ -30,12 +30,12 @@ class Compression(NamedTuple):
         return self.num_bytes / self.num_tokens[name]
 
     def saving(self, name: str, peer: str) -> float:
-        """Return by what part the named vocabulary needs fewer tokens than the peer; negative where it needs more."""
+        """Return the share of the peer's tokens that the named vocabulary saves; negative where it needs more."""
         return 1 - self.num_tokens[name] / self.num_tokens[peer]
 
 
 def measure(texts: Mapping[str, str], vocabularies: Mapping[str, CountTokens]) -> list[Compression]:
-    """Count the tokens of every kind of text in every vocabulary; empty texts are left out."""
+    """Count the tokens of every kind of text in every vocabulary; skip empty texts."""
     return [
         Compression(kind, len(text.encode()), {name: count(text) for name, count in vocabularies.items()})
         for kind, text in texts.items()
@@ -44,24 +44,25 @@ def measure(texts: Mapping[str, str], vocabularies: Mapping[str, CountTokens]) -
 
 
 def samples() -> dict[str, str]:
-    """Return a text of each kind that is always at hand: news, math, other scripts, code (from Python's library)."""
-    folder = resources.files(__package__) / "samples"
+    """Return the texts that need no download, by kind: news, math, other scripts, and code of Python's library."""
+    folder = resources.files(__package__) / "texts"
     kinds = {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in ("news", "math", "scripts")}
     kinds["code"] = "\n\n".join(inspect.getsource(module) for module in (textwrap, json.decoder))
     return kinds
 
 
 def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
-    """Return one of tiktoken's encodings, from its cache or fetched from where tiktoken keeps them.
+    """Return one of tiktoken's encodings, from tiktoken's cache or its download address.
 
-    Raises OSError, with the reason, when it is not in the cache and cannot be fetched in `timeout_s`.
+    Raises:
+        OSError: it is neither in the cache nor downloaded within `timeout_s`; the message gives the reason.
     """
     result: list[Any] = []
 
     def fetch() -> None:
         try:
             result.append(tiktoken.get_encoding(name))
-        except Exception as error:  # whatever requests, the file system or the parser raise
+        except Exception as error:  # of requests, the file system or the parser
             result.append(error)
 
     thread = threading.Thread(target=fetch, daemon=True)  # tiktoken sets no time limit of its own
@@ -75,7 +76,7 @@ def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
 
 
 def table(rows: list[Compression], name: str) -> str:
-    """Return a Markdown table: bytes per token of every vocabulary, and `name`'s tokens relative to the others'."""
+    """Return a Markdown table: bytes per token of every vocabulary, and `name`'s tokens against each of the others."""
     names = list(rows[0].num_tokens)
     peers = [other for other in names if other != name]
     header = ["text", "bytes", *(f"{n} bytes/token" for n in names), *(f"tokens against {p}" for p in peers)]
@@ -88,7 +89,7 @@ def table(rows: list[Compression], name: str) -> str:
 
 
 def picture(rows: list[Compression]) -> str:
-    """Return a bar chart of the bytes per token as SVG."""
+    """Draw the bytes per token as a bar chart; return its SVG."""
     names = list(rows[0].num_tokens)
     figure = Figure(figsize=(1.5 + 1.3 * len(rows), 3.2), layout="constrained")
     axes = figure.add_subplot()

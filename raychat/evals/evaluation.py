@@ -1,10 +1,9 @@
-"""The model under evaluation, and what an evaluation of it is: pieces of work that may be done anywhere, then a sum."""
+"""What an evaluation is: calls that any process with the model can make, and how their results become figures."""
 
+import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
-
-import torch
 
 from raychat import checkpoint
 from raychat.device import device
@@ -12,23 +11,26 @@ from raychat.engine.engine import Engine
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
 
+SEED = 1234
 MAX_SEQUENCES = 32  # generated at once
+ITEMS_PER_CALL = 32  # items of a CORE task, or problems of a chat task
 
 
 class LoadedModel:
-    """A model and its tokenizer; the engine that generates with them is made when first asked for."""
+    """A model under evaluation and its tokenizer."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
 
     @classmethod
-    def load(cls, path: str, where: torch.device | None = None) -> "LoadedModel":
-        """Load a checkpoint (local or remote); `where` None = this process's GPU, or the CPU."""
-        model, _ = checkpoint.load_model(path, where or device())
+    def load(cls, path: str) -> "LoadedModel":
+        """Load a checkpoint (local or remote) onto this process's GPU, or the CPU without one."""
+        model, _ = checkpoint.load_model(path, device())
         return cls(model, checkpoint.load_tokenizer(path))
 
     @cached_property
     def engine(self) -> Engine:
+        """The engine that generates with the model, made at first use."""
         return Engine(self.model, self.tokenizer, max_sequences=MAX_SEQUENCES)
 
 
@@ -36,17 +38,28 @@ Call = Callable[[LoadedModel], Any]  # picklable; its result as well
 
 
 class Evaluation(NamedTuple):
-    """One evaluation, cut into pieces whose size does not depend on who does them, so that neither do the figures."""
+    """One evaluation. Its calls, and so its figures, are the same for any number of processes."""
 
     name: str
-    work: Sequence[Call]
-    finish: Callable[[list[Any]], dict[str, Any]]  # from the pieces' results, in order, to what eval.json says
+    calls: Sequence[Call]
+    finish: Callable[[list[Any]], dict[str, Any]]  # results of the calls, in order -> the figures in eval.json
 
 
-def pieces(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Cut item numbers into pieces of at most `size`.
+def chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Cut indices into chunks of at most `size`.
 
-    >>> pieces([3, 1, 4, 1, 5], 2)
+    >>> chunks([3, 1, 4, 1, 5], 2)
     [[3, 1], [4, 1], [5]]
     """
     return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def chosen(num_items: int, max_items: int | None) -> list[int]:
+    """Choose the items to evaluate: all, or `max_items` that are always the same. A larger choice holds a smaller one.
+
+    >>> set(chosen(100, 5)) < set(chosen(100, 10))
+    True
+    """
+    order = list(range(num_items))
+    random.Random(SEED).shuffle(order)
+    return sorted(order[:max_items])

@@ -1,4 +1,4 @@
-"""Forward passes over rows of different lengths, padded and batched; what CORE and multiple choice have in common."""
+"""Logits of rows of different lengths, padded and batched, for CORE and multiple choice."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,15 +7,18 @@ from torch import Tensor
 
 from raychat.model.base import Model
 
-SHORTEST_ON_GPU = 128  # compiled attention is built anew for every shape: few shapes there, exact ones on the CPU
+SHORTEST_ON_GPU = 128  # attention is compiled for every shape: few shapes on GPUs, exact lengths on the CPU
 
 
 @torch.inference_mode()
 def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (row number, its logits (len(row), V) fp32), the longest rows first.
 
-    Rows are padded on the right, which causal attention does not see. A batch has at most `batch_tokens` tokens, the
-    padding included, and at least one row. Raises ValueError for an empty row or one longer than the model's context.
+    Rows are padded on the right, where causal attention does not look. A batch has at least one row, and beyond that at
+    most `batch_tokens` tokens with the padding.
+
+    Raises:
+        ValueError: a row is empty or longer than the model's context.
     """
     device = next(model.parameters()).device
     context = model.config.sequence_len
@@ -26,17 +29,17 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
     while order:
         width = padded_length(lengths[order[0]], context, device)
         height = max(1, batch_tokens // width)
-        now, order = order[:height], order[height:]
-        padded = torch.zeros(height if device.type == "cuda" else len(now), width, dtype=torch.int64)
-        for i, row in enumerate(now):
+        batch, order = order[:height], order[height:]
+        padded = torch.zeros(height if device.type == "cuda" else len(batch), width, dtype=torch.int64)
+        for i, row in enumerate(batch):
             padded[i, : lengths[row]] = torch.tensor(rows[row])
         logits = model(padded.to(device))
-        for i, row in enumerate(now):
+        for i, row in enumerate(batch):
             yield row, logits[i, : lengths[row]]
 
 
 def padded_length(length: int, context: int, device: torch.device) -> int:
-    """Return what rows of up to `length` tokens are padded to: on GPUs the next power of two within the context."""
+    """Return the padded length of rows of up to `length` tokens: on GPUs the next power of two within the context."""
     if device.type != "cuda":
         return length
     return min(context, max(SHORTEST_ON_GPU, 1 << (length - 1).bit_length()))

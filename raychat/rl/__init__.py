@@ -1,17 +1,18 @@
-"""Reinforcement: REINFORCE with the group's mean reward as baseline, in the one loop of all stages.
+"""Reinforcement learning: REINFORCE with the group's mean reward as baseline, in the loop that all stages share.
 
 Every step asks a few questions, samples a group of answers to each with the current weights, rewards them, and
 minimises `sum weights * nll` over the sampled tokens, where weight = (reward - mean reward of the group) / (sampled
-tokens of the step, all workers): the gradient is that of the expected reward (Williams 1992). Answers are used once,
-for one step, so there is no ratio to clip and no second model. The gradient is that of the model's full distribution
-at temperature 1, also where sampling was cut to top-k.
+tokens of the step, all workers). The gradient is that of the expected reward (Williams 1992), of the model's full
+distribution at temperature 1, even where sampling was cut to top-k. Answers serve one step only, so there is neither a
+ratio to clip nor a second model.
 
-Everything a step does is a function of its number and the weights: which questions, and the seed of every answer.
+The questions of a step and the seeds of its answers depend on the number of the step alone.
 """
 
+from raychat.evals.generate import Group, Question, Rollout
 from raychat.rl.feed import RolloutFeed, RolloutSource
-from raychat.rl.sampler import Group, Pool, Question, Rollout, Sampler
-from raychat.rl.step import advantages, figures, questions_of, reward_trend, to_batches, weigh
+from raychat.rl.sampler import Pool, Sampler
+from raychat.rl.step import advantages, questions_of, to_batches, weigh
 
 __all__ = [
     "Group",
@@ -22,9 +23,7 @@ __all__ = [
     "RolloutSource",
     "Sampler",
     "advantages",
-    "figures",
     "questions_of",
-    "reward_trend",
     "to_batches",
     "weigh",
 ]

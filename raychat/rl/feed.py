@@ -15,9 +15,10 @@ from raychat.data.shards import TokenRows
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
-from raychat.evals.core import chosen
+from raychat.evals.evaluation import chosen
+from raychat.evals.generate import Group, Question
 from raychat.log import read_metrics
-from raychat.rl.sampler import Group, Pool, Question, Sampler
+from raychat.rl.sampler import Pool, Sampler
 from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh
 from raychat.tasks import Task
 from raychat.train.memory import device_rows
@@ -82,7 +83,7 @@ class RolloutFeed:
                 pad=self._learner.tokenizer.bos,
                 device_tokens=self._device_tokens,
                 multiple=_LENGTH_MULTIPLE[self._device.type],
-                where=self._device,
+                device=self._device,
             )
             yield Step(batches, metrics, teaches=metrics["signal"] > 0)
 
@@ -130,8 +131,8 @@ class RolloutFeed:
         rank, size = dist.world()
         indices = chosen(len(self._val_task.problems), self._source.num_eval)
         greedy = Sampling(max_new_tokens=self._source.params.max_new_tokens)
-        answers = generate(self._current_sampler().engine, self._val_task, indices[rank::size], greedy)
-        parts = dist.gather([answer.reward for answer in answers.values()])
+        mine = generate(self._current_sampler().engine, self._val_task, indices[rank::size], greedy)
+        parts = dist.gather([graded.reward for graded in mine])
         return {"val_reward": sum(sum(part) for part in parts) / len(indices)}
 
     def _val_bpb(self, rows: TokenRows) -> float:

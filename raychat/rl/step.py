@@ -1,4 +1,4 @@
-"""What a step is made of: its questions, and the weighted batches that its rollouts become."""
+"""From the number of a step to its questions, and from their rollouts to weighted batches."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from raychat.data.batches import Batch
+from raychat.evals.generate import Group, Question, Rollout
 from raychat.model.loss import IGNORE
-from raychat.rl.sampler import Group, Question, Rollout
 from raychat.tasks import Problem
 from raychat.train.stage import Metrics
 
@@ -17,7 +17,7 @@ from raychat.train.stage import Metrics
 def questions_of(
     problems: Sequence[Problem], step: int, *, questions_per_step: int, samples: int, seed: int
 ) -> list[Question]:
-    """Return the questions of a step: the problems in a new order every epoch, and seeds that no two answers share."""
+    """Return the questions of a step: the problems in a new order every epoch, every answer with a seed of its own."""
     questions = []
     for place in range(step * questions_per_step, (step + 1) * questions_per_step):
         epoch, i = divmod(place, len(problems))
@@ -33,7 +33,7 @@ def _seed(*numbers: int) -> int:
 
 
 def advantages(rewards: Sequence[float]) -> list[float]:
-    """Return reward - mean reward for a group; exactly 0 where all are equal.
+    """Return reward - mean reward for every answer of a group; exactly 0 where all rewards are equal.
 
     >>> advantages([1.0, 0.0, 0.0, 1.0]), advantages([0.1, 0.1, 0.1])
     ([0.5, -0.5, -0.5, 0.5], [0.0, 0.0, 0.0])
@@ -45,10 +45,10 @@ def advantages(rewards: Sequence[float]) -> list[float]:
 
 
 def weigh(groups: Sequence[Group]) -> list[tuple[Rollout, float]]:
-    """Return the rollouts of a whole step with the weight of each of their sampled tokens, the longest first.
+    """Weigh the rollouts of a whole step; return each with the weight of its sampled tokens, the longest first.
 
-    Weight = advantage / sampled tokens of the step. Rollouts of weight 0 count among these, but are left out: they have
-    no gradient.
+    Weight = advantage / sampled tokens of the step. Rollouts of weight 0 are dropped, as they have no gradient; their
+    tokens still count.
     """
     num_valid = sum(sum(rollout.sampled) for group in groups for rollout in group)
     weighed = [
@@ -61,13 +61,14 @@ def weigh(groups: Sequence[Group]) -> list[tuple[Rollout, float]]:
 
 
 def to_batches(
-    weighed: Sequence[tuple[Rollout, float]], *, pad: int, device_tokens: int, multiple: int, where: torch.device
+    weighed: Sequence[tuple[Rollout, float]], *, pad: int, device_tokens: int, multiple: int, device: torch.device
 ) -> Iterator[Batch]:
-    """Yield micro-batches of rollouts (longest first, as `weigh` gives them), each padded to its longest.
+    """Yield micro-batches of rollouts, each padded to its longest.
 
     Args:
+        weighed: longest first, as `weigh` returns them.
         pad: token id after the end of a rollout.
-        device_tokens: B * T of a micro-batch is at most this, unless one rollout alone is longer.
+        device_tokens: B * T of a micro-batch at most, unless a single rollout is longer.
         multiple: T is rounded up to a multiple of it.
     """
     i = 0
@@ -85,7 +86,7 @@ def to_batches(
             inputs[row, :stop] = tokens[:-1]
             targets[row, first:stop] = tokens[first + 1 :].masked_fill(~sampled, IGNORE)
             weights[row, first:stop] = sampled * weight
-        yield Batch(inputs.to(where), targets.to(where), weights.to(where))
+        yield Batch(inputs.to(device), targets.to(device), weights.to(device))
 
 
 def _length(rollout: Rollout) -> int:
@@ -94,18 +95,18 @@ def _length(rollout: Rollout) -> int:
 
 
 def figures(groups: Sequence[Group]) -> Metrics:
-    """Return what the metrics say of a step's rollouts."""
+    """Summarise a step's rollouts for its row of metrics."""
     rollouts = [rollout for group in groups for rollout in group]
     signal = [len({rollout.reward for rollout in group}) > 1 for group in groups]
     return {
         "reward": sum(rollout.reward for rollout in rollouts) / len(rollouts),
-        "signal": sum(signal) / len(signal),  # share of the groups that teach something
+        "signal": sum(signal) / len(signal),  # share of the groups with different rewards: the others teach nothing
         "completion_tokens": sum(len(rollout.completion) for rollout in rollouts) / len(rollouts),
     }
 
 
 def reward_trend(rows: Sequence[Mapping[str, Any]]) -> Metrics:
-    """Return the mean reward over the first and the last fifth of a stage's rows of metrics, at least a step each.
+    """Return the mean reward over the first and the last fifth of a stage's steps, at least one step each.
 
     >>> reward_trend([{"step": s, "reward": s} for s in range(1, 11)] + [{"step": 10, "val_reward": 0}])
     {'reward_first': 1.5, 'reward_last': 9.5}

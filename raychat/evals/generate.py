@@ -1,0 +1,58 @@
+"""Generate answers to problems and reward them, for the chat tasks and for reinforcement alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from raychat.chat import template
+from raychat.engine.engine import Engine
+from raychat.engine.sampling import SamplingParams
+from raychat.tasks import Problem
+from raychat.tokenizer import Tokenizer
+
+
+class Question(NamedTuple):
+    """A problem to be answered once per seed."""
+
+    problem: Problem
+    seeds: tuple[int, ...]
+
+
+class Rollout(NamedTuple):
+    """One rewarded answer."""
+
+    prompt: list[int]  # token ids, up to <|assistant_start|>
+    completion: list[int]  # token ids, the stop token included
+    sampled: list[bool]  # for every token of the completion; False = forced by a tool: carries no loss
+    logprobs: list[float]  # of the completion's tokens, by the model that generated it
+    text: str  # of the completion, as the reward reads it
+    reward: float
+
+
+Group = list[Rollout]  # the answers to one question
+
+
+def answer(
+    engine: Engine, reward: Callable[[Problem, str], float], questions: Sequence[Question], params: SamplingParams
+) -> list[Group]:
+    """Return a group of rewarded answers for each question, one answer per seed.
+
+    They depend on the questions and the weights alone: neither on what else is asked nor on what the engine did before.
+    `params` says how to sample; its seed is not used.
+    """
+    room = max(engine.context - params.max_new_tokens, engine.context // 2)  # for the prompt, whose tail counts most
+    prompts = [prompt(engine.tokenizer, question.problem, room) for question in questions]
+    samples = [(i, seed) for i, question in enumerate(questions) for seed in question.seeds]
+    completions = engine.generate([prompts[i] for i, _ in samples], [replace(params, seed=seed) for _, seed in samples])
+    groups: list[Group] = [[] for _ in questions]
+    for (i, _), made in zip(samples, completions, strict=True):
+        text = template.completion_text(engine.tokenizer, made.ids)
+        earned = float(reward(questions[i].problem, text))
+        groups[i].append(Rollout(prompts[i], made.ids, made.sampled, made.logprobs, text, earned))
+    return groups
+
+
+def prompt(tokenizer: Tokenizer, problem: Problem, max_tokens: int) -> list[int]:
+    """Render a problem as the token ids to answer; a prompt of more than `max_tokens` keeps BOS and its tail."""
+    ids = template.render_prompt(tokenizer, problem.messages[:-1])
+    return ids if len(ids) <= max_tokens else [ids[0], *ids[len(ids) - max_tokens + 1 :]]
