@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raychat import device as devices
 from raychat.model.gpt import GPT, GPTConfig
-from raychat.optim import MuonAdamW
+from raychat.optim import build_optimizer
 from raychat.train.scaling import from_depth
 
 WARMUP_STEPS, STEPS = 2, 7
@@ -31,17 +31,19 @@ def main(depth: int | None = None) -> None:
     config = GPTConfig(n_layer=depth, n_head=sizes.n_head, n_kv_head=sizes.n_head, n_embd=sizes.n_embd)
     torch.manual_seed(0)
 
-    def parameters() -> dict[str, Tensor]:
+    def with_gradients() -> GPT:
         model = GPT(config)
         model.init_weights()
         model.to(device)
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-        return dict(model.named_parameters())
+        return model
 
-    ours = parameters()
+    def parameters() -> dict[str, Tensor]:
+        return dict(with_gradients().named_parameters())
+
     contenders: dict[str, Callable[[], object]] = {
-        "muon_adamw": MuonAdamW(ours.items(), dim=sizes.n_embd).step,
+        "muon_adamw": build_optimizer(with_gradients(), lr_scale=1.0, weight_decay=0.28).step,
         "torch_muon_adamw": torch_muon_adamw(parameters()),
         "torch_adamw": torch.optim.AdamW(parameters().values()).step,
     }

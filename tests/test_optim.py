@@ -7,7 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from raychat.model import gpt
+from raychat.model.rates import rates_of
 from raychat.optim import MuonAdamW
 from raychat.optim.updates import POLAR_STEPS, adamw_, equilibrated, muon_, polar, rescaled
 
@@ -50,7 +50,7 @@ def set_grads(params: dict[str, nn.Parameter], step: int, rank: int = 0, size: i
 
 
 def build(params: dict[str, nn.Parameter], lr_scale: float = 0.5, weight_decay: float = 0.3) -> MuonAdamW:
-    rates = {name: gpt.rates_of(name, p.dim(), DIM) for name, p in params.items()}
+    rates = {name: rates_of(name, p.dim(), DIM) for name, p in params.items()}
     return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay)
 
 
@@ -237,9 +237,9 @@ def test_matrices_without_gradient_stay_and_stay_finite() -> None:
 
 def test_an_unknown_parameter_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'wpe.weight' of 2 dimensions"):
-        gpt.rates_of("wpe.weight", 2, 4)
+        rates_of("wpe.weight", 2, 4)
     with pytest.raises(ValueError, match=r"'blocks.0.bias'"):
-        gpt.rates_of("blocks.0.bias", 1, 4)
+        rates_of("blocks.0.bias", 1, 4)
     with pytest.raises(ValueError, match=r"no learning rates for the parameters 1 \(wpe.weight\)"):
         MuonAdamW([("wpe.weight", nn.Parameter(torch.zeros(8, 4)))], {})
 
@@ -249,7 +249,7 @@ def test_frozen_and_compiled_parameters_keep_their_places() -> None:
     params["wte.weight"].requires_grad_(False)
     optimizer = MuonAdamW(
         [(f"_orig_mod.{name}", p) for name, p in params.items()],
-        {name: gpt.rates_of(name, p.dim(), DIM) for name, p in params.items()},
+        {name: rates_of(name, p.dim(), DIM) for name, p in params.items()},
     )
     before = params["wte.weight"].clone()
     train(params, optimizer, range(1))
