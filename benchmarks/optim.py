@@ -63,7 +63,7 @@ def main(depth: int | None = None) -> None:
         "device": torch.cuda.get_device_name(device) if on_cuda else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "depth": depth,
-        "num_params": sum(p.numel() for p in ours.values()),
+        "num_params": sum(p.numel() for p in with_gradients().parameters()),
         "step_ms": {name: round(1000 * median, 2) for name, median in medians.items()},
         "ratio_to": {
             name: round(medians["muon_adamw"] / median, 3) for name, median in medians.items() if name != "muon_adamw"
