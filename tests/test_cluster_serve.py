@@ -31,7 +31,7 @@ def trained_tokenizer() -> Tokenizer:
 
 
 def write_chat_run(home: Path, tokenizer: Tokenizer, run: str = "tiny", stage: str = "sft") -> None:
-    """Write a checkpoint that says the alphabet over and over, as long as its context of 4096 tokens lasts."""
+    """Write a checkpoint that repeats the alphabet until its context of 4096 tokens is full."""
     script = [tokenizer.special["<|assistant_start|>"], *range(97, 97 + LETTERS), 97]
     model = scripted_model([script], sequence_len=4096, vocab_size=tokenizer.vocab_size)
     save_checkpoint(str(home / "runs" / run / stage), 3, model, None, tokenizer, {})
@@ -151,7 +151,7 @@ def test_failed_engine_turns_health_503(served: openai.OpenAI, trained_tokenizer
 def test_ending_leaves_the_other_applications_of_a_joined_cluster(
     served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path
 ) -> None:
-    """The last test of `served`, whose application it replaces and ends."""
+    """The last test that uses `served`: it replaces and ends its application."""
     from ray import serve
 
     from raychat.cluster import Cluster
