@@ -1,10 +1,10 @@
-"""Chat with a model in the terminal. It runs in this process, without Ray.
+"""Chat with a model in the terminal, in this process, without Ray.
 
 python jobs/chat_cli.py  (the newest run)
 
 python jobs/chat_cli.py --run d20 --stage sft --prompt "What is 12 * 34?"
 
-/new begins a new conversation, an empty line, Ctrl-D or /quit ends it, Ctrl-C stops an answer.
+/new starts a new conversation. An empty line, Ctrl-D or /quit ends the chat. Ctrl-C stops an answer.
 """
 
 from collections.abc import Iterator
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 class Args:
     run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
     stage: Literal["rl", "sft", "mid"] | None = None  # None = the latest that the run has reached
-    prompt: str | None = None  # answer this and end; None = a conversation
+    prompt: str | None = None  # answer this one question and end; None = a conversation
     temperature: float = 0.7  # 0 = always the most likely token
     top_k: int | None = 50  # only among the k most likely tokens; None = all
     top_p: float | None = None  # only among the most likely tokens that hold this much probability; None = all
-    max_new_tokens: int = 512  # of an answer
+    max_new_tokens: int = 512  # of one answer
     seed: int | None = None  # the same seed gives the same answers; None = new ones every time
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
 
 def run(args: Args) -> str:
-    """Chat, or answer the one prompt; return the last answer."""
+    """Chat, or answer the one prompt; return the text of the last answer."""
     from raychat import checkpoint
     from raychat.device import device
     from raychat.engine.engine import Engine
@@ -42,7 +42,7 @@ def run(args: Args) -> str:
     engine = Engine(model.eval(), checkpoint.load_tokenizer(found.path), max_sequences=1)
     if args.prompt is not None:
         return _show(answer(engine, [{"role": "user", "content": args.prompt}], args))
-    print(f"{found.name} from {found.path}\n/new: new conversation, empty line: end, Ctrl-C: stop an answer\n")
+    print(f"{found.name} from {found.path}\n/new: new conversation, empty line: end, Ctrl-C: stop the answer\n")
     return _converse(engine, args)
 
 
@@ -59,7 +59,7 @@ def _converse(engine: "Engine", args: Args) -> str:
         try:
             text = _show(answer(engine, [*messages, question], args))
         except ValueError as e:  # the conversation has outgrown the context
-            print(f"{e}\n/new begins a new conversation\n")
+            print(f"{e}\n/new starts a new conversation\n")
             continue
         if text:
             messages += [question, {"role": "assistant", "content": content_of(text)}]
@@ -75,13 +75,13 @@ def _ask() -> str:
         return ""
 
 
-def _show(pieces: Iterator[str]) -> str:
-    """Print an answer as it comes; return what came, up to Ctrl-C."""
+def _show(deltas: Iterator[str]) -> str:
+    """Print an answer while it is generated; return its text, up to Ctrl-C."""
     text = ""
     try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-            text += piece
+        for delta in deltas:
+            print(delta, end="", flush=True)
+            text += delta
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     print()
@@ -89,7 +89,7 @@ def _show(pieces: Iterator[str]) -> str:
 
 
 def answer(engine: "Engine", messages: list[dict[str, Any]], args: Args) -> Iterator[str]:
-    """Yield the answer to a conversation in pieces; closing the iterator ends the generation.
+    """Yield the text of an answer while the engine generates it; closing the iterator cancels the request.
 
     Raises:
         ValueError: the conversation is longer than the context.

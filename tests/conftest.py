@@ -21,6 +21,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what workers print shows twice
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # default 32 actors for every parquet read
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # an application that is deleted is gone at once
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine a proxy takes longer to start than Ray's 5 s
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_DEDUP_LOGS": "0",

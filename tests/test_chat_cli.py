@@ -1,4 +1,4 @@
-"""The chat in the terminal, on a checkpoint whose answers are known."""
+"""The chat in the terminal, with a checkpoint whose answers are known."""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_one_prompt_prints_one_answer(checkpoint: None, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == SAYS + "\n"
 
 
-def test_conversation_goes_on_until_an_empty_line(
+def test_conversation_ends_with_an_empty_line(
     checkpoint: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert talk(monkeypatch, "6 times 7?", "Really?") == SAYS
@@ -44,7 +44,7 @@ def test_conversation_goes_on_until_an_empty_line(
     assert out.count(SAYS) == 2
 
 
-def test_full_context_is_said_and_new_begins_again(
+def test_full_context_is_an_error_and_new_starts_again(
     checkpoint: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(monkeypatch, "x" * 60, "y" * 60, "/new", "y" * 60)

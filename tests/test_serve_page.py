@@ -115,7 +115,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A model that answers "Sure: <<6*7=42>>é🙂. <b>" whatever it is asked."""
+    """A model that answers "Sure: <<6*7=42>>é🙂. <b>" to every question."""
     call = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
     model = scripted_model([[START, *b"Sure: ", *call], [SPECIAL["<|output_end|>"], *"é🙂.\n<b>".encode(), END]])
     with http_server(service(model)) as url:
@@ -149,7 +149,7 @@ def test_new_chat_forgets(browser: Browser, url: str) -> None:
     browser.wait("document.querySelector('.note')")
     browser.click("#fresh")
     assert browser.count(".turn") == 0
-    assert browser.evaluate("said.length") == 0
+    assert browser.evaluate("conversation.length") == 0
     browser.click(".ideas button")
     browser.wait("document.querySelector('.note')")
     assert browser.count(".turn") == 2
@@ -175,7 +175,42 @@ def test_stop_button(browser: Browser) -> None:
         browser.click("#send")
         browser.wait("document.querySelector('.note')?.textContent.includes('stopped')")
         assert wait_until(lambda: num_open(slow) == 0, timeout_s=5)
-        said = browser.evaluate("said.map((m) => m.content)")
+        said = browser.evaluate("conversation.map((m) => m.content)")
         assert said[0] == "The alphabet, please"
         assert said[1].startswith("abcdef")
         assert browser.evaluate("document.getElementById('send').getAttribute('aria-label')") == "Send"
+
+
+WIDE = (
+    """What is <<123456789012345678901234567890*98765432109876543210+1=1219326311370217952237463801111263526900>>?
+```python
+return some_function_with_a_long_name(x, another_argument=1, yet_another_argument_with_a_long_name=2)
+```
+See `inline_code_that_does_not_end_before_the_line_does` and https://example.com/"""
+    + "z" * 100
+)
+
+
+@pytest.mark.parametrize("width", [320, 390, 1100])
+def test_nothing_is_wider_than_the_window(browser: Browser, width: int) -> None:
+    """Only a code block scrolls sideways, inside its box."""
+    outside = f"""
+        [document.documentElement, document.querySelector("main")].filter((e) => e.scrollWidth > {width}).concat(
+            [...document.querySelectorAll("body *")].filter((e) => {{
+                const {{ left, right }} = e.getBoundingClientRect();
+                return e.checkVisibility() && !e.closest("pre code") && (left < 0 || right > {width});
+            }})).map((e) => e.outerHTML.slice(0, 60))"""
+    browser.send("Emulation.setDeviceMetricsOverride", width=width, height=640, deviceScaleFactor=1, mobile=width < 500)
+    name = "a-run-whose-name-is-longer-than-a-phone-is-wide-sft"
+    with http_server(service(scripted_model([[START, END]]), name=name)) as url:
+        browser.open(url)
+        assert browser.evaluate(outside) == []  # the empty chat
+        browser.click("summary")
+        assert browser.evaluate("document.querySelector('.panel').getBoundingClientRect().height > 0")
+        assert browser.evaluate(outside) == []
+        for role in ("user", "assistant", "failed"):
+            browser.evaluate(f"addTurn('{role}', {json.dumps(WIDE)}) && 0")
+        browser.send("Input.insertText", text="y" * 300)
+        assert browser.count(".calc b") == browser.count("pre code") == 3
+        assert browser.evaluate(outside) == []
+    browser.send("Emulation.clearDeviceMetricsOverride")

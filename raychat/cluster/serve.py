@@ -80,8 +80,7 @@ class RemoteService:
         """
         status = await asyncio.to_thread(serve.status)
         model = status.applications[self._model.app_name].deployments[self._model.deployment_name]
-        running = sum(count for state, count in model.replica_states.items() if state == "RUNNING")
-        if model.status != "HEALTHY" and not running:
+        if model.status != "HEALTHY" and "RUNNING" not in model.replica_states:
             raise RuntimeError(f"no replica runs, the deployment is {model.status.value}. {model.message}")
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:

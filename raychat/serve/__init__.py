@@ -1,1 +1,1 @@
-"""The chat service: the OpenAI API and the chat page over one engine, without Ray (raychat/cluster/serve.py has it)."""
+"""The chat service without Ray: the OpenAI API and the chat page over one engine."""
