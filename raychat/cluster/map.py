@@ -42,9 +42,7 @@ class FanOut:
         self._gpus, self._max_failures = gpus, max_failures
         self._starting = [self._start() for _ in range(num_actors)]
         self._idle: list[Any] = []
-        self._running: dict[
-            Any, tuple[Any, int | None]
-        ] = {}  # reference to a result: (actor, call; None = no result is awaited)
+        self._running: dict[Any, tuple[Any, int | None]] = {}  # reference: (actor, call; None = no result awaited)
 
     def map(self, call: Callable[[Any, Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
         """Yield `call(held, item)` for each item in order, as soon as it and those before it have finished.
