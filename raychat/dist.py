@@ -1,4 +1,4 @@
-"""What a worker knows of its world: only what `torch.distributed` tells. Everything works without a process group."""
+"""What a worker knows of the others: what `torch.distributed` knows. Everything works without a process group."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """Return rank and number of workers; (0, 1) where there is no process group."""
+    """Return this worker's rank and the number of workers; (0, 1) without a process group."""
     if td.is_available() and td.is_initialized():
         return World(td.get_rank(), td.get_world_size())
     return World(0, 1)
@@ -31,7 +31,7 @@ def sum_(tensor: Tensor) -> Tensor:
 def barrier() -> None:
     """Wait for all workers."""
     if world().size > 1:
-        # an all-reduce on the current device: td.barrier() on nccl would have to guess the device
+        # td.barrier() on nccl would have to guess the device; this all-reduce runs on the current one
         td.all_reduce(torch.zeros(1, device=_device()))
 
 

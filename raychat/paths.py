@@ -1,8 +1,8 @@
 """One storage helper: a laptop path and a bucket (`s3://`, `gs://`, `memory://`) behave the same.
 
-Every function takes a path or URL as a string. Whatever is written appears whole or not at all: local files and folders
-are written under a temporary name and renamed; object stores only ever show finished objects, and a folder there is
-uploaded with its `meta.json` last, which therefore marks it as complete.
+Every function takes a path or URL as a string. What is written appears whole or not at all: local files and folders get
+a temporary name and are renamed; object stores show finished objects only, and a folder there is complete once it has
+its `meta.json`, which is uploaded last.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
-LAST_FILE = "meta.json"  # uploaded last, so that its presence says that a folder on an object store is complete
+LAST_FILE = "meta.json"  # uploaded last: a folder on an object store that has it is complete
 
 
 def home() -> str:
-    """Return the folder that everything is written to: `RAYCHAT_HOME`, or ~/.cache/raychat."""
+    """Return the default root of the storage: `RAYCHAT_HOME`, or ~/.cache/raychat."""
     return os.environ.get("RAYCHAT_HOME") or os.path.expanduser("~/.cache/raychat")
 
 
@@ -32,12 +32,12 @@ def is_local(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Return the same place as seen from any working folder: local paths made absolute, URLs without a last slash."""
+    """Return a local path as an absolute one, and a URL without a slash at its end."""
     return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path.rstrip("/")
 
 
 def join(base: str, *names: str) -> str:
-    """Join path components with `/`, for local paths and URLs alike."""
+    """Join components of a local path or URL with `/`."""
     return "/".join([base.rstrip("/") or "/", *names])
 
 
@@ -47,7 +47,7 @@ def name(path: str) -> str:
 
 
 def parent(path: str) -> str:
-    """Return the folder that a path or URL lies in.
+    """Return the folder of a path or URL.
 
     >>> parent("s3://bucket/runs/d20/sft/step_000100")
     's3://bucket/runs/d20/sft'
@@ -80,7 +80,7 @@ def is_folder(path: str) -> bool:
 
 
 def names(folder: str) -> list[str]:
-    """List the entries of a folder by name, sorted; empty when the folder is absent. Temporary entries are left out."""
+    """Return the sorted names in a folder, without temporary ones; empty when there is no such folder."""
     fs, p = url_to_fs(folder)
     fs.invalidate_cache(p)
     try:
@@ -101,7 +101,7 @@ def size(path: str) -> int:
 
 
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
-    """Open a file for reading (or, non-atomically, for writing)."""
+    """Open a file for reading, or for writing that is not atomic."""
     return fsspec.open(path, mode).open()
 
 
@@ -119,7 +119,7 @@ def read_json(path: str) -> Any:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write a file atomically, making its folder when needed."""
+    """Write a file atomically, and make its folder when needed."""
     if not is_local(path):
         fs, p = url_to_fs(path)
         fs.pipe_file(p, data)
@@ -150,7 +150,7 @@ def _temporary_beside(path: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a file or a whole folder; nothing happens when it is absent."""
+    """Remove a file or a whole folder, if there is one."""
     fs, p = url_to_fs(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(p, recursive=True)
@@ -165,7 +165,7 @@ def rename(source: str, target: str) -> None:
 def local(path: str) -> str:
     """Return a local file with the same content: the file itself, or a copy in this machine's cache.
 
-    Every version of a file is downloaded once.
+    A version of a file is downloaded only once.
     """
     if is_local(path):
         return path
@@ -179,10 +179,7 @@ def local(path: str) -> str:
 
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[str]:
-    """Yield an empty local folder that becomes `path`, whole, when the block ends without an error.
-
-    An older folder at `path` is replaced.
-    """
+    """Yield an empty local folder that becomes `path` when the block ends without an error, in place of any old one."""
     if is_local(path):
         os.makedirs(os.path.dirname(path.rstrip("/")) or ".", exist_ok=True)
         temporary = _temporary_beside(path)

@@ -40,18 +40,28 @@ def test_results_come_in_order_and_one_fan_out_maps_again(ray_cluster: None) -> 
 
 
 @pytest.mark.ray
-def test_calls_run_ahead_within_bounds_and_end_with_the_results(tmp_path: Path, ray_cluster: None) -> None:
+def test_calls_run_ahead_within_bounds_and_stop_with_the_results(tmp_path: Path, ray_cluster: None) -> None:
     def call(_: None, item: int) -> int:
         (tmp_path / str(item)).touch()
         time.sleep(1 if item == 0 else 0)
         return item
 
-    actors = FanOut(type(None), 2, name="bounded", max_failures=0)
-    with closing(actors.map(call, range(200))) as results:
-        assert next(results) == 0
-        started = len(list(tmp_path.iterdir()))
-    assert 2 < started < 100
-    time.sleep(0.5)
-    assert len(list(tmp_path.iterdir())) < 100
-    with pytest.raises(AssertionError, match="bounded is closed"):
-        next(actors.map(call, [1]))
+    with closing(FanOut(type(None), 2, name="bounded", max_failures=0)) as actors:
+        with closing(actors.map(call, range(200))) as results:
+            assert next(results) == 0
+        assert 2 < len(list(tmp_path.iterdir())) < 100
+        assert list(actors.map(call, [300, 301])) == [300, 301]
+        assert len(list(tmp_path.iterdir())) < 100
+
+
+@pytest.mark.ray
+def test_fan_out_serves_again_after_an_error(ray_cluster: None) -> None:
+    def call(_: None, item: int) -> int:
+        if item % 2:
+            raise ArithmeticError(f"{item} is odd")
+        return item
+
+    with closing(FanOut(type(None), 2, name="odd", max_failures=0)) as actors:
+        with pytest.raises(ArithmeticError, match=r"\d is odd"):
+            list(actors.map(call, range(1, 9, 2)))
+        assert list(actors.map(call, range(0, 20, 2))) == list(range(0, 20, 2))

@@ -66,7 +66,7 @@ def _fit(stage: Stage, cluster: Cluster, progress: Progress) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    train: Any = ray.train  # its annotations are those of the first version, what it holds is the second
+    train: Any = ray.train  # it is annotated as Train V1 and holds Train V2
     gpus = cluster.gpus()
     _check_room(cluster, gpus)
     # on the driver's node, which lives as long as the job does, unlike a spot node

@@ -42,12 +42,12 @@ class FanOut:
         self._gpus, self._max_failures = gpus, max_failures
         self._starting = [self._start() for _ in range(num_actors)]
         self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, int | None]] = {}  # reference to a result: (actor, its call; None = starts)
+        self._running: dict[Any, tuple[Any, int | None]] = {}  # reference: (actor, call; None = no result awaited)
 
     def map(self, call: Callable[[Any, Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
         """Yield `call(held, item)` for each item in order, as soon as it and those before it have finished.
 
-        An error, or closing the generator early, ends the actors and what they are doing.
+        After an error, or when the generator is closed early, no further calls start; `close` ends the running ones.
 
         Raises:
             RuntimeError: actors keep dying; the last death is its cause.
@@ -78,9 +78,8 @@ class FanOut:
                     if head in results:
                         break
                 yield results.pop(head)
-        except BaseException:
-            self.close()
-            raise
+        finally:  # after an early end, nobody waits for the calls that still run
+            self._running = {reference: (actor, None) for reference, (actor, _) in self._running.items()}
 
     def close(self) -> None:
         """End the actors that this process knows."""
@@ -112,11 +111,17 @@ class FanOut:
                 flush=True,
             )
         for reference in ready:
+            actor, number = self._running[reference]
             try:
                 outcome = ray.get(reference)
             except _DEATHS as death:
                 outcome = death
-            yield *self._running.pop(reference), outcome
+            except Exception as error:
+                if number is not None:
+                    raise
+                outcome = error  # of a call that nobody waits for
+            del self._running[reference]
+            yield actor, number, outcome
 
     def _replace(self, actor: Any, death: Exception, failures: int) -> None:
         ray.kill(actor)  # it may only be unreachable, and must stop then

@@ -107,6 +107,7 @@ class Preparation:
 
 
 def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
+    """Make the blocks one by one; yield the number of rows of each."""
     for block in missing:
         yield make_block(packing.folder, block, packing.pack, packing.read(packing.blocks[block]))
 
@@ -141,7 +142,7 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
 def _on_row(step: Callable[[int, Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return what replaces a row's value by `step(block, value)`.
 
-    An error becomes the value, and later steps pass it on: Ray Data would keep its own wrapping of it and lose it.
+    An error becomes the value, which later steps pass on: of an error that is raised, Ray Data loses type and cause.
     """
 
     def replace(row: dict[str, Any]) -> dict[str, Any]:
@@ -150,15 +151,16 @@ def _on_row(step: Callable[[int, Any], Any]) -> Callable[[dict[str, Any]], dict[
             try:
                 value = step(row["block"], value)
             except Exception as error:
-                value = _TaskFailed(_described(error), traceback.format_exc())
+                value = _TaskFailed(_described(error))
+                value.add_note(traceback.format_exc())
         return {"block": row["block"], "value": cloudpickle.dumps(value)}
 
     return replace
 
 
 class _TaskFailed(Exception):
-    """The error of a task as text: its type and message, and its traceback."""
+    """The error of a task as text, which any process can unpickle: its type and message, its traceback as a note."""
 
 
 def _described(error: BaseException) -> str:
-    return str(error.args[0]) if isinstance(error, _TaskFailed) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, _TaskFailed) else f"{type(error).__name__}: {error}"
