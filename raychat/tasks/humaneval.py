@@ -22,7 +22,7 @@ def humaneval(root: str, split: str = "test") -> Task:
     else:
         layout = "{task_id, prompt, entry_point, canonical_solution, test}"
         rows = local_rows(root, "humaneval", "HumanEval.jsonl.gz", layout=layout, make=_problem)
-    return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward)
+    return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward, max_new_tokens=512)
 
 
 def code_request(prompt: str) -> str:
