@@ -1,10 +1,10 @@
-"""Conversations as tokens: the one place that knows how a chat is written for the model.
+"""Conversations as tokens: the chat format of the model.
 
     <|bos|> (<|user_start|> text <|user_end|> <|assistant_start|> parts <|assistant_end|>)*
 
 A message is {"role": "system" | "user" | "assistant", "content": ...}. An assistant's content is a string or a list of
-parts {"type": "text" | "python" | "python_output", "text": str}: what it says, the tool calls it makes and what the
-tool answered. A leading system message is joined to the first user message with a blank line.
+parts {"type": "text" | "python" | "python_output", "text": str}: its text, its tool calls and the tool's outputs. A
+leading system message is joined to the first user message with a blank line.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ class Rendered(NamedTuple):
 
 
 def normalise(messages: Sequence[Message]) -> list[Message]:
-    """Return the conversation in its one canonical form: alternating user and assistant messages.
+    """Return the conversation in canonical form: alternating user and assistant messages.
 
-    The system message is joined to the first user message, neighbouring text parts are joined, empty ones dropped, and
-    content that is one text part becomes a string. `parse` returns this form.
+    It joins the system message to the first user message, joins neighbouring text parts, drops empty ones, and turns
+    content of one text part into a string. `parse` returns this form.
 
     Raises:
-        ValueError: no messages, a wrong type or role, roles out of order, or a message that says nothing.
+        ValueError: no messages, a wrong type or role, roles out of order, or an empty message.
     """
     if isinstance(messages, (str, bytes, dict)) or not isinstance(messages, Sequence):
         raise ValueError(f"a conversation is a list of messages, got {type(messages).__name__}")
@@ -39,7 +39,7 @@ def normalise(messages: Sequence[Message]) -> list[Message]:
             raise ValueError(f"message {index} should be a dict with 'role' and 'content', got {message!r:.200}")
     messages = _join_system(messages)
     if not messages:
-        raise ValueError("the conversation is empty; it needs at least one user message")
+        raise ValueError("the conversation is empty; expected at least one user message")
     return [_normalise_message(index, message) for index, message in enumerate(messages)]
 
 
@@ -98,10 +98,10 @@ def _simplest(parts: list[Part]) -> str | list[Part]:
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
-    """Return a whole conversation as tokens, with loss on what the assistant writes.
+    """Return a whole conversation as tokens; those that the assistant writes carry loss.
 
-    Loss falls on the assistant's text, its tool calls with their fences, and <|assistant_end|>; none on user text,
-    tool output or <|assistant_start|>.
+    The assistant's text, its tool calls with their fences, and <|assistant_end|> carry loss. User text, tool output and
+    <|assistant_start|> do not.
 
     Raises:
         ValueError: the conversation is malformed (see `normalise`) or does not end with the assistant.

@@ -1,4 +1,4 @@
-"""GSM8K: word problems whose worked answers call a calculator."""
+"""GSM8K: word problems whose answers call a calculator."""
 
 import re
 from decimal import Decimal, InvalidOperation
@@ -36,7 +36,7 @@ def _problem(row: Row) -> Problem:
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number after the first `####`, whatever its commas, dollar sign and decimals; None without one.
+    """Return the number after the first `####`, without commas and dollar signs, or None if there is none.
 
     >>> final_number("so $1,250.50 in all. #### $1,250.50") == Decimal("1250.5")
     True
