@@ -24,7 +24,7 @@ class Args:
     max_sequences: int = 16  # that one replica generates at once
     min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
-    cluster: Cluster = field(default_factory=Cluster)  # workers 0 = without Ray, else ignored; gpus_per_worker = of a replica
+    cluster: Cluster = field(default_factory=Cluster)  # workers 0 = without Ray; gpus_per_worker = of a replica
 
 
 def run(args: Args) -> None:

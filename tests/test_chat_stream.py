@@ -55,6 +55,12 @@ def test_cut_off_call_is_closed_and_stray_tool_tokens_are_left_out() -> None:
     assert "".join(stream([*b"a", SPECIAL["<|output_end|>"], SPECIAL["<|python_end|>"], *b"b"])) == "ab"
 
 
+def test_output_without_a_call_is_text() -> None:
+    output = call("", "7")[2:]
+    assert "".join(stream([*b"a", *output, *b"b"])) == "a7b"
+    assert "".join(stream([*call("3+4", "7"), *output])) == "<<3+4=7>>7"
+
+
 expressions = st.text(alphabet="0123+-*/.() ='rcount", min_size=1, max_size=12)
 answers = st.none() | st.text(alphabet="0123.-", min_size=1, max_size=6)
 texts = st.text(alphabet="ab =.<\n", min_size=1, max_size=8).filter(lambda s: "<<" not in s)

@@ -128,14 +128,31 @@ def test_a_prompt_must_end_with_the_user():
 
 def test_ids_that_are_no_conversation_do_not_parse():
     ids = render(BYTES, TALK).ids
-    with pytest.raises(ValueError, match="begins with"):
-        parse(BYTES, ids[1:])
-    with pytest.raises(ValueError, match="never closed"):
-        parse(BYTES, ids[:-1])
-    with pytest.raises(ValueError, match=r"expected <\|user_start\|>"):
-        parse(BYTES, [ids[0], *ids])
-    with pytest.raises(ValueError, match="out of place"):
-        parse(BYTES, [token for token in ids if token != BYTES.special["<|python_start|>"]])
+    unopened = [token for token in ids if token != BYTES.special["<|python_start|>"]]
+    call = [BYTES.special["<|python_start|>"], BYTES.special["<|python_end|>"]]
+    for wrong, says in [
+        (ids[1:], "not a whole rendered conversation"),
+        (ids[:-1], "not a whole rendered conversation"),
+        ([ids[0], *ids], "not a whole rendered conversation"),
+        (unopened, "not a whole rendered conversation"),
+        ([], "is empty"),
+        ([*ids, ids[1]], "is empty"),
+        ([*ids[:2], *call, *ids[2:]], "expected a string"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            parse(BYTES, wrong)
+
+
+@given(turns, st.integers(0, 10**6), st.integers(0, BYTES.vocab_size - 1))
+def test_what_parses_renders_back(pairs, at, token):
+    """One token of a rendered conversation is replaced: it is refused, or parsed without loss."""
+    ids = render(BYTES, conversation(pairs)).ids
+    ids[at % len(ids)] = token
+    try:
+        messages = parse(BYTES, ids)
+    except ValueError:
+        return
+    assert render(BYTES, messages).ids == ids
 
 
 @given(st.lists(st.integers(0, BYTES.vocab_size - 1), max_size=40))

@@ -1,18 +1,28 @@
-"""Tool calls in text, as GSM8K writes them: `<<48/2=24>>`, and a call without an answer `<<48/2>>`.
+"""Tool calls in text, as GSM8K writes them: `<<48/2=24>>`, or `<<48/2>>` for a call without a result.
 
-`content_of` reads that notation back, so that an earlier answer sent along with the next question is to the
-model what it was when it gave it.
+The terminal and the API show an answer in this notation; `content_of` reads it back when the answer returns as part of
+a conversation, so that the model sees the tokens that it generated.
 """
 
 import re
 
-from raychat.chat.template import Part
+from raychat.chat.parts import Part
 
+START, RESULT, END = "<<", "=", ">>"
 _CALL = re.compile(r"<<([^<>\n]*?)(?:=([^<>=\n]*))?>>")
 
 
+def written_call(expression: str, result: str) -> str:
+    """Return a tool call and its result as text.
+
+    >>> written_call("48/2", "24")
+    '<<48/2=24>>'
+    """
+    return START + expression + RESULT + result + END
+
+
 def content_of(text: str) -> str | list[Part]:
-    """Return an assistant's message with its tool calls as parts; see the top of this file.
+    """Return the content of an assistant's message, tool calls as parts; a text without calls stays a string.
 
     >>> content_of("That is <<48/2=24>>24.")[1:3]
     [{'type': 'python', 'text': '48/2'}, {'type': 'python_output', 'text': '24'}]

@@ -1,71 +1,56 @@
-"""Turn what a model generates into text while it is being generated.
+"""Turn generated tokens into text while they are generated; tool calls appear in the notation of `notation.py`."""
 
-Tool calls are written in the notation of `raychat.chat.template.notation`.
-"""
-
-import codecs
 from collections.abc import Sequence
 
+from raychat.chat import notation
+from raychat.chat.parts import PartReader
 from raychat.tokenizer import Tokenizer
 
 
 class TextStream:
-    """Turn generated tokens into text piece by piece: no piece ends inside a character or inside a stop string.
+    """Turn generated tokens into text that ends neither inside a character nor inside a stop string.
 
-    stop: strings that end the answer; they and what follows them are not part of it.
+    Args:
+        stop: strings that end the answer; the text ends before the first one.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._names = {token: name for name, token in tokenizer.special.items()}
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._inside = "text"  # text | call | called (closed, maybe answered next) | answer
+        self.stopped = False  # a stop string came
+        self._reader = PartReader(tokenizer)
+        self._in_call = False  # the text holds a call that is not closed yet
         self._stop = tuple(stop)
         self._held = ""  # text that may be the beginning of a stop string
-        self.stopped = False  # a stop string came
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that is certain now, often none."""
-        name = self._names.get(token)
-        if name is None:
-            return self._emit(self._leave_call() + self._decoder.decode(self._tokenizer.decode_bytes([token])))
-        return self._emit(self._end_characters() + self._tool(name))
+        before = self._reader.type
+        text, begun = self._reader.push(token)
+        text = self._written(before, text)
+        if begun == "python":
+            text += self._end_call() + notation.START
+            self._in_call = True
+        elif begun == "python_output" and self._in_call:
+            text += notation.RESULT
+        elif before == "python_output" and begun == "text":
+            text += self._end_call()
+        return self._emit(text)
 
     def close(self) -> str:
         """Return the rest of the text, when no more tokens come."""
-        text = self._emit(self._end_characters() + ("" if self._inside == "text" else ">>"))
-        held, self._held, self._inside = self._held, "", "text"
-        return text if self.stopped else text + held
+        text = self._emit(self._written(self._reader.type, self._reader.close()) + self._end_call())
+        held, self._held = self._held, ""
+        return text + held
 
-    def _end_characters(self) -> str:
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+    def _written(self, part_type: str, text: str) -> str:
+        """Return what a part adds to the text; text after a call without a result closes the call."""
+        return self._end_call() + text if text and part_type == "text" else text
 
-    def _leave_call(self) -> str:
-        """End a call that was not answered, as text goes on."""
-        if self._inside != "called":
-            return ""
-        self._inside = "text"
-        return ">>"
-
-    def _tool(self, name: str) -> str:
-        match name, self._inside:
-            case "<|python_start|>", "text" | "called":
-                text = self._leave_call() + "<<"
-                self._inside = "call"
-            case "<|python_end|>", "call":
-                text, self._inside = "", "called"
-            case "<|output_start|>", "called":
-                text, self._inside = "=", "answer"
-            case "<|output_end|>", "answer":
-                text, self._inside = ">>", "text"
-            case _:  # out of place, or the end of the turn
-                text = ""
-        return text
+    def _end_call(self) -> str:
+        ended, self._in_call = self._in_call, False
+        return notation.END if ended else ""
 
     def _emit(self, text: str) -> str:
-        """Return what may be shown of the text so far, holding back what may become a stop string."""
+        """Return what is certain of the text so far, and hold back what may become a stop string."""
         if self.stopped:
             return ""
         text = self._held + text

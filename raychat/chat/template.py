@@ -1,25 +1,19 @@
-"""Conversations as tokens: the one place that knows how a chat is written for the model.
+"""Conversations as tokens: the chat format of the model.
 
     <|bos|> (<|user_start|> text <|user_end|> <|assistant_start|> parts <|assistant_end|>)*
 
 A message is {"role": "system" | "user" | "assistant", "content": ...}. An assistant's content is a string or a list of
-parts {"type": "text" | "python" | "python_output", "text": str}: what it says, the tool calls it makes and what the
-tool answered. A leading system message is joined to the first user message with a blank line.
+parts {"type": "text" | "python" | "python_output", "text": str}: its text, its tool calls and the tool's outputs. A
+leading system message is joined to the first user message with a blank line.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from raychat.chat.parts import FENCES, Part, PartReader
 from raychat.tokenizer import Tokenizer
 
 Message = dict[str, Any]
-Part = dict[str, str]
-
-# type of part: the special tokens around it, whether its tokens carry loss
-FENCES = {
-    "python": ("<|python_start|>", "<|python_end|>", 1),
-    "python_output": ("<|output_start|>", "<|output_end|>", 0),
-}
 
 
 class Rendered(NamedTuple):
@@ -29,25 +23,14 @@ class Rendered(NamedTuple):
     mask: list[int]
 
 
-def text_of(content: str | Sequence[Part]) -> str:
-    """Return what the assistant says in a content, tool calls and tool outputs left out.
-
-    >>> text_of([{"type": "python", "text": "3+4"}, {"type": "text", "text": "It is 7."}])
-    'It is 7.'
-    """
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
-
-
 def normalise(messages: Sequence[Message]) -> list[Message]:
-    """Return the conversation in its one canonical form: alternating user and assistant messages.
+    """Return the conversation in canonical form: alternating user and assistant messages.
 
-    The system message is joined to the first user message, neighbouring text parts are joined, empty ones dropped, and
-    content that is one text part becomes a string. `parse` returns this form.
+    It joins the system message to the first user message, joins neighbouring text parts, drops empty ones, and turns
+    content of one text part into a string. `parse` returns this form.
 
     Raises:
-        ValueError: no messages, a wrong type or role, roles out of order, or a message that says nothing.
+        ValueError: no messages, a wrong type or role, roles out of order, or an empty message.
     """
     if isinstance(messages, (str, bytes, dict)) or not isinstance(messages, Sequence):
         raise ValueError(f"a conversation is a list of messages, got {type(messages).__name__}")
@@ -56,7 +39,7 @@ def normalise(messages: Sequence[Message]) -> list[Message]:
             raise ValueError(f"message {index} should be a dict with 'role' and 'content', got {message!r:.200}")
     messages = _join_system(messages)
     if not messages:
-        raise ValueError("the conversation is empty; it needs at least one user message")
+        raise ValueError("the conversation is empty; expected at least one user message")
     return [_normalise_message(index, message) for index, message in enumerate(messages)]
 
 
@@ -115,10 +98,10 @@ def _simplest(parts: list[Part]) -> str | list[Part]:
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
-    """Return a whole conversation as tokens, with loss on what the assistant writes.
+    """Return a whole conversation as tokens; those that the assistant writes carry loss.
 
-    Loss falls on the assistant's text, its tool calls with their fences, and <|assistant_end|>; none on user text,
-    tool output or <|assistant_start|>.
+    The assistant's text, its tool calls with their fences, and <|assistant_end|> carry loss. User text, tool output and
+    <|assistant_start|> do not.
 
     Raises:
         ValueError: the conversation is malformed (see `normalise`) or does not end with the assistant.
@@ -174,81 +157,38 @@ def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Message]:
     Raises:
         ValueError: `ids` is not a whole rendered conversation.
     """
-    names = _special_names(tokenizer)
-    if not ids or names.get(ids[0]) != "<|bos|>":
-        raise ValueError("a rendered conversation begins with <|bos|>")
-    messages: list[Message] = []
-    at = 1
-    while at < len(ids):
-        role = "assistant" if len(messages) % 2 else "user"
-        if names.get(ids[at]) != f"<|{role}_start|>":
-            raise ValueError(f"token {at}: expected <|{role}_start|>, got {names.get(ids[at], 'text')}")
-        end = tokenizer.special[f"<|{role}_end|>"]
-        stop = next((i for i in range(at + 1, len(ids)) if ids[i] == end), None)
-        if stop is None:
-            raise ValueError(f"token {at}: <|{role}_start|> is never closed by <|{role}_end|>")
-        content = _simplest(_parts(tokenizer, ids[at + 1 : stop], strict=True))
-        if role == "user" and not isinstance(content, str):
-            raise ValueError(f"token {at}: a user message holds tool tokens")
-        messages.append({"role": role, "content": content})
-        at = stop + 1
+    roles = {tokenizer.special[f"<|{role}_start|>"]: role for role in ("user", "assistant")}
+    messages = [
+        {"role": roles[token], "content": _simplest(completion_parts(tokenizer, ids[at + 1 :]))}
+        for at, token in enumerate(ids)
+        if token in roles
+    ]
+    if render(tokenizer, messages).ids != list(ids):
+        raise ValueError("these tokens are not a whole rendered conversation")
     return messages
 
 
 def completion_parts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Part]:
-    """Return the parts of an assistant's turn from the tokens a model generated after <|assistant_start|>.
+    """Return the parts of an assistant's turn from the tokens that follow <|assistant_start|>.
 
-    Made for what models do, so it never raises: reading stops at the first token that ends a turn, a tool call that was
-    cut off is returned as far as it goes, and tool tokens out of place are left out.
+    It accepts whatever a model generates: it stops at the first token that ends a turn, keeps what there is of a tool
+    call that was cut off, and leaves out tool tokens that are out of place.
     """
-    enders = {i for i, name in _special_names(tokenizer).items() if name not in _fence_names()}
-    stop = next((i for i, token in enumerate(ids) if token in enders), len(ids))
-    return _parts(tokenizer, ids[:stop], strict=False)
+    fences = {tokenizer.special[name] for start, end, _ in FENCES.values() for name in (start, end)}
+    ends = set(tokenizer.special.values()) - fences
+    reader = PartReader(tokenizer)
+    parts = [{"type": "text", "text": ""}]
+    for token in ids:
+        if token in ends:
+            break
+        text, begun = reader.push(token)
+        parts[-1]["text"] += text
+        if begun is not None:
+            parts.append({"type": begun, "text": ""})
+    parts[-1]["text"] += reader.close()
+    return [part for part in parts if part["text"] or part["type"] != "text"]
 
 
 def completion_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return what the assistant says in generated tokens, tool calls and outputs left out; see `completion_parts`."""
-    return text_of(completion_parts(tokenizer, ids))
-
-
-def _parts(tokenizer: Tokenizer, ids: Sequence[int], *, strict: bool) -> list[Part]:
-    """Split the tokens inside one turn at the tool fences; `strict` raises where they do not pair up."""
-    opens = {tokenizer.special[start]: kind for kind, (start, _, _) in FENCES.items()}
-    closes = {tokenizer.special[end]: kind for kind, (_, end, _) in FENCES.items()}
-    names = _special_names(tokenizer)
-    parts: list[Part] = []
-    kind = "text"  # of the part being read
-    pending: list[int] = []  # its tokens
-
-    def flush() -> None:
-        if not pending and kind == "text":
-            return
-        text = tokenizer.decode(pending)
-        if kind == "text" and parts and parts[-1]["type"] == "text":
-            parts[-1]["text"] += text
-        else:
-            parts.append({"type": kind, "text": text})
-
-    for token in ids:
-        if token in opens and kind == "text":
-            flush()
-            kind, pending = opens[token], []
-        elif token in closes and kind == closes[token]:
-            flush()
-            kind, pending = "text", []
-        elif token not in names:
-            pending.append(token)
-        elif strict:
-            raise ValueError(f"{names[token]} is out of place")
-    if strict and kind != "text":
-        raise ValueError(f"{FENCES[kind][0]} is never closed by {FENCES[kind][1]}")
-    flush()
-    return parts
-
-
-def _special_names(tokenizer: Tokenizer) -> dict[int, str]:
-    return {token: name for name, token in tokenizer.special.items()}
-
-
-def _fence_names() -> set[str]:
-    return {name for start, end, _ in FENCES.values() for name in (start, end)}
+    """Return what the assistant says in generated tokens, without tool calls and outputs; see `completion_parts`."""
+    return "".join(part["text"] for part in completion_parts(tokenizer, ids) if part["type"] == "text")

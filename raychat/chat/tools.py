@@ -1,7 +1,7 @@
-"""The calculator that a model may call in the middle of its answer: arithmetic and counting letters, nothing else.
+"""The calculator that a model may call in the middle of its answer: arithmetic and counting letters.
 
-An expression is read as a syntax tree and evaluated node by node; no text ever reaches `eval`. Its length, the size of
-every intermediate number and therefore the time it takes are bounded.
+An expression is parsed to a syntax tree and evaluated node by node; no text reaches `eval`. The length of the
+expression and the size of every intermediate number are bounded, and therefore the time.
 """
 
 import ast
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from decimal import Decimal
 
 MAX_CHARS = 256  # of an expression
-MAX_MAGNITUDE = 1e30  # of every number on the way; also what bounds a power before it is computed
-SIGNIFICANT_DIGITS = 10  # of a result that is no whole number
+MAX_MAGNITUDE = 1e30  # of every intermediate number; it also bounds a power before it is computed
+SIGNIFICANT_DIGITS = 10  # of a result that is not a whole number
 
 Number = int | float
 
@@ -30,13 +30,13 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class _Refused(Exception):
-    """The expression is none that the calculator computes."""
+    """The calculator does not compute this expression."""
 
 
 def calculator(expression: str) -> str | None:
-    """Compute an expression as GSM8K writes it and return the result as text, or None for anything else.
+    """Compute an expression as GSM8K writes it; return the result as text, or None for anything else.
 
-    Numbers (also 1,000), + - * / // % **, parentheses, signs, and how often a string occurs in another.
+    It knows numbers (also 1,000), + - * / // % **, parentheses, signs, and `count` of a string in another.
 
     >>> calculator("48/2"), calculator("5 * .20"), calculator("1,000 + 0.5"), calculator("2**0.5")
     ('24', '1', '1000.5', '1.414213562')
@@ -55,7 +55,7 @@ def calculator(expression: str) -> str | None:
     try:
         return _as_text(_value(ast.parse(text, mode="eval").body))
     except (_Refused, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        return None  # RecursionError and MemoryError: what Python's parser raises for absurd nesting
+        return None  # Python's parser raises RecursionError and MemoryError for deep nesting
 
 
 def _value(node: ast.expr) -> Number:
@@ -80,7 +80,7 @@ def _power(base: Number, exponent: Number) -> Number:
 
 
 def _count(call: ast.Call) -> int:
-    """Compute `'text'.count('part')`, both literal strings."""
+    """Compute `'text'.count('part')` of two literal strings."""
     match call:
         case ast.Call(
             func=ast.Attribute(value=ast.Constant(value=str(text)), attr="count"),

@@ -1,17 +1,14 @@
-"""The engine: requests enter and leave a running batch at any step. Chat, rollouts and evaluation all generate with it.
+"""The engine: requests join and leave a running batch at any step. Chat, rollouts and evaluation generate with it.
 
-A `step` lets waiting requests in (each prompt is read in a pass of its own), takes every running request one token
-further in one batched pass, and returns what happened as events. A request draws from its own random generator, and its
-logits come from its own tokens only, so what it says does not depend on which requests run beside it (up to the
-rounding of matrix products of different batch sizes).
-
-A tool is a state machine in each request: when the model closes a tool call, the tool's answer is put between
-<|output_start|> and <|output_end|> and these tokens are forced, one a step, in place of sampled ones.
+A `step` schedules, runs and postprocesses: it prefills waiting requests into free slots, decodes one token of every
+running request in one batched pass, and returns an event per request. Each request samples with its own random
+generator, from logits that depend on its own tokens only. So its tokens do not depend on the requests beside it, up to
+the rounding of matrix products of different batch sizes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from raychat.chat.tools import calculator
 from raychat.engine.sampling import DEFAULT, SamplingParams, sample
+from raychat.engine.tool import Tool, ToolUse
 from raychat.model.cache import KVCache
 from raychat.tokenizer import Tokenizer
 
@@ -38,17 +36,17 @@ class Model(Protocol):
 
 
 class Event(NamedTuple):
-    """One more token of a request."""
+    """The next token of a request."""
 
     id: int  # of the request
     token: int
-    logprob: float  # of the token under the model itself: temperature 1, nothing cut off, whatever it was sampled with
+    logprob: float  # of the token under the model itself, at temperature 1, whatever the sampling parameters
     sampled: bool  # False = forced by a tool
-    finish: Finish | None  # set with the request's last token: it was a stop token, or there is no room for more
+    finish: Finish | None  # set with the last token: "stop" = a stop token, "length" = a limit of tokens or the context
 
 
 class Completion(NamedTuple):
-    """A finished request: one entry per token, the stop token included; `logprobs` and `sampled` as in `Event`."""
+    """A finished request, with one entry per token, the stop token included; the fields are those of `Event`."""
 
     ids: list[int]
     logprobs: list[float]
@@ -63,20 +61,22 @@ class _Request:
     params: SamplingParams
     stop_ids: frozenset[int]
     generator: torch.Generator
+    tool_use: ToolUse
     num_new: int = 0
     last: int = -1  # newest token, not in the cache yet
-    call: list[int] | None = None  # tokens of the tool call being written; None = not in one
-    forced: deque[int] = field(default_factory=deque)  # the tool's answer, still to be put into the sequence
 
 
 class Engine:
     """Continue many token sequences at once with one model and one key/value cache.
 
-    model: anything with the face of `Model`. max_sequences: requests that run at once; more wait their turn. tool: gets
-    the text of a tool call; where it returns None, no answer is put in. Not thread-safe: one thread owns an engine.
+    An engine is not thread-safe: one thread owns it.
+
+    Args:
+        max_sequences: requests that run at once; more wait.
+        tool: gets the text of a tool call; the engine forces its answer into the sequence, unless it is None.
 
     Raises:
-        ValueError: the tokenizer is not the model's.
+        ValueError: `max_sequences` is less than 1, or the tokenizer is not the model's.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         max_sequences: int = 16,
-        tool: Callable[[str], str | None] = calculator,
+        tool: Tool = calculator,
     ) -> None:
         if max_sequences < 1:
             raise ValueError(f"max_sequences is {max_sequences}; expected a whole number >= 1")
@@ -95,7 +95,7 @@ class Engine:
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
         self._device = next(iter(model.parameters())).device
-        # One slot more than requests: it holds the prompt read last, from which further samples of it are copied.
+        # One slot more than requests: it holds the newest prompt, and further samples of that prompt copy it.
         self._cache = model.new_cache(max_sequences + 1)
         self._prefix_slot = max_sequences
         self._prefix: tuple[int, ...] | None = None
@@ -105,15 +105,13 @@ class Engine:
         self._running: dict[int, _Request] = {}  # by slot
         self._num_added = 0
 
-    # ---------------------------------------------------------------------------------------------- requests
-
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
         return bool(self._waiting or self._running)
 
     def add(self, prompt: Sequence[int], params: SamplingParams = DEFAULT) -> int:
-        """Let a request join at the next step with a free slot; return its id.
+        """Queue a request for the next step that has a free slot; return its id.
 
         Raises:
             ValueError: the prompt is empty, longer than the model's context, or holds ids outside the vocabulary.
@@ -131,17 +129,18 @@ class Engine:
         else:
             generator.manual_seed(params.seed)
         self._num_added += 1
-        self._waiting.append(_Request(self._num_added, prompt, params, frozenset(stop), generator))
+        tool_use = ToolUse(self.tokenizer, self.tool)
+        self._waiting.append(_Request(self._num_added, prompt, params, frozenset(stop), generator, tool_use))
         return self._num_added
 
     def cancel(self, id: int) -> None:
-        """Drop a request: no more events of it. Nothing happens when it has already finished."""
+        """Drop a request: it gets no more events. A request that has finished is ignored."""
         self._waiting = deque(r for r in self._waiting if r.id != id)
         for slot in [slot for slot, r in self._running.items() if r.id == id]:
             self._leave(slot)
 
     def load_weights(self, weights: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Copy new weights into the model, in place. Running requests go on with them from what their cache holds.
+        """Copy new weights into the model, in place. Running requests continue with them from their cached keys.
 
         Raises:
             ValueError: names or shapes are not the model's.
@@ -158,35 +157,31 @@ class Engine:
                 tensor.copy_(torch.tensor(value) if isinstance(value, np.ndarray) else value)
         self._prefix = None
 
-    # ---------------------------------------------------------------------------------------------- generation
-
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests in and take every running one a token further; return one event for each of them."""
+        """Prefill waiting requests into free slots, give every request its next token, and return an event for each.
+
+        Raises:
+            FloatingPointError: the model's logits are NaN or infinite.
+        """
         running = list(self._running)
         logits = [self._decode(running)] if running else []
-        while self._waiting and self._free:
-            slot, request = self._free[-1], self._waiting[0]
-            logits.append(self._enter(request, slot))  # may raise or be interrupted: the request then still waits
-            self._running[self._free.pop()] = self._waiting.popleft()
-            running.append(slot)
-        if not running:
-            return []
-        rows = torch.cat(logits)
-        tokens = self._choose(rows, [self._running[slot] for slot in running])
-        logprobs = torch.log_softmax(rows, -1).gather(-1, tokens.to(rows.device)[:, None]).squeeze(-1).tolist()
-        return [self._advance(*row) for row in zip(running, tokens.tolist(), logprobs, strict=True)]
+        logits += self._admit()
+        return self._postprocess(list(self._running), torch.cat(logits)) if logits else []
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] = DEFAULT
     ) -> list[Completion]:
         """Continue all prompts to their ends; return a completion for each, in order.
 
-        Neighbouring equal prompts are read once: n samples of a prompt are the prompt n times. params: one for each
-        prompt, or one for all, whose seed is then the first one's; the next count up from it, so that samples differ.
+        Equal prompts next to each other are prefilled once: for n samples of a prompt, give it n times.
+
+        Args:
+            params: one for each prompt, or one for all; then prompt i gets its seed + i, so that samples differ.
 
         Raises:
             ValueError: as `add`, before anything is generated; or other requests are in flight.
+            FloatingPointError: as `step`.
         """
         if self.busy:
             raise ValueError("other requests are in flight; generate needs an idle engine: use add and step")
@@ -195,46 +190,60 @@ class Engine:
             params = [params if seed is None else replace(params, seed=seed + i) for i in range(len(prompts))]
         if len(params) != len(prompts):
             raise ValueError(f"got {len(params)} sampling parameters for {len(prompts)} prompts; expected one for each")
+        done: dict[int, Completion] = {}
         try:
-            done = {self.add(p, q): Completion([], [], [], "length") for p, q in zip(prompts, params, strict=True)}
-        except ValueError:
-            self._waiting.clear()
-            raise
-        while self._waiting or self._running:
-            for event in self.step():
-                completion = done[event.id]
-                completion.ids.append(event.token)
-                completion.logprobs.append(event.logprob)
-                completion.sampled.append(event.sampled)
-                if event.finish:
-                    done[event.id] = completion._replace(finish=event.finish)
+            for prompt, p in zip(prompts, params, strict=True):
+                done[self.add(prompt, p)] = Completion([], [], [], "length")
+            while self._waiting or self._running:
+                for event in self.step():
+                    completion = done[event.id]
+                    completion.ids.append(event.token)
+                    completion.logprobs.append(event.logprob)
+                    completion.sampled.append(event.sampled)
+                    if event.finish:
+                        done[event.id] = completion._replace(finish=event.finish)
+        finally:
+            for id in done:  # nothing is left to cancel, except after an error or an interrupt
+                self.cancel(id)
         return list(done.values())
 
-    # ---------------------------------------------------------------------------------------------- inside a step
-
     def _decode(self, slots: list[int]) -> Tensor:
-        """Feed every running request its newest token; return the next logits (B, V)."""
+        """Feed each running request its newest token; return the next logits (B, V)."""
         idx = torch.tensor([[self._running[slot].last] for slot in slots], device=self._device)
         return self.model(idx, self._cache.at(torch.tensor(slots)))[:, -1]
 
-    def _enter(self, request: _Request, slot: int) -> Tensor:
-        """Put a request's prompt into a slot; return the logits (1, V) of its first token."""
-        if request.prompt != self._prefix:
+    def _admit(self) -> list[Tensor]:
+        """Start waiting requests in free slots; return the logits (1, V) of each one's first token."""
+        logits = []
+        while self._waiting and self._free:
+            logits.append(self._prefill(self._waiting[0].prompt, self._free[-1]))  # if it raises, the request waits
+            self._running[self._free.pop()] = self._waiting.popleft()
+        return logits
+
+    def _prefill(self, prompt: tuple[int, ...], slot: int) -> Tensor:
+        """Put a prompt into a slot; return the logits (1, V) of the token after it."""
+        if prompt != self._prefix:
             self._prefix = None
             self._cache.reset(self._prefix_slot)
-            idx = torch.tensor([request.prompt], device=self._device)
+            idx = torch.tensor([prompt], device=self._device)
             self._prefix_logits = self.model(idx, self._cache.at(torch.tensor([self._prefix_slot])))[:, -1].clone()
-            self._prefix = request.prompt
+            self._prefix = prompt
         self._cache.copy(self._prefix_slot, slot)
         return self._prefix_logits
 
+    def _postprocess(self, slots: list[int], logits: Tensor) -> list[Event]:
+        """Choose the next token of each request from logits (B, V) and add it to the request."""
+        tokens = self._choose(logits, [self._running[slot] for slot in slots])
+        logprobs = torch.log_softmax(logits, -1).gather(-1, tokens.to(logits.device)[:, None]).squeeze(-1)
+        return [self._advance(*row) for row in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True)]
+
     def _choose(self, logits: Tensor, requests: list[_Request]) -> Tensor:
-        """Return the next token (B,) of every request, on the CPU: forced by a tool, or sampled."""
+        """Return the next token (B,) of each request, on the CPU: forced by a tool, or sampled."""
         tokens = torch.zeros(len(requests), dtype=torch.int64)
-        groups: dict[tuple[float, int | None, float | None], list[int]] = {}  # rows to be sampled alike
+        groups: dict[tuple[float, int | None, float | None], list[int]] = {}  # rows with the same parameters
         for row, request in enumerate(requests):
-            if request.forced:
-                tokens[row] = request.forced[0]
+            if request.tool_use.forced:
+                tokens[row] = request.tool_use.forced[0]
             else:
                 p = request.params
                 groups.setdefault((p.temperature, p.top_k, p.top_p), []).append(row)
@@ -245,13 +254,10 @@ class Engine:
         return tokens
 
     def _advance(self, slot: int, token: int, logprob: float) -> Event:
-        """Add a token to a request, run its tool when the token closes a call, and let it leave when it is done."""
+        """Add a token to a request, and free its slot when it has finished."""
         request = self._running[slot]
-        sampled = not request.forced
-        if sampled:
-            self._watch_tool(request, token)
-        else:
-            request.forced.popleft()
+        sampled = not request.tool_use.forced
+        request.tool_use.push(token)
         request.last = token
         request.num_new += 1
         finish: Finish | None = None
@@ -262,19 +268,6 @@ class Engine:
         if finish:
             self._leave(slot)
         return Event(request.id, token, logprob, sampled, finish)
-
-    def _watch_tool(self, request: _Request, token: int) -> None:
-        special = self.tokenizer.special
-        if token == special["<|python_start|>"]:
-            request.call = []
-        elif token == special["<|python_end|>"] and request.call is not None:
-            answer = self.tool(self.tokenizer.decode(request.call))
-            request.call = None
-            if answer is not None:
-                tokens = self.tokenizer.encode(answer)
-                request.forced.extend([special["<|output_start|>"], *tokens, special["<|output_end|>"]])
-        elif request.call is not None:
-            request.call.append(token)
 
     def _leave(self, slot: int) -> None:
         del self._running[slot]

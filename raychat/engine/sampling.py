@@ -1,31 +1,44 @@
-"""How a request is continued: its parameters, and the draw of the next token."""
+"""Sampling: a request's parameters, and the draw of its next token."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+# Any positive temperature below this acts like this one: it already leaves only the largest logits, since two different
+# fp32 numbers are at least 1e-45 apart. Dividing by it cannot overflow fp64.
+_MIN_TEMPERATURE = 1e-200
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is to be continued. Raises ValueError for values that mean nothing."""
+    """How to continue one request.
+
+    Raises:
+        ValueError: a parameter is out of its range.
+    """
 
     temperature: float = 1.0  # 0 = always the most likely token
     top_k: int | None = None  # only among the k most likely tokens; None = all
     top_p: float | None = None  # only among the most likely tokens that hold this much probability; None = all
-    max_new_tokens: int = 256  # forced tokens and the stop token count
+    max_new_tokens: int = 256  # including the stop token and the tokens that a tool forces
     seed: int | None = None  # the same seed gives the same tokens; None = a new one every time
     stop_ids: tuple[int, ...] | None = None  # tokens that end the answer; None = <|assistant_end|> and <|bos|>
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; expected a number >= 0")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; expected None or a whole number >= 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected None or a number in (0, 1]")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected a whole number >= 1")
+        def expect(name: str, valid: bool, expected: str) -> None:
+            if not valid:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+        expect("temperature", 0 <= self.temperature < float("inf"), "a finite number >= 0")
+        expect("top_k", self.top_k is None or _is_whole(self.top_k, 1), "None or a whole number >= 1")
+        expect("top_p", self.top_p is None or 0 < self.top_p <= 1, "None or a number in (0, 1]")
+        expect("max_new_tokens", _is_whole(self.max_new_tokens, 1), "a whole number >= 1")
+        expect("seed", self.seed is None or _is_whole(self.seed, -(2**63), 2**64), "None or a whole number of 64 bits")
+
+
+def _is_whole(number: float, least: int, end: float = float("inf")) -> bool:
+    return isinstance(number, int) and least <= number < end
 
 
 DEFAULT = SamplingParams()
@@ -34,22 +47,36 @@ DEFAULT = SamplingParams()
 def sample(
     logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Draw a token for every row: cut to top-k, then to top-p of what is left, then invert the cumulative probability.
+    """Draw a token for every row: keep the top-k, of these the top-p, then invert the cumulative probability.
 
-    logits: (B, V) fp32; uniforms: (B,) fp64 in [0, 1), the only randomness -> tokens (B,) int64. Top-k keeps exactly k
-    tokens, ties or not; top-p the fewest most likely ones whose probabilities reach it (arXiv:1904.09751).
+    Top-k keeps exactly k tokens, also where probabilities are equal. Top-p keeps the fewest most likely tokens whose
+    probabilities sum to p, and at least one.
+
+    Args:
+        logits: (B, V) fp32; -inf means that a token is impossible.
+        uniforms: (B,) fp64 in [0, 1), the only source of randomness.
+
+    Returns:
+        Tokens (B,) int64, each inside the vocabulary, whatever the parameters that `SamplingParams` accepts.
+
+    Raises:
+        FloatingPointError: a row holds NaN or +inf, or nothing but -inf.
+
+    Source: Holtzman et al., arXiv:1904.09751 (top-p).
     """
+    if not logits.amax(-1).isfinite().all():
+        raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
     if temperature == 0:
         return logits.argmax(-1)
-    probs = torch.softmax(logits.double() / temperature, -1)
+    probs = torch.softmax(logits.double() / max(temperature, _MIN_TEMPERATURE), -1)
     if top_k is not None and top_k < probs.size(-1):
-        kept, where = probs.topk(top_k, -1)
-        probs = torch.zeros_like(probs).scatter(-1, where, kept)
+        kept, ids = probs.topk(top_k, -1)
+        probs = torch.zeros_like(probs).scatter(-1, ids, kept)
     if top_p is not None and top_p < 1:
-        kept, where = probs.sort(dim=-1, descending=True, stable=True)
-        before = kept.cumsum(-1) - kept
-        kept = kept.masked_fill(before >= top_p * kept.sum(-1, keepdim=True), 0)
-        probs = torch.zeros_like(probs).scatter(-1, where, kept)
+        kept, ids = probs.sort(dim=-1, descending=True, stable=True)
+        cut = kept.cumsum(-1) - kept >= top_p * kept.sum(-1, keepdim=True)
+        cut[:, 0] = False  # top_p times the sum may round to 0
+        probs = torch.zeros_like(probs).scatter(-1, ids, kept.masked_fill(cut, 0))
     cdf = probs.cumsum(-1)
     total = cdf[:, -1:]
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -6,7 +6,7 @@ To add one: write a function of (root, split) that returns a `Task`, and give it
 from collections.abc import Callable
 
 from raychat.tasks.choices import arc, choice_problem, choice_reward, mmlu
-from raychat.tasks.gsm8k import calculator_parts, final_number, gsm8k
+from raychat.tasks.gsm8k import final_number, gsm8k
 from raychat.tasks.humaneval import code_answer, code_request, extract_code, humaneval
 from raychat.tasks.source import HUB
 from raychat.tasks.spelling import simple_spelling, spelling_bee
@@ -19,7 +19,6 @@ __all__ = [
     "Problem",
     "Task",
     "arc",
-    "calculator_parts",
     "choice_problem",
     "choice_reward",
     "code_answer",

@@ -1,13 +1,12 @@
-"""GSM8K: word problems whose worked answers call a calculator."""
+"""GSM8K: word problems whose answers call a calculator."""
 
 import re
-from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
+from raychat.chat.notation import content_of
 from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
 from raychat.tasks.task import Mapped, Problem, Task
 
-CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 FINAL = re.compile(r"####\s*\$?\s*(-?\s?\$?[\d.,]+)")
 
 
@@ -31,24 +30,9 @@ def _problem(row: Row) -> Problem:
         raise ValueError(f"a GSM8K answer should end in '#### number', got {row['answer'][-80:]!r}")
     messages = [
         {"role": "user", "content": row["question"]},
-        {"role": "assistant", "content": calculator_parts(row["answer"])},
+        {"role": "assistant", "content": content_of(row["answer"])},
     ]
     return Problem(messages, reference=reference)
-
-
-def calculator_parts(answer: str) -> list[dict[str, str]]:
-    """Split a worked answer at its `<<expression=result>>` into text, tool calls and tool outputs.
-
-    >>> [part["text"] for part in calculator_parts("He has 3+4=<<3+4=7>>7 hens.")]
-    ['He has 3+4=', '3+4', '7', '7 hens.']
-    """
-    parts, at = [], 0
-    for call in CALL.finditer(answer):
-        parts.append(("text", answer[at : call.start()]))
-        parts += [("python", call[1]), ("python_output", call[2])]
-        at = call.end()
-    parts.append(("text", answer[at:]))
-    return [{"type": kind, "text": text} for kind, text in parts if text]
 
 
 def answer_line(number: object) -> str:
@@ -57,7 +41,7 @@ def answer_line(number: object) -> str:
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number after the first `####`, whatever its commas, dollar sign and decimals; None without one.
+    """Return the number after the first `####`, without commas and dollar signs, or None if there is none.
 
     >>> final_number("so $1,250.50 in all. #### $1,250.50") == Decimal("1250.5")
     True
@@ -75,9 +59,3 @@ def number_reward(problem: Problem, completion: str) -> float:
     """Return 1 if the completion's final number equals the reference."""
     found = final_number(completion)
     return float(found is not None and found == problem.reference)
-
-
-def tool_messages(question: str, parts: Sequence[tuple[str, str]]) -> list[dict[str, object]]:
-    """Return a one-turn conversation whose answer has (type, text) parts."""
-    content = [{"type": kind, "text": text} for kind, text in parts]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": content}]

@@ -1,4 +1,4 @@
-"""HumanEval: write a Python function, judged by running it against tests in the sandbox."""
+"""HumanEval: write a Python function; its tests run in the sandbox."""
 
 import re
 
@@ -12,7 +12,7 @@ MEMORY_BYTES = 512 * 2**20
 
 
 def humaneval(root: str, split: str = "test") -> Task:
-    """Return HumanEval. A completion earns 1 if its function passes all tests; it has a test split only.
+    """Return HumanEval, which has only a test split. A completion earns 1 if its function passes all tests.
 
     Source: Chen et al., arXiv:2107.03374; hub data set openai/openai_humaneval.
     """
@@ -22,16 +22,16 @@ def humaneval(root: str, split: str = "test") -> Task:
     else:
         layout = "{task_id, prompt, entry_point, canonical_solution, test}"
         rows = local_rows(root, "humaneval", "HumanEval.jsonl.gz", layout=layout, make=_problem)
-    return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward)
+    return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward, max_new_tokens=512)
 
 
 def code_request(prompt: str) -> str:
-    """Return how a function with signature and docstring `prompt` is asked for in a chat."""
+    """Return the chat message that asks for a function, given its signature and docstring."""
     return f"Complete this Python function.\n\n{prompt}"
 
 
 def code_answer(code: str) -> str:
-    """Return how code is given in a chat: in a fence."""
+    """Return code as a chat message: in a fence."""
     return f"```python\n{code.rstrip()}\n```"
 
 
@@ -42,7 +42,7 @@ def _problem(row: Row) -> Problem:
 
 
 def extract_code(completion: str) -> str:
-    """Return the completion's first fenced code block, or all of it when there is none.
+    """Return the completion's first fenced code block, or the whole completion if it has none.
 
     >>> extract_code("Here it is:\\n```python\\nx = 1\\n```\\nDone.")
     'x = 1\\n'
@@ -52,9 +52,10 @@ def extract_code(completion: str) -> str:
 
 
 def program(problem: Problem, completion: str) -> str:
-    """Return the program that tests a completion: a whole function, or the lines that continue the prompt.
+    """Return the program that tests a completion.
 
-    A whole function is run behind the prompt's imports and other definitions.
+    The completion is a whole function, or the lines that continue the prompt. A whole function follows the prompt's
+    imports and other definitions.
     """
     prompt, name, test = (problem.reference[key] for key in ("prompt", "entry_point", "test"))
     code = extract_code(completion)

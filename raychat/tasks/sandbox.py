@@ -1,16 +1,17 @@
-"""Run Python that a model wrote, in a process of its own with limits. Layer 0: standard library only.
+"""Run Python that a model wrote in a process of its own, with limits. Standard library only.
 
-What holds, where Linux has it (`Outcome.guards` says what was in force):
-- time: wall clock by the parent, CPU seconds by the kernel; the whole process group is killed;
-- memory: address space (RLIMIT_AS); files: 1 MiB each, 64 open, 64 MiB and 1,000 names in all (looked at every 50 ms);
-- system calls (seccomp): only those plain Python needs, so no sockets, no second process or thread, no signals;
-- files (Landlock): reads of Python's and the system's libraries, writes in an empty folder of its own, removed
-  afterwards; neither your home nor /etc nor /proc is readable;
-- nothing inherited: empty environment, no standard input, no other file descriptors, no capabilities, no site-packages.
+What holds on Linux (`Outcome.guards` lists what was in force):
+- time: the parent limits wall clock, the kernel limits CPU seconds; the whole process group is killed;
+- memory: address space (RLIMIT_AS);
+- files: 1 MiB per file, 64 open, 64 MiB and 1,000 names in total (checked every 50 ms);
+- system calls (seccomp): only what plain Python needs, so no sockets, no second process or thread, no signals;
+- paths (Landlock): the program reads the libraries of Python and the system, and writes to an empty folder of its own,
+  which is removed afterwards; it reads neither your home nor /etc nor /proc;
+- inheritance: an empty environment, no standard input, no other file descriptors, no capabilities, no site-packages.
 
-What does not: it is not a virtual machine (a kernel bug is a way out), and the program shares its interpreter with the
-few lines that judge it: ending early never counts as passing, but a program written against this very file could forge
-its verdict. Without seccomp (macOS, some containers) the network is open, and a warning says so.
+What does not hold: it is not a virtual machine, so a kernel bug is a way out. The program shares its interpreter with
+the few lines that judge it: a program that ends early never passes, but one written against this file could forge its
+verdict. Without seccomp (macOS, some containers) the network is open, and a warning says so.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ CHILD = Path(__file__).with_name("sandbox_child.py")
 
 
 class Outcome(NamedTuple):
-    """What became of a program: `error` is None exactly when it passed."""
+    """The result of a program; `error` is None exactly when it passed."""
 
     passed: bool  # it ran to its last line without an exception
     stdout: str  # its first 64 KiB
@@ -47,10 +48,13 @@ class Outcome(NamedTuple):
 
 
 def run(code: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 << 20) -> Outcome:
-    """Run `code` as a program of its own and say whether it ran to its end without an exception.
+    """Run `code` as a program; it passes if it runs to its last line without an exception.
 
-    `timeout_s` is wall time (CPU time is limited to the next whole second above it); `memory_bytes` is address space,
-    the interpreter's own ~30 MB included. A program that leaves early, also by `sys.exit(0)`, has not passed.
+    A program that exits early fails, also by `sys.exit(0)`.
+
+    Args:
+        timeout_s: wall time; CPU time is limited to the next whole second above it.
+        memory_bytes: address space, including the interpreter's own ~30 MB.
 
     >>> run("print(6 * 7)").stdout
     '42\\n'
@@ -68,7 +72,7 @@ def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Out
     program = folder / "program.py"
     try:
         program.write_text(code, encoding="utf-8")
-    except UnicodeEncodeError as problem:  # lone surrogates, which no Python source may hold
+    except UnicodeEncodeError as problem:  # lone surrogates, which Python source cannot hold
         return Outcome(False, "", f"SyntaxError: {problem}")
     nonce = secrets.token_hex(8)
     report_read, report_write = os.pipe()
@@ -88,7 +92,7 @@ def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Out
                 cwd=folder,
                 env={},
                 pass_fds=(report_write,),
-                start_new_session=True,  # a process group of its own, to be killed as one
+                start_new_session=True,  # a process group of its own, which is killed as a whole
                 bufsize=0,
             )
         finally:
@@ -96,28 +100,28 @@ def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Out
         assert process.stdout is not None
         with process.stdout as stdout:
             try:
-                output, told, stopped = _watch(stdout, report, folder, timeout_s)
+                output, verdict, stopped = _watch(stdout, report, folder, timeout_s)
             finally:
                 _kill_group(process)
-    return _judge(output, told, stopped, nonce, process.returncode)
+    return _judge(output, verdict, stopped, nonce, process.returncode)
 
 
 def _watch(stdout: IO[bytes], report: IO[bytes], folder: Path, timeout_s: float) -> tuple[bytes, bytes, str | None]:
-    """Collect both pipes until the report's end or a limit; returns (output, report, why it was stopped or None)."""
+    """Collect both pipes until they end or a limit is hit; return (output, report, why it was stopped or None)."""
     deadline = time.monotonic() + timeout_s
-    output, told = bytearray(), bytearray()
+    output, verdict = bytearray(), bytearray()
     stopped = None
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ, (stdout, output))
-        selector.register(report, selectors.EVENT_READ, (report, told))
-        looked = time.monotonic()
+        selector.register(report, selectors.EVENT_READ, (report, verdict))
+        checked = time.monotonic()
         while selector.get_map():
             now = time.monotonic()
             if now >= deadline:
                 stopped = f"timed out after {timeout_s:g} s"
                 break
-            if now >= looked + POLL_S:
-                looked = now
+            if now >= checked + POLL_S:
+                checked = now
                 if _too_full(folder):
                     stopped = "wrote too much to its folder"
                     break
@@ -127,7 +131,7 @@ def _watch(stdout: IO[bytes], report: IO[bytes], folder: Path, timeout_s: float)
                 if not chunk:
                     selector.unregister(pipe)
                 kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
-    return bytes(output), bytes(told), stopped
+    return bytes(output), bytes(verdict), stopped
 
 
 def _too_full(folder: Path) -> bool:
@@ -137,7 +141,7 @@ def _too_full(folder: Path) -> bool:
         for name in files:
             try:
                 total += os.lstat(os.path.join(root, name)).st_blocks * 512
-            except OSError:  # removed meanwhile
+            except OSError:  # the program has removed it
                 continue
         if total > MAX_FOLDER_BYTES or names > MAX_FOLDER_NAMES:
             return True
@@ -145,16 +149,16 @@ def _too_full(folder: Path) -> bool:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the group and reap its leader; until it is reaped its number cannot belong to anybody else."""
+    """Kill the group, then reap its leader: until then no other process can have its id."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _judge(output: bytes, told: bytes, stopped: str | None, nonce: str, returncode: int) -> Outcome:
+def _judge(output: bytes, verdict: bytes, stopped: str | None, nonce: str, returncode: int) -> Outcome:
     guards: tuple[str, ...] = ()
     ended, error = False, None
-    for number, line in enumerate(told.split(b"\n")[:2]):
+    for number, line in enumerate(verdict.split(b"\n")[:2]):
         try:
             message = json.loads(line)
             if number == 0:
@@ -172,11 +176,11 @@ def _judge(output: bytes, told: bytes, stopped: str | None, nonce: str, returnco
     return Outcome(ended and error is None, output.decode("utf-8", errors="replace"), error, guards)
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _warn_open() -> None:
     warnings.warn(
-        "this system has no seccomp filter for the sandbox: programs of the model can open sockets and start "
-        "processes; run evaluations that execute code in a container without network",
+        "this system has no seccomp filter for the sandbox: programs that a model wrote can open sockets and start "
+        "processes; run such evaluations in a container without network",
         RuntimeWarning,
         stacklevel=2,
     )

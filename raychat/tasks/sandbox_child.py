@@ -1,6 +1,6 @@
-"""The process inside the sandbox: locks itself in, then runs the program. Started by `sandbox.run` as a bare script.
+"""The process inside the sandbox: restrict itself, then run the program. `sandbox.run` starts it as a bare script.
 
-Standard library only, and nothing of raychat: it runs under `python -I -S`, so that starting it costs milliseconds.
+Standard library only, without raychat: it runs under `python -I -S`, so that it starts in milliseconds.
 Arguments: program file, file descriptor for the report, nonce, memory limit in bytes, CPU limit in seconds.
 """
 
@@ -16,8 +16,8 @@ import sys
 MAX_FILE_BYTES = 1 << 20
 MAX_OPEN_FILES = 64
 
-# System calls a pure Python program needs, with their numbers on x86_64 and aarch64 (None: not there). Everything
-# else (sockets, processes and threads, signals to others, mounts, io_uring, ...) fails with "operation not permitted".
+# System calls that a pure Python program needs, with their numbers on x86_64 and aarch64 (None = does not exist). All
+# others (sockets, processes, threads, signals to others, mounts, io_uring, ...) fail with "operation not permitted".
 ALLOWED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "stat": (4, None), "fstat": (5, 80),
     "lstat": (6, None), "poll": (7, None), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226),
@@ -42,13 +42,13 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
-    """Set every resource limit, soft and hard alike; returns the names of those that took."""
+    """Set soft and hard resource limits; return the names of those in force."""
     wanted = {
         "AS": memory_bytes,
         "CPU": cpu_s,
         "FSIZE": MAX_FILE_BYTES,
         "NOFILE": MAX_OPEN_FILES,
-        "NPROC": 0,  # does not bind root, whom the system call filter holds instead
+        "NPROC": 0,  # does not bind root; the system call filter does
         "CORE": 0,
     }
     taken = []
@@ -62,7 +62,10 @@ def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
 
 
 def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
-    """Die with the parent, gain nothing by set-uid programs, drop every capability (of a root user)."""
+    """Die with the parent, gain no privileges from set-uid programs, drop all capabilities (of a root user).
+
+    Return whether it is in force.
+    """
     pr_set_pdeathsig, sigkill, pr_set_no_new_privs = 1, 9, 38
     libc.prctl(pr_set_pdeathsig, sigkill, 0, 0, 0)
     if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
@@ -74,15 +77,17 @@ def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
 
 
 def restrict_files(libc: ctypes.CDLL, folder: str) -> bool:
-    """Landlock: read Python and the system's libraries, read and write `folder`, touch no other file.
+    """Allow reads of the libraries of Python and the system, and reads and writes in `folder`; forbid all other files.
 
-    Source: Linux, Documentation/userspace-api/landlock.rst (rights by ABI version).
+    Return whether it is in force.
+
+    Source: Landlock; Linux, Documentation/userspace-api/landlock.rst (rights by ABI version).
     """
     create_ruleset, add_rule, restrict_self = 444, 445, 446  # the same numbers on every architecture
     abi = libc.syscall(create_ruleset, None, ctypes.c_size_t(0), 1)
     if abi < 1:
         return False
-    rights = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1  # 13 rights at first; + REFER in 2, + TRUNCATE in 3
+    rights = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1  # 13 rights in ABI 1; + REFER in 2, + TRUNCATE in 3
     if abi >= 5:
         rights |= 1 << 15  # IOCTL_DEV
     fields = [rights] + [0b11] * (abi >= 4) + [0b11] * (abi >= 6)  # TCP; abstract sockets and signals of others
@@ -111,9 +116,11 @@ def restrict_files(libc: ctypes.CDLL, folder: str) -> bool:
 
 
 def filter_calls(libc: ctypes.CDLL) -> bool:
-    """Seccomp: let ALLOWED_CALLS through, answer EPERM to the rest, kill on calls of a foreign architecture.
+    """Allow ALLOWED_CALLS, answer EPERM to all other system calls, kill on calls of a foreign architecture.
 
-    Source: Linux, Documentation/userspace-api/seccomp_filter.rst; struct sock_filter is (code, jt, jf, k).
+    Return whether it is in force.
+
+    Source: seccomp; Linux, Documentation/userspace-api/seccomp_filter.rst; struct sock_filter is (code, jt, jf, k).
     """
     machine = platform.machine()
     if machine not in AUDIT_ARCH:
@@ -138,7 +145,7 @@ def filter_calls(libc: ctypes.CDLL) -> bool:
 
 
 def lock_in(memory_bytes: int, cpu_s: int) -> list[str]:
-    """Apply every protection this system has; returns the names of those in force."""
+    """Apply every protection that this system has; return the names of those in force."""
     guards = []
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

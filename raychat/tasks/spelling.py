@@ -8,7 +8,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from raychat import paths
-from raychat.tasks.gsm8k import answer_line, number_reward, tool_messages
+from raychat.chat.notation import content_of, written_call
+from raychat.chat.template import Message
+from raychat.tasks.gsm8k import answer_line, number_reward
 from raychat.tasks.source import HUB, one_of
 from raychat.tasks.task import Mapped, Problem, Task
 
@@ -76,14 +78,11 @@ def _problems(
 def _bee(word: str, rng: random.Random) -> Problem:
     letter = rng.choice(word) if rng.random() < 0.8 else rng.choice(ALPHABET)
     count = str(word.count(letter))
-    parts = [
-        ("text", f"{word} is spelled {spelled(word)}. "),
-        ("python", f'"{word}".count("{letter}")'),
-        ("python_output", count),
-        ("text", f"\n{answer_line(count)}"),
-    ]
+    call = written_call(f'"{word}".count("{letter}")', count)
+    answer = content_of(f"{word} is spelled {spelled(word)}. {call}\n{answer_line(count)}")
     question = rng.choice(COUNT_REQUESTS).format(c=letter, w=word)
-    return Problem(tool_messages(question, parts), reference=Decimal(count))
+    messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Problem(messages, reference=Decimal(count))
 
 
 def spelled(word: str) -> str:

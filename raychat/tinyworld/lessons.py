@@ -3,7 +3,9 @@
 import random
 from itertools import islice
 
-from raychat.tasks import calculator_parts, choice_problem
+from raychat.chat.notation import content_of
+from raychat.chat.template import text_of
+from raychat.tasks import choice_problem
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
@@ -127,6 +129,6 @@ def word_problems(world: TinyWorld, rng: random.Random) -> str:
     parts = []
     # zip, not islice: it draws one problem too many, and the bytes of every later document depend on it
     for problem, _ in zip(problems(world, rng, test=False), range(rng.randint(2, 4)), strict=False):
-        worked = "".join(part["text"] for part in calculator_parts(problem.answer) if part["type"] == "text")
+        worked = text_of(content_of(problem.answer))
         parts.append(f"{problem.question}\n{worked}")
     return "\n\n".join(parts)
