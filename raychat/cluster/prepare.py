@@ -21,7 +21,7 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import connect
 from raychat.data import shards
-from raychat.data.pack import Packing, conversations, documents, make_block
+from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
 
 __all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
 
@@ -99,16 +99,17 @@ class Preparation:
         self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _in_this_process if self._cluster.workers == 0 else _on_the_cluster
         started = said = time.monotonic()
-        num_rows = 0
-        for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
-            num_rows += made
+        total = BlockCounts(0, 0, 0)
+        for done, counts in enumerate(make(self._packing, self._missing, self._cluster), start=1):
+            total = BlockCounts(*map(sum, zip(total, counts, strict=True)))
             now = time.monotonic()
             if now - said >= _SAY_EVERY_S or done == len(self._missing):
                 said, spent = now, now - started
                 left_s = spent / done * (len(self._missing) - done)
                 self._say(
-                    f"{name}: {done}/{len(self._missing)} blocks, {num_rows:,} rows of {capacity} tokens, "
-                    f"{num_rows * capacity / spent:,.0f} tok/s" + (f", {left_s:.0f} s left" if left_s else "")
+                    f"{name}: {done}/{len(self._missing)} blocks, {total.rows:,} rows of {capacity} tokens, "
+                    f"{total.used:,} tokens used, {total.lost:,} lost ({total.lost_frac:.2%}), "
+                    f"{total.used / spent:,.0f} tok/s" + (f", {left_s:.0f} s left" if left_s else "")
                 )
             if self._stopping.is_set():
                 return
@@ -117,15 +118,15 @@ class Preparation:
 # ---------------------------------------------------------------------------------------------- making blocks
 
 
-def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
+def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[BlockCounts]:
     for block in missing:
         yield make_block(packing.folder, block, packing.pack, packing.blocks[block])
 
 
-def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
-    """Make blocks as Ray Data tasks, the first ones first; yield the number of rows as each is done.
+def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[BlockCounts]:
+    """Make blocks as Ray Data tasks, the first ones first; yield what each holds as it is done.
 
-    Each task gets its own block's inputs only, and writes its own output: what goes back through Ray is a count. An
+    Each task gets its own block's inputs only, and writes its own output: only counts go back through Ray. An
     error goes back as text: Ray would keep its own wrapping of it and lose the error.
     """
     folder, pack = packing.folder, packing.pack
@@ -133,10 +134,10 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
 
     def make(item: dict[str, Any]) -> dict[str, Any]:
         try:
-            num_rows = make_block(folder, item["block"], pack, cloudpickle.loads(item["inputs"]))
+            counts = make_block(folder, item["block"], pack, cloudpickle.loads(item["inputs"]))
         except Exception as error:
-            return {"rows": 0, "error": _described(error), "traceback": traceback.format_exc()}
-        return {"rows": num_rows, "error": "", "traceback": ""}
+            return {**BlockCounts(0, 0, 0)._asdict(), "error": _described(error), "traceback": traceback.format_exc()}
+        return {**counts._asdict(), "error": "", "traceback": ""}
 
     data = ray.data.from_items(items, override_num_blocks=len(items))
     data.context.enable_progress_bars = False
@@ -147,7 +148,7 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
             failed = _TaskFailed(made["error"])
             failed.add_note(made["traceback"])
             raise failed
-        yield made["rows"]
+        yield BlockCounts(made["rows"], made["used"], made["lost"])
 
 
 class _TaskFailed(Exception):
