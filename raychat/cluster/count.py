@@ -14,7 +14,7 @@ import ray
 import raychat_bpe
 
 from raychat.cluster import Cluster
-from raychat.data import corpus
+from raychat.data import reading
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 
@@ -46,7 +46,7 @@ Submit = Callable[..., Any]
 
 
 def count_words(
-    blocks: Sequence[corpus.Block],
+    blocks: Sequence[reading.Block],
     cluster: Cluster,
     *,
     pattern: str,
@@ -111,9 +111,9 @@ def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.Chunk
 # ---------------------------------------------------------------------------------------------- tasks
 
 
-def _count(block: corpus.Block, max_chars: int, pattern: str, doc_cap: int, num_parts: int) -> tuple[Any, ...]:
+def _count(block: reading.Block, max_chars: int, pattern: str, doc_cap: int, num_parts: int) -> tuple[Any, ...]:
     """Return the size of a block and its counts in parts."""
-    texts, size = crop(corpus.texts(block), max_chars, doc_cap)
+    texts, size = crop(reading.texts(block), max_chars, doc_cap)
     return size, *raychat_bpe.Counts(texts, pattern, default_threads()).to_sorted(num_parts)
 
 
@@ -126,11 +126,11 @@ def _add_and_cut(min_count: int, *forms: bytes) -> tuple[bytes, int, int]:
 
 
 def _counted(
-    blocks: Sequence[corpus.Block], submit: Submit, window: int, max_chars: int, *settings: Any
-) -> Generator[tuple[corpus.Block, Any]]:
+    blocks: Sequence[reading.Block], submit: Submit, window: int, max_chars: int, *settings: Any
+) -> Generator[tuple[reading.Block, Any]]:
     """Submit the blocks, some of them ahead, and yield each with its results in order."""
     num_results = 1 + settings[-1]
-    ahead: deque[tuple[corpus.Block, Any]] = deque()
+    ahead: deque[tuple[reading.Block, Any]] = deque()
     try:
         for block in blocks:
             ahead.append((block, submit(_count, num_results, block, max_chars, *settings)))
