@@ -56,7 +56,7 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
         assert torch.equal(batch.inputs, again.inputs)
 
 
-def test_evaluation_visits_every_row_once(tmp_path: Path) -> None:
+def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     seen = [
         row

@@ -20,7 +20,7 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.map import num_cores
 from raychat.data import shards
-from raychat.data.pack import Packing, conversations, documents, make_block
+from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
 from raychat.log import Progress
 
 __all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
@@ -94,33 +94,40 @@ class Preparation:
     def _make_missing(self) -> None:
         if not self._missing:
             return
-        name, capacity = paths.name(self.folder), self._packing.plan.sequence_len + 1
+        name = paths.name(self.folder)
         self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _on_the_cluster if self._cluster.workers else _in_this_process
-        started, num_rows = time.monotonic(), 0
+        started, total = time.monotonic(), BlockCounts(0, 0, 0)
         progress = Progress(name, len(self._missing), unit="block", say=self._say)
         for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
-            num_rows += made
-            progress.advance(done, rows=num_rows, tok_per_s=num_rows * capacity / (time.monotonic() - started))
+            total = BlockCounts(*map(sum, zip(total, made, strict=True)))
+            progress.advance(
+                done,
+                rows=total.rows,
+                tokens_used=total.used,
+                tokens_lost=total.lost,
+                lost_frac=total.lost_frac,
+                tok_per_s=total.used / (time.monotonic() - started),
+            )
             if self._stopping.is_set():
                 return
 
 
-def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
-    """Make the blocks one by one; yield the number of rows of each."""
+def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[BlockCounts]:
+    """Make the blocks one by one; yield what each holds."""
     for block in missing:
         yield make_block(packing.folder, block, packing.pack, packing.read(packing.blocks[block]))
 
 
-def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
-    """Stream the blocks through Ray Data, the first ones first; yield the number of rows as each is done.
+def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[BlockCounts]:
+    """Stream the blocks through Ray Data, the first ones first; yield what each holds as it is done.
 
     Reading waits for disks and networks, so its tasks run ahead of those that tokenize, pack and write. Each task gets
-    the inputs of its own block only, and only a count comes back here.
+    the inputs of its own block only, and only counts come back here.
     """
     folder, read, pack = packing.folder, packing.read, packing.pack
 
-    def make(block: int, documents: Any) -> int:
+    def make(block: int, documents: Any) -> BlockCounts:
         return make_block(folder, block, pack, documents)
 
     blocks = [{"block": block, "value": cloudpickle.dumps(packing.blocks[block])} for block in missing]
