@@ -217,6 +217,16 @@ def test_settings_of_either_layout(tmp_path: Path, recorded: dict[str, Any]) -> 
     assert written["stages"]["base"]["settings"] == {"depth": 2, "workers": 8}
 
 
+@pytest.mark.parametrize("meta", [{"model": {"n_layer": 3}}, {"recipe": {"model": {"n_layer": 3}}, "runtime": {}}])
+def test_model_of_either_layout(tmp_path: Path, meta: dict[str, Any]) -> None:
+    """A checkpoint holds the model's fields in its recipe; those of older code beside it."""
+    stage = str(tmp_path / "r" / "base")
+    write_stage(stage, {"steps": 1}, None, [])
+    paths.write_json(paths.join(stage, "step_000001", "meta.json"), meta)
+    written, _ = figures.collect(str(tmp_path / "r"))
+    assert written["model"] == {"n_layer": 3}
+
+
 def test_unfinished_stage_shows_its_metrics(tmp_path: Path) -> None:
     rows = [{"step": s, "loss": 2.0, "t": s * 0.5} for s in range(1, 8)]
     write_stage(str(tmp_path / "r" / "base"), None, None, rows)

@@ -127,7 +127,7 @@ def _architecture(folders: list[str]) -> dict[str, Any] | None:
     for folder in folders:
         for entry in reversed(paths.names(folder)):
             if entry.startswith("step_") and (meta := _json(paths.join(folder, entry), paths.LAST_FILE)):
-                return dict(meta.get("model", {}))
+                return dict(meta.get("recipe", meta).get("model", {}))  # older code recorded no recipe
     return None
 
 

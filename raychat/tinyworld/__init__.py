@@ -1,6 +1,6 @@
 """A small invented world in simple English, made from a seed in seconds: enough data for every stage of a tiny run.
 
-Everything is in the layouts of the real data sets, so that nothing downstream knows which it got:
+Everything has the layout of a real data set: nothing downstream can tell the difference.
 
     pretrain/shard_00000.parquet ...       stories, facts and lessons; the last shard is validation
     chat/{train,test}.jsonl                {"messages": [...]}, as SmolTalk
@@ -11,7 +11,7 @@ Everything is in the layouts of the real data sets, so that nothing downstream k
     spelling/words.txt
     eval_bundle/{core.yaml,eval_meta_data.csv,eval_data/**.jsonl}
 
-Test questions ask what no training question asks; the facts behind them are stated throughout the pretraining text.
+Test questions ask what no training question asks, but the pretraining text states the facts behind them.
 """
 
 from raychat.tinyworld.write import complete, write

@@ -1,6 +1,6 @@
 """Conversations about the small world: greetings, who raychat is, facts, sums, words, stories and a little Python.
 
-Held-out keys (`TinyWorld.is_test`) are asked in the test conversations only.
+Only the test conversations ask for held-out keys (`TinyWorld.is_test`).
 """
 
 import random
@@ -102,5 +102,5 @@ def chats(world: TinyWorld, rng: random.Random, *, test: bool) -> Iterator[list[
         if rng.random() < 0.1:
             turns.append(rng.choice(rows("chats", "farewells")))
         system = [("system", rng.choice(phrases("chats", "system prompts")))] if rng.random() < 0.1 else []
-        said = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
-        yield [{"role": role, "content": text} for role, text in system + said]
+        spoken = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
+        yield [{"role": role, "content": text} for role, text in system + spoken]

@@ -8,7 +8,7 @@ from raychat.tinyworld.phrases import draw, rows
 from raychat.tinyworld.words import number_name
 from raychat.tinyworld.world import TinyWorld
 
-# two of every sort of function are the test: those of three and seven, and of the letters e and s
+# the functions that are held out for the test
 TEST_NUMBERS, TEST_LETTERS = (3, 7), "es"
 
 

@@ -4,7 +4,6 @@ import random
 from itertools import islice
 
 from raychat.chat.notation import content_of
-from raychat.chat.template import text_of
 from raychat.tasks import choice_problem
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.phrases import draw, fill, phrases, words
@@ -18,7 +17,7 @@ KIND_SHARES = (6, 4, 2, 3, 2, 1)  # of the fact pages, by kind
 
 
 def fact_page(world: TinyWorld, rng: random.Random) -> str:
-    """State every fact about one or two entities, in some order, with other words each time."""
+    """State every fact about one or two entities, in random order and wording."""
     (kind,) = rng.choices(KINDS, KIND_SHARES)
     pages = []
     for entity in rng.sample(words(kind), rng.choice((1, 2))):
@@ -37,7 +36,7 @@ def value_page(world: TinyWorld, rng: random.Random) -> str:
 
 
 def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
-    """Ask for facts and answer in words, without choices; held-out keys are stated, never asked."""
+    """Ask for facts that are not held out, and answer in words, without choices."""
     pairs = []
     for _ in range(rng.randint(4, 8)):
         fact = rng.choice(world.train_facts)
@@ -129,6 +128,8 @@ def word_problems(world: TinyWorld, rng: random.Random) -> str:
     parts = []
     # zip, not islice: it draws one problem too many, and the bytes of every later document depend on it
     for problem, _ in zip(problems(world, rng, test=False), range(rng.randint(2, 4)), strict=False):
-        worked = text_of(content_of(problem.answer))
+        content = content_of(problem.answer)
+        assert isinstance(content, list)  # every worked answer calls the calculator
+        worked = "".join(part["text"] for part in content if part["type"] == "text")
         parts.append(f"{problem.question}\n{worked}")
     return "\n\n".join(parts)

@@ -70,7 +70,7 @@ def _template(number: int, question: str, *sentences: str) -> ProblemTemplate:
 
 
 def problems(world: TinyWorld, rng: random.Random, *, test: bool) -> Iterator[WordProblem]:
-    """Yield word problems without end; those of a template with the same numbers are all training or all test."""
+    """Yield word problems without end. Template and numbers decide between training and test."""
     while True:
         (family,) = rng.choices(templates(), SHARES)
         template = rng.choice(family)

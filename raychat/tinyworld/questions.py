@@ -1,8 +1,7 @@
-"""Multiple-choice questions about the small world, training and test questions apart by their keys.
+"""Multiple-choice questions about the small world; keys separate training from test questions.
 
-A key names what has to be known: "fox.colour", "Mia.pet.food", "8+5", or which words have to be told apart. A held-out
-key (`TinyWorld.is_test`) is asked only in test questions, though the facts behind it are stated throughout the
-pretraining text.
+A key names the knowledge that a question needs: "fox.colour", "Mia.pet.food", "8+5", or the words to choose from. Only
+test questions ask for held-out keys (`TinyWorld.is_test`), though the pretraining text states the facts behind them.
 """
 
 import random
@@ -132,7 +131,7 @@ GENERAL: Makers = (
 
 
 def questions(world: TinyWorld, rng: random.Random, makers: Makers, *, test: bool) -> Iterator[ChoiceQuestion]:
-    """Yield questions of the weighted makers without end; only held-out keys when `test`, never one otherwise.
+    """Yield questions of the weighted makers without end: of held-out keys only when `test`, else of all others.
 
     Every letter is right equally often.
     """

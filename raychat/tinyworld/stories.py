@@ -1,4 +1,4 @@
-"""Stories whose people, pets, things and towns are as the world's facts say; plots.txt lists the fields."""
+"""Stories that agree with the facts of the world; plots.txt lists the fields."""
 
 import random
 
@@ -8,7 +8,7 @@ from raychat.tinyworld.world import TinyWorld
 
 
 def story(world: TinyWorld, rng: random.Random) -> str:
-    """Return a story of one or two paragraphs, its facts those of the world."""
+    """Return a story of one or two paragraphs."""
     fields = _cast(world, rng, rng.choice(words("people")), rng.choice(words("animals")))
     beats = rng.choice(list(sections("plots").values()))
     opening = rng.choice(phrases("stories", "openings"))
@@ -31,7 +31,7 @@ def short_story(world: TinyWorld, rng: random.Random, hero: str | None = None, a
 
 
 def _cast(world: TinyWorld, rng: random.Random, hero: str, animal: str) -> dict[str, str]:
-    """Return the fields of a story: the hero's own facts, the friend's, and some drawn by chance."""
+    """Return the fields of a story: facts about the hero and the friend, and some drawn by chance."""
 
     def facts(prefix: str, entity: str, *names: str) -> dict[str, str]:
         return {prefix + name: world.value(entity, name) for name in names}

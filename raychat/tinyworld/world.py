@@ -1,4 +1,4 @@
-"""The facts of the small world, drawn from a seed, and which of them are kept for the tests."""
+"""The facts of the small world, drawn from a seed, some of them held out for the tests."""
 
 import random
 import zlib
@@ -8,11 +8,11 @@ from raychat.tinyworld.phrases import words
 from raychat.tinyworld.relations import KINDS, Relation, relations
 from raychat.tinyworld.words import article, pronouns, upper_first
 
-TEST_SHARE = 5  # one key in five is held out of every training question
+TEST_SHARE = 5  # training questions leave out one key in five
 
 
 class Fact(NamedTuple):
-    """One true sentence's worth of the world: `entity`'s `relation` is `value`."""
+    """A fact of the world: the `relation` of `entity` is `value`."""
 
     entity: str
     relation: Relation
