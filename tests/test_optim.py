@@ -308,7 +308,8 @@ def test_workers_give_the_result_of_one(size: int, runs: Path) -> None:
             # matrix products may be taken in another order; five polynomial steps amplify that
             torch.testing.assert_close(got[0][name], p.detach(), rtol=1e-4, atol=1e-5)
         else:
-            assert got[0][name].equal(p.detach()), name
+            # a range of rows may meet other vector kernels, which round multiply-adds otherwise: 2^-24 each
+            torch.testing.assert_close(got[0][name], p.detach(), rtol=1e-6, atol=1e-7)
 
 
 def test_state_moves_between_any_numbers_of_workers_bit_by_bit(runs: Path) -> None:
