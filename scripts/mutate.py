@@ -2,73 +2,52 @@
 
     python scripts/mutate.py raychat/model/gpt.py --tests tests/test_model_gpt.py --num 20
 
-Each mutant differs from FILE in one comparison, operator, number, condition, call of min or max, or missing statement.
-The tests run on a temporary copy of the tree, one process at a time. A mutant that passes them is printed with its line:
-it is either equal in effect to the original, or a line that can be wrong without a failing test. Write that test.
+A mutant differs from FILE in one comparison, operator, number, condition, call of min or max, or missing statement.
+The tests run on a temporary copy of the tree, one mutant at a time. A mutant that passes is printed with its line: it
+is either equal in effect to the original, or a line that can be wrong without a failing test. Write that test.
 """
 
 import argparse
 import ast
 import copy
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
+
 REPO = Path(__file__).resolve().parent.parent
-OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-}
-SWAPPED = {"min": "max", "max": "min", "sin": "cos", "cos": "sin", "zeros": "ones", "ones": "zeros"}
+PAIRS = [(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.Mod, ast.FloorDiv), (ast.BitAnd, ast.BitOr), (ast.And, ast.Or)]
+PAIRS += [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
+OTHER = {a: b for pair in [*PAIRS, ("min", "max"), ("cos", "sin")] for a, b in (pair, pair[::-1])} | {ast.Pow: ast.Mult}
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, object]]:
     """Yield (attribute, new value) for every small change of a node."""
-    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign):
-        if new := OPERATORS.get(type(node.op)):
-            yield "op", new()
+    name = "id" if isinstance(node, ast.Name) else "attr"
+    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in OTHER:
+        yield "op", OTHER[type(node.op)]()
     elif isinstance(node, ast.Compare):
-        yield "ops", [OPERATORS[type(node.ops[0])](), *node.ops[1:]]
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        yield "value", node.value + 1 if isinstance(node.value, int) else node.value * 1.5 or 0.5
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield "value", not node.value
-    elif isinstance(node, ast.Name | ast.Attribute):
-        key = "id" if isinstance(node, ast.Name) else "attr"
-        if getattr(node, key) in SWAPPED:
-            yield key, SWAPPED[getattr(node, key)]
+        yield "ops", [OTHER[type(node.ops[0])](), *node.ops[1:]]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
+        new = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: 1.5 * x or 0.5}
+        yield "value", new[type(node.value)](node.value)
+    elif isinstance(node, ast.Name | ast.Attribute) and getattr(node, name) in OTHER:
+        yield name, OTHER[getattr(node, name)]
     elif isinstance(node, ast.If | ast.IfExp | ast.While):
         yield "test", ast.UnaryOp(ast.Not(), node.test)
-    for key, value in ast.iter_fields(node):
-        for i, part in enumerate(value if isinstance(value, list) else []):
-            droppable = ast.Assign | ast.AugAssign | ast.Raise | ast.Expr
-            text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)  # a docstring
-            if isinstance(part, droppable) and not text:
-                yield key, [*value[:i], ast.copy_location(ast.Pass(), part), *value[i + 1 :]]
+    for block in ("body", "orelse"):
+        lines = getattr(node, block, None)
+        for i, line in enumerate(lines if isinstance(lines, list) else []):
+            text = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+            if isinstance(line, ast.Assign | ast.AugAssign | ast.Raise | ast.Expr) and not text:
+                yield block, [*lines[:i], ast.copy_location(ast.Pass(), line), *lines[i + 1 :]]
 
 
 def mutants(source: str) -> Iterator[tuple[int, str]]:
@@ -82,47 +61,51 @@ def mutants(source: str) -> Iterator[tuple[int, str]]:
             yield (dropped or [node])[-1].lineno, ast.unparse(ast.fix_missing_locations(changed))
 
 
+def run_tests(folder: str, tests: list[str]) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = sys.path[0] = folder
+    sys.dont_write_bytecode = True
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+
+
+def passes(folder: str, tests: list[str], timeout_s: float) -> bool:
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests))
+    process.start()
+    process.join(timeout_s)
+    process.kill()
+    process.join()
+    return process.exitcode == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="below raychat/")
     parser.add_argument("--tests", nargs="+", required=True, help="the test files that cover it")
-    parser.add_argument("--num", type=int, default=20, help="mutants, drawn from all of the file")
+    parser.add_argument("--num", type=int, default=20, help="mutants, drawn from all of the file's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds; a mutant that takes longer is killed")
+    parser.add_argument("--timeout-s", type=float, default=200.0, help="a mutant that takes longer counts as killed")
     args = parser.parse_args()
     os.nice(10)
+    torch.set_num_threads(1)
     source = (REPO / args.file).read_text()
-    original = ast.unparse(ast.parse(source)).splitlines()
     found = list(mutants(source))
     drawn = random.Random(args.seed).sample(found, min(args.num, len(found)))
-    killed = 0
+    survivors = 0
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("raychat", "jobs", "tests"):
-            shutil.copytree(REPO / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(REPO / "pyproject.toml", folder)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *args.tests]
-
-        def passes() -> bool:
-            environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-            try:
-                return not subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, timeout=args.timeout
-                ).returncode
-            except subprocess.TimeoutExpired:
-                return False
-
-        if not passes():
-            sys.exit(f"{' '.join(command)} fails or takes longer than {args.timeout:.0f} s without any change")
+        for name in ("raychat", "jobs", "tests", "pyproject.toml"):
+            (shutil.copytree if (REPO / name).is_dir() else shutil.copy)(REPO / name, Path(folder, name))
+        if not passes(folder, args.tests, args.timeout_s):
+            sys.exit(f"{' '.join(args.tests)} fails or takes longer than {args.timeout_s} s without any change")
         for line, changed in drawn:
             Path(folder, args.file).write_text(changed)
-            if not passes():
-                killed += 1
-                continue
-            now = next(
-                new for new, old in zip([*changed.splitlines(), ""], [*original, ""], strict=False) if new != old
-            )
-            print(f"{args.file}:{line}: {source.splitlines()[line - 1].strip()}\n    {now.strip()}", flush=True)
-    print(f"{args.file}: killed {killed} of {len(drawn)}")
+            if passes(folder, args.tests, args.timeout_s):
+                survivors += 1
+                pairs = zip(changed.splitlines(), ast.unparse(ast.parse(source)).splitlines(), strict=False)
+                now = next((new.strip() for new, old in pairs if new != old), "")
+                print(f"{args.file}:{line}: {source.splitlines()[line - 1].strip()}\n    now {now}", flush=True)
+    print(f"{args.file}: killed {len(drawn) - survivors} of {len(drawn)}")
 
 
 if __name__ == "__main__":

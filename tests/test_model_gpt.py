@@ -40,7 +40,7 @@ def ids(*shape: int) -> Tensor:
 
 
 def recipe(config: GPTConfig, weights: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-    """The recipe's section on the model, read off line by line: one sequence, float64, one query and head at a time.
+    """The recipe's section on the model, read off line by line: one sequence, float64, one query at a time.
 
     Of the config it takes sizes and the window pattern only: the numbers are the recipe's.
     """
@@ -54,11 +54,14 @@ def recipe(config: GPTConfig, weights: Mapping[str, Tensor], tokens: Tensor) -> 
     def sigmoid(x: Tensor) -> Tensor:
         return 1 / (1 + (-x).exp())
 
-    def head(x: Tensor, t: int) -> Tensor:
-        """A query or key: turned by minus theta, halves not interleaved, then normed and scaled."""
-        theta = t * torch.tensor([100_000 ** (-2 * j / D) for j in range(D // 2)], dtype=torch.float64)
-        a, b = x[: D // 2], x[D // 2 :]
-        return 1.2 * norm(torch.cat((a * theta.cos() + b * theta.sin(), -a * theta.sin() + b * theta.cos())))
+    def heads(x: Tensor) -> Tensor:
+        """Queries or keys (T, heads, D): turned by minus theta, halves not interleaved, then normed and scaled."""
+        theta = torch.tensor(
+            [[t * 100_000 ** (-2 * j / D) for j in range(D // 2)] for t in range(T)], dtype=torch.float64
+        )
+        theta = theta.unsqueeze(1)
+        a, b = x[..., : D // 2], x[..., D // 2 :]
+        return 1.2 * norm(torch.cat((a * theta.cos() + b * theta.sin(), -a * theta.sin() + b * theta.cos()), -1))
 
     embedded = norm(weights["wte.weight"][tokens])
     rows = [embedded[0]]
@@ -76,14 +79,13 @@ def recipe(config: GPTConfig, weights: Mapping[str, Tensor], tokens: Tensor) -> 
             v = v + gate[:, :, None] * weights[f"value_embeds.{i}.weight"][tokens].view(T, K, D)
         letter = "L" if i == L - 1 else config.window_pattern[i % len(config.window_pattern)]
         window = short if letter == "S" else T
-        keys = [torch.stack([head(k[t, j], t) for t in range(T)]) for j in range(K)]
+        q, k = heads(q), heads(k).repeat_interleave(H // K, dim=1)  # neighbouring query heads share a key head
+        v = v.repeat_interleave(H // K, dim=1)
         seen = []
         for t in range(T):
-            first = max(0, t - window)
-            for h in range(H):
-                j = h * K // H  # neighbouring query heads share a key head
-                scores = keys[j][first : t + 1] @ head(q[t, h], t) / math.sqrt(D)
-                seen.append(scores.softmax(0) @ v[first : t + 1, j])
+            past = slice(max(0, t - window), t + 1)
+            scores = torch.einsum("hd,shd->hs", q[t], k[past]) / math.sqrt(D)
+            seen.append(torch.einsum("hs,shd->hd", scores.softmax(-1), v[past]))
         x = x + torch.stack(seen).view(T, H * D) @ part["attn.proj.weight"].T
         x = x + (norm(x) @ part["mlp.fc.weight"].T).clamp(min=0).pow(2) @ part["mlp.proj.weight"].T
         if i == L // 2:
