@@ -86,7 +86,7 @@ def mixed_params(num: int) -> list[SamplingParams]:
 def assert_same(a: Completion, b: Completion) -> None:
     assert a.ids == b.ids
     assert (a.sampled, a.finish) == (b.sampled, b.finish)
-    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)  # fp32 sums in another order
 
 
 @pytest.mark.parametrize("max_sequences", [1, 3, 16])
@@ -115,7 +115,7 @@ def test_requests_enter_and_leave_at_any_step(model: torch.nn.Module) -> None:
 def test_seed_gives_same_tokens_and_none_new_ones(model: torch.nn.Module) -> None:
     engine, (prompt,) = Engine(model, TOKENIZER), prompts_of([5])
     seeded = SamplingParams(seed=7, max_new_tokens=30, stop_ids=NO_STOP)
-    assert engine.generate([prompt], seeded) == engine.generate([prompt], seeded)
+    assert_same(engine.generate([prompt], seeded)[0], engine.generate([prompt], seeded)[0])
     unseeded = SamplingParams(max_new_tokens=30, stop_ids=NO_STOP)
     assert engine.generate([prompt], unseeded)[0].ids != engine.generate([prompt], unseeded)[0].ids
 
@@ -244,7 +244,8 @@ def test_load_weights_in_place() -> None:
         array.flags.writeable = False  # as Ray's object store hands them out
     engine.load_weights(weights)
     after = engine.generate(prompts[::-1], params)[::-1]  # the first one was the last prompt read with the old weights
-    assert after == Engine(other, TOKENIZER).generate(prompts, params)
+    for a, b in zip(after, Engine(other, TOKENIZER).generate(prompts, params), strict=True):
+        assert_same(a, b)
     assert [c.ids for c in after] != [c.ids for c in before]
 
 

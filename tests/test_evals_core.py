@@ -168,6 +168,20 @@ def test_choice_that_begins_another_is_still_judged(bundle: str, tmp_path: Path)
     assert judged(task(bundle, "adding"), 0, byte_tokenizer()) == ["d", " wine"]
 
 
+def test_schema_whose_contexts_end_alike_is_judged_on_the_continuation_alone(bundle: str, tmp_path: Path) -> None:
+    item = {"context_options": ["It was Ann's cat that", "It was Bob's cat that"], "continuation": "ran.", "gold": 1}
+    (tmp_path / "eval_data" / "some" / "pronouns.jsonl").write_text(json.dumps(item) + "\n")
+    assert judged(task(bundle, "pronouns"), 0, byte_tokenizer()) == [" ran.", " ran."]
+
+
+def test_schema_is_judged_on_tokens_that_all_candidates_share(bundle: str, tmp_path: Path) -> None:
+    """Where a token of one candidate spans context and continuation, neither half of it is judged."""
+    item = {"context_options": ["take x", "take y"], "continuation": "b!", "gold": 1}
+    (tmp_path / "eval_data" / "some" / "pronouns.jsonl").write_text(json.dumps(item) + "\n")
+    merged = Tokenizer([*byte_tokenizer().tokens, b"xb"])
+    assert judged(task(bundle, "pronouns")._replace(delimiter=""), 0, merged) == ["!", "!"]
+
+
 @pytest.mark.parametrize("label", ["adding", "pronouns", "letters"])
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
 def test_results_equal_those_of_one_candidate_at_a_time(bundle: str, label: str, batch_tokens: int) -> None:

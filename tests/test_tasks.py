@@ -194,6 +194,22 @@ def test_spelling_bee_counts_with_the_tool(root):
         assert parts[-1]["text"].endswith(f"#### {output}")
 
 
+def test_spelling_bee_asks_for_letters_of_the_word_and_for_others(root):
+    """Four letters in five are drawn from the word, by occurrence; the fifth from the whole alphabet."""
+    drawn = []
+    for problem in tasks.spelling_bee(root, "train", num=3000).problems:
+        call = next(part["text"] for part in problem.messages[-1]["content"] if part["type"] == "python")
+        word, letter = re.fullmatch(r'"(.+)"\.count\("(.)"\)', call).groups()
+        assert problem.reference == word.count(letter)
+        drawn.append((word, letter))
+    absent = sum(letter not in word for word, letter in drawn)
+    expected = sum(0.2 * (1 - len(set(word)) / 26) for word, _ in drawn)
+    assert absent == pytest.approx(expected, abs=4 * expected**0.5)  # four standard deviations of such a count
+    double = [(word, letter) for word, letter in drawn if len(word) == 5 and len(set(word)) == 4]  # such as "hello"
+    twice = sum(word.count(letter) == 2 for word, letter in double)
+    assert twice == pytest.approx((0.8 * 2 / 5 + 0.2 / 26) * len(double), abs=4 * (0.22 * len(double)) ** 0.5)
+
+
 def test_spelling_references_earn_their_rewards(root):
     bee, spell = tasks.spelling_bee(root, "train", num=50), tasks.simple_spelling(root, "train", num=50)
     assert all(bee.reward(p, p.messages[-1]["content"][-1]["text"]) == 1.0 for p in bee.problems)

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import count
 from typing import NamedTuple
 
+from raychat.chat.notation import written_call
 from raychat.tasks.gsm8k import answer_line
 from raychat.tinyworld.phrases import sections, words
 from raychat.tinyworld.words import pronouns
@@ -49,7 +50,7 @@ class Calculation(NamedTuple):
 
     def __str__(self) -> str:
         x, sign, y, result = self
-        return f"{x} {sign} {y} = <<{x}{sign}{y}={result}>>{result}"
+        return f"{x} {sign} {y} = {written_call(f'{x}{sign}{y}', str(result))}{result}"
 
 
 @cache
