@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import byte_tokenizer, random_model, scripted_model
 
+from raychat.chat.template import completion_parts
 from raychat.engine.engine import Completion, Engine, Event
 from raychat.engine.sampling import SamplingParams
 
@@ -215,6 +216,15 @@ def test_tool_without_answer_forces_nothing() -> None:
     (done,) = Engine(model, TOKENIZER, tool=calls.append).generate([[ord("a")]], SamplingParams(temperature=0))
     assert done.ids == [*CALL, *ENDING]
     assert calls == ["6*7"]
+
+
+def test_tool_gets_the_call_that_the_text_shows() -> None:
+    stray = [*CALL[:2], SPECIAL["<|output_end|>"], *CALL[2:]]
+    model = scripted_model([[ord("a"), *stray, *ENDING]])
+    calls: list[str] = []
+    (done,) = Engine(model, TOKENIZER, tool=calls.append).generate([[ord("a")]], SamplingParams(temperature=0))
+    assert calls == ["6*7"]
+    assert completion_parts(TOKENIZER, done.ids)[0] == {"type": "python", "text": "6*7"}
 
 
 def test_tool_runs_in_one_request_among_others() -> None:
