@@ -1,6 +1,7 @@
 """Folders of tokens from documents and from conversations: what their rows hold, what is lost, how they are named."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ def test_unmasked_conversation_rows_are_full_and_hold_every_token_but_for_the_la
     assert sum(c.used + c.lost for c in made) == sum(map(len, rendered))
     assert sum(c.lost for c in made) <= T
     assert sum(c.rows for c in made) == len(tokens)
+
+
+def test_unmasked_conversations_come_from_a_window() -> None:
+    """A long conversation shares its row with neighbours, not with the first conversations of the block."""
+    problems = [problem([(f"question {i:03}", "long " * 20 if i == 200 else "short")]) for i in range(300)]
+    packing = conversations(problems, BYTES, 255, "unused", masked=False)
+    assert len(packing.blocks) == 1
+    (row,) = [text for text in map(BYTES.decode, packed_rows(packing).tolist()) if "long long" in text]
+    beside = [int(found) for found in re.findall(r"question (\d{3})", row) if found != "200"]
+    assert len(beside) >= 2
+    assert min(beside) > 100
 
 
 def test_many_conversations_are_cut_into_blocks_in_their_order() -> None:
