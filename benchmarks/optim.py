@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/optim.py [depth]
 
-Times are medians of steps taken in turn; the last line is JSON. On a CPU torch's Muon multiplies in bf16, ours in fp32.
+The optimizers take turns, step by step; times are medians. The last line is JSON. On a CPU torch's Muon multiplies in
+bf16, ours in fp32.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raychat.device import device, synchronize
+from raychat import device as devices
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import MuonAdamW
 from raychat.train.scaling import from_depth
@@ -23,8 +24,9 @@ WARMUP_STEPS, STEPS = 2, 7
 
 
 def main(depth: int | None = None) -> None:
-    where = device()
-    depth = depth or (12 if where.type == "cuda" else 4)
+    """Time the optimizers on a model of `depth` blocks; None = 12 on a GPU, 4 on a CPU."""
+    device = devices.device()
+    depth = depth or (12 if device.type == "cuda" else 4)
     sizes = from_depth(depth)
     config = GPTConfig(n_layer=depth, n_head=sizes.n_head, n_kv_head=sizes.n_head, n_embd=sizes.n_embd)
     torch.manual_seed(0)
@@ -32,7 +34,7 @@ def main(depth: int | None = None) -> None:
     def parameters() -> dict[str, Tensor]:
         model = GPT(config)
         model.init_weights()
-        model.to(where)
+        model.to(device)
         for p in model.parameters():
             p.grad = torch.randn_like(p)
         return dict(model.named_parameters())
@@ -46,18 +48,17 @@ def main(depth: int | None = None) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for step in range(WARMUP_STEPS + STEPS):
         for name, run in contenders.items():
-            synchronize(where)
+            devices.synchronize(device)
             start = time.perf_counter()
             run()
-            synchronize(where)
+            devices.synchronize(device)
             if step >= WARMUP_STEPS:
                 seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    on_cuda = device.type == "cuda"
     result = {
         "benchmark": "optim",
-        "device": torch.cuda.get_device_name(where)
-        if where.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if on_cuda else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "depth": depth,
         "num_params": sum(p.numel() for p in ours.values()),
@@ -72,7 +73,7 @@ def main(depth: int | None = None) -> None:
 
 
 def torch_muon_adamw(params: dict[str, Tensor]) -> Callable[[], None]:
-    """Build torch's pair: Muon for the blocks' matrices, AdamW for the rest."""
+    """Return a step of torch's pair: Muon for the matrices of the blocks, AdamW for the rest."""
     matrices = [p for name, p in params.items() if name.startswith("blocks.")]
     rest = [p for name, p in params.items() if not name.startswith("blocks.")]
     muon, adamw = torch.optim.Muon(matrices, lr=0.02), torch.optim.AdamW(rest)

@@ -1,15 +1,16 @@
-"""Speed and memory of the tokenizer against others from PyPI, on the same text, with identical results checked.
+"""Compare the tokenizer's speed and memory with others from PyPI on the same text, and check that results agree.
 
     .venv/bin/pip install ./tokenizer -e .[bench]
     .venv/bin/python benchmarks/tokenizer.py [--data FOLDER_OR_FILES ...]
 
-Each comparison runs in a process of its own with so many threads on so many cores, its contenders taking turns; times
-are medians. Peers that are not installed are left out. Without --data: the parquet shards in ../shared/data/english if
-they are there, else the Python sources of this environment. The last line is JSON.
+Each comparison runs in its own process, with as many cores as threads. The contenders take turns; times are medians.
+Peers that are not installed are left out. Without --data the text is the parquet shards in ../shared/data/english, or
+the Python sources of this environment if there are none. The last line of the output is JSON.
 """
 
 import argparse
 import base64
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -34,11 +35,12 @@ from raychat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 NUM_TOKENS = 32_759  # 2^15 with the special tokens
 TEXT_BYTES = 64_000_000
 ENCODE_BYTES = 20_000_000  # timed; ids are compared on all of the text
-BATCH = 128  # documents a call
+BATCH = 128  # documents per call
 ENGLISH = Path(__file__).parent.parent.parent / "shared" / "data" / "english"
 SOURCES = Path(np.__file__).parent.parent  # of the packages in this environment
 
-Work = Callable[[], Any]
+Contender = Callable[[], Any]
+Encode = Callable[[Sequence[str]], Any]
 
 
 def main() -> None:
@@ -85,7 +87,7 @@ def main() -> None:
 
 
 def in_process(arguments: list[str], threads: int) -> Any:
-    """Run this file with so many threads on as many cores; return what its last line says."""
+    """Run this file with `threads` threads on as many cores; return the JSON of its last line."""
     environment = os.environ | {
         "RAYON_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
@@ -110,27 +112,24 @@ def ratio(seconds: dict[str, float], peer: str) -> float | None:
 
 
 def best_peer(encode: dict[str, Any]) -> float | None:
-    """Return how many times faster raychat is than the fastest peer that gives the right ids."""
+    """Return how many times faster raychat is than the fastest peer with the right ids, None without one."""
     right = [s for name, s in encode["seconds"].items() if name != "raychat" and not encode["wrong_documents"][name]]
     return min(right) / encode["seconds"]["raychat"] if right else None
 
 
-def median_seconds(contenders: dict[str, Work], rounds: int) -> dict[str, float]:
-    """Time the contenders in turn, after one round that does not count."""
+def median_seconds(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
+    """Time the contenders in turn, after a warm-up round; return their median seconds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
-        for name, work in contenders.items():
+        for name, contender in contenders.items():
             started = time.perf_counter()
-            work()
+            contender()
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-# ---------------------------------------------------------------------------------------------- the text
-
-
 def documents(args: argparse.Namespace) -> list[str]:
-    """Return the documents to work on."""
+    """Return documents of about TEXT_BYTES characters in all."""
     roots = [Path(name) for name in args.data] or ([ENGLISH] if ENGLISH.is_dir() else [SOURCES])
     texts: list[str] = []
     size = 0
@@ -160,9 +159,6 @@ def describe(texts: list[str]) -> dict[str, int]:
     return {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
 
 
-# ---------------------------------------------------------------------------------------------- comparisons
-
-
 def train_raychat(texts: list[str]) -> list[bytes]:
     return raychat_bpe.train(raychat_bpe.Counts(texts, SPLIT_PATTERN), NUM_TOKENS)
 
@@ -174,9 +170,9 @@ def train_rustbpe(texts: list[str]) -> list[bytes]:
 
 
 def compare_train(args: argparse.Namespace) -> dict[str, Any]:
-    """From documents to tokens."""
+    """Time from documents to tokens."""
     texts = documents(args)
-    contenders: dict[str, Work] = {"raychat": lambda: train_raychat(texts)}
+    contenders: dict[str, Contender] = {"raychat": lambda: train_raychat(texts)}
     if installed("rustbpe"):
         contenders["rustbpe"] = lambda: train_rustbpe(texts)
     same = train_raychat(texts) == train_rustbpe(texts) if installed("rustbpe") else None
@@ -187,9 +183,9 @@ def compare_train(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_count(args: argparse.Namespace) -> dict[str, Any]:
-    """From documents to counts; gigatoken's are of another pattern."""
+    """Time from documents to counts. gigatoken splits by another pattern."""
     texts = documents(args)
-    contenders: dict[str, Work] = {"raychat": lambda: raychat_bpe.Counts(texts, SPLIT_PATTERN)}
+    contenders: dict[str, Contender] = {"raychat": lambda: raychat_bpe.Counts(texts, SPLIT_PATTERN)}
     if installed("gigatoken"):
         gigatoken_rs = importlib.import_module("gigatoken.gigatoken_rs")
         separator = b"<|endoftext|>"
@@ -198,33 +194,21 @@ def compare_count(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": median_seconds(contenders, args.rounds)}
 
 
-def memory_none(args: argparse.Namespace) -> dict[str, Any]:
-    """The text and the imports alone."""
-    documents(args)
-    return peak()
-
-
-def memory_raychat(args: argparse.Namespace) -> dict[str, Any]:
-    train_raychat(documents(args))
-    return peak()
-
-
-def memory_rustbpe(args: argparse.Namespace) -> dict[str, Any]:
-    if not installed("rustbpe"):
+def peak_memory(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train with one contender, or only load the text for `none`; return this process's peak memory."""
+    texts = documents(args)
+    if name == "rustbpe" and not installed("rustbpe"):
         return {"peak_mb": None}
-    train_rustbpe(documents(args))
-    return peak()
-
-
-def peak() -> dict[str, Any]:
+    if name != "none":
+        {"raychat": train_raychat, "rustbpe": train_rustbpe}[name](texts)
     return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def compare_encode(args: argparse.Namespace) -> dict[str, Any]:
-    """From documents, 128 a call, to ids."""
+    """Time from documents, BATCH per call, to ids."""
     texts = documents(args)
     tokenizer = Tokenizer(train_raychat(texts), SPECIAL_TOKENS)
-    encoders = {name: make(tokenizer, args.threads) for name, make in ENCODERS.items() if installed(MODULE[name])}
+    encoders = {name: make(tokenizer, args.threads) for name, (module, make) in ENCODERS.items() if installed(module)}
     expected = [ids for batch in batches(texts) for ids in as_lists(encoders["tiktoken"](batch))]
     wrong = {}
     for name, encode in encoders.items():
@@ -232,8 +216,8 @@ def compare_encode(args: argparse.Namespace) -> dict[str, Any]:
         wrong[name] = sum(a != b for a, b in zip(got, expected, strict=True))
     ends = np.cumsum([len(text) for text in texts])
     timed = texts[: int(np.searchsorted(ends, ENCODE_BYTES)) + 1]
-    work = {name: over_batches(encode, timed) for name, encode in encoders.items()}
-    seconds = median_seconds(work, args.rounds)
+    contenders = {name: functools.partial(encode_batches, encode, timed) for name, encode in encoders.items()}
+    seconds = median_seconds(contenders, args.rounds)
     megabytes = describe(timed)["bytes"] / 1e6
     return {
         "seconds": seconds,
@@ -247,16 +231,13 @@ def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     return (texts[i : i + BATCH] for i in range(0, len(texts), BATCH))
 
 
-def over_batches(encode: Callable[[Sequence[str]], Any], texts: Sequence[str]) -> Work:
-    def work() -> None:
-        for batch in batches(texts):
-            encode(batch)
-
-    return work
+def encode_batches(encode: Encode, texts: Sequence[str]) -> None:
+    for batch in batches(texts):
+        encode(batch)
 
 
 def as_lists(encoded: Any) -> list[list[int]]:
-    """Bring what an encoder returns, lists or (ids, offsets) as arrays or bytes, into lists."""
+    """Convert what an encoder returns to lists: lists, or (ids, offsets) as arrays or bytes."""
     if isinstance(encoded, list):
         return encoded
     ids, offsets = encoded
@@ -265,32 +246,29 @@ def as_lists(encoded: Any) -> list[list[int]]:
     return [ids[int(a) : int(b)].tolist() for a, b in itertools.pairwise(offsets)]
 
 
-# ---------------------------------------------------------------------------------------------- encoders
-
-
-def encode_raychat(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
+def encode_raychat(tokenizer: Tokenizer, threads: int) -> Encode:
     return lambda batch: tokenizer.encode_batch(batch, num_threads=threads)
 
 
-def encode_tiktoken(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
+def encode_tiktoken(tokenizer: Tokenizer, threads: int) -> Encode:
     encoding = tokenizer.to_tiktoken()
     return lambda batch: encoding.encode_ordinary_batch(list(batch), num_threads=threads)
 
 
-def encode_riptoken(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
+def encode_riptoken(tokenizer: Tokenizer, threads: int) -> Encode:
     ranks = {token: i for i, token in enumerate(tokenizer.tokens)}
     core = importlib.import_module("riptoken").CoreBPE(ranks, {}, tokenizer.pattern)
     return lambda batch: core.encode_ordinary_batch(batch)
 
 
-def encode_splintr(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
+def encode_splintr(tokenizer: Tokenizer, threads: int) -> Encode:
     lines = (f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokenizer.tokens))
-    greedy = tokenizer.pattern.replace("?+", "?").replace("++", "+")  # the same pieces; its regex engine asks for that
+    greedy = tokenizer.pattern.replace("?+", "?").replace("++", "+")  # the same words; its regex engine needs it
     encoder = importlib.import_module("splintr").Tokenizer.from_bytes("".join(lines).encode(), greedy, {})
     return lambda batch: encoder.encode_batch_flat(batch)
 
 
-def encode_fastokens(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[str]], Any]:
+def encode_fastokens(tokenizer: Tokenizer, threads: int) -> Encode:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         exported = tokenizer.to_huggingface() | {"added_tokens": []}
         json.dump(exported, file)
@@ -299,32 +277,23 @@ def encode_fastokens(tokenizer: Tokenizer, threads: int) -> Callable[[Sequence[s
     return lambda batch: encoder.encode_batch_flat(batch)
 
 
-MODULE = {
-    "raychat": "raychat_bpe",
-    "tiktoken": "tiktoken",
-    "riptoken": "riptoken",
-    "splintr-rs": "splintr",
-    "fastokens": "fastokens",
-}
-ENCODERS = {
-    "raychat": encode_raychat,
-    "tiktoken": encode_tiktoken,
-    "riptoken": encode_riptoken,
-    "splintr-rs": encode_splintr,
-    "fastokens": encode_fastokens,
+# Name -> module to be installed, and what makes its encoder from a tokenizer and the number of threads.
+ENCODERS: dict[str, tuple[str, Callable[[Tokenizer, int], Encode]]] = {
+    "raychat": ("raychat_bpe", encode_raychat),
+    "tiktoken": ("tiktoken", encode_tiktoken),
+    "riptoken": ("riptoken", encode_riptoken),
+    "splintr-rs": ("splintr", encode_splintr),
+    "fastokens": ("fastokens", encode_fastokens),
 }
 COMPARISONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "train": compare_train,
     "count": compare_count,
     "encode": compare_encode,
-    "memory_none": memory_none,
-    "memory_raychat": memory_raychat,
-    "memory_rustbpe": memory_rustbpe,
+    **{f"memory_{name}": functools.partial(peak_memory, name) for name in ("none", "rustbpe", "raychat")},
 }
 
 
 def installed(module: str) -> bool:
-    """Tell whether a peer is there."""
     return importlib.util.find_spec(module) is not None
 
 

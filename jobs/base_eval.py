@@ -45,8 +45,8 @@ def run(args: Args) -> dict[str, Any]:
     storage = args.cluster.storage()
 
     def describe(path: str) -> list[Evaluation]:
-        meta, tokenizer = checkpoint.read_meta(path), checkpoint.load_tokenizer(path)
-        data, sequence_len = args.data or tuple(meta["settings"]["data"]), meta["model"]["sequence_len"]
+        recipe, tokenizer = checkpoint.read_meta(path).recipe, checkpoint.load_tokenizer(path)
+        data, sequence_len = args.data or recipe.data, recipe.sequence_len
         _, val = corpus.split(corpus.shards(data, storage, num_shards=1))  # the last shard, whatever was trained on
         rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
         if args.bundle == "tinyworld":

@@ -5,7 +5,6 @@ Reads raw shards, tokenizes and packs them with Ray Data while training already 
 command goes on from the last checkpoint.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,25 +29,24 @@ class Args:
     eval_tokens: int = 80 * 524288  # at most so many validation tokens
     save_every: int = 500  # steps between checkpoints
     seed: int = 0  # of the initial weights
+    wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def run(args: Args) -> dict[str, Any]:
     """Train the base model, or find that it is trained; return the stage's summary."""
-    from raychat.cluster.launch import launch
-    from raychat.cluster.prepare import documents, prepare, prepare_async
+    from raychat.cluster.launch import train_on_tokens
     from raychat.data import corpus
-    from raychat.model.gpt import GPTConfig
+    from raychat.data.pack import Packing, documents
+    from raychat.model import registry
     from raychat.optim import schedule
+    from raychat.recipe import Recipe, Runtime
     from raychat.tokenizer import Tokenizer
     from raychat.train import scaling
-    from raychat.train.stage import finished
-    from raychat.train.token_stage import TokenStage, train_on_rows
+    from raychat.train.stage import Stage
 
-    cluster = args.cluster
-    storage, folder = cluster.storage(), cluster.run_folder(args.run, "base")
-    tokenizer_folder = cluster.run_folder(args.run, "tokenizer")
-    tokenizer = Tokenizer.load(tokenizer_folder)
+    cluster, storage = args.cluster, args.cluster.storage()
+    tokenizer = Tokenizer.load(cluster.run_folder(args.run, "tokenizer"))
     sizes = scaling.from_depth(
         args.depth,
         head_dim=args.head_dim,
@@ -58,49 +56,35 @@ def run(args: Args) -> dict[str, Any]:
         batch_tokens=args.batch_tokens,
         steps=args.steps,
     )
-    lr_scale = args.lr_scale if args.lr_scale is not None else sizes.lr_scale
-    settings = {k: v for k, v in dataclasses.asdict(args).items() if k != "cluster"}
-    settings |= {"batch_tokens": sizes.batch_tokens, "steps": sizes.steps, "lr_scale": lr_scale}
-    settings |= {"weight_decay": sizes.weight_decay, "tokenizer": tokenizer.fingerprint}
-    if (summary := finished(folder, settings)) is not None:
-        print(f"base: {args.run} is trained already: {summary['checkpoint']}")
-        return summary
     print(f"base: {sizes}")
+    recipe = Recipe(
+        model=registry.architecture("GPT", **sizes.model(), window_pattern=args.window_pattern),
+        batch_tokens=sizes.batch_tokens,
+        lr_scale=args.lr_scale if args.lr_scale is not None else sizes.lr_scale,
+        weight_decay=sizes.weight_decay,
+        steps=sizes.steps,
+        seed=args.seed,
+        tokenizer=tokenizer.fingerprint,
+        data=args.data,
+        num_shards=args.num_shards,
+    )
 
-    num_shards = args.num_shards or corpus.shards_needed(args.data, sizes.tokens)
-    train, val = corpus.split(corpus.shards(args.data, storage, num_shards))
-    val_work = documents(val, tokenizer, args.sequence_len, storage)
-    prepare(val_work, cluster)
-    train_work = documents(train, tokenizer, args.sequence_len, storage)
-    with prepare_async(train_work, cluster):
-        work = TokenStage(
-            name=f"{args.run}/base",
-            folder=folder,
-            tokenizer=tokenizer_folder,
-            rows=train_work.folder,
-            val_rows=val_work.folder,
-            architecture=GPTConfig(
-                sequence_len=args.sequence_len,
-                vocab_size=tokenizer.vocab_size,
-                n_layer=sizes.n_layer,
-                n_head=sizes.n_head,
-                n_kv_head=sizes.n_head,
-                n_embd=sizes.n_embd,
-                window_pattern=args.window_pattern,
-            ),
-            steps=sizes.steps,
-            rows_per_step=sizes.batch_tokens // args.sequence_len,
-            schedule=schedule.base,
-            lr_scale=lr_scale,
-            weight_decay=sizes.weight_decay,
-            seed=args.seed,
-            device_rows=args.device_rows,
-            max_val_rows=max(1, args.eval_tokens // args.sequence_len),
-            eval_every=args.eval_every,
-            save_every=args.save_every,
-            settings=settings,
+    def packings() -> tuple[Packing, Packing]:
+        num_shards = args.num_shards or corpus.shards_needed(args.data, sizes.tokens)
+        train, val = (
+            documents(shards, tokenizer, args.sequence_len, storage)
+            for shards in corpus.split(corpus.shards(args.data, storage, num_shards))
         )
-        summary = launch(train_on_rows, work, name=work.name, steps=work.steps, cluster=cluster)
+        return train, val
+
+    stage = Stage(
+        name=f"{args.run}/base",
+        storage=storage,
+        recipe=recipe,
+        schedule=schedule.base,
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+    )
+    summary = train_on_tokens(stage, packings, cluster, max_val_rows=max(1, args.eval_tokens // args.sequence_len))
     print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
     return summary
 

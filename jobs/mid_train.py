@@ -31,6 +31,7 @@ class Args:
     save_every: int = 150  # steps between checkpoints
     seed: int = 0  # of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
+    wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
 
@@ -38,16 +39,32 @@ def run(args: Args) -> dict[str, Any]:
     """Midtrain, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat.cluster.finetune import finetune
+    from raychat import checkpoint, paths
+    from raychat.cluster.launch import train_on_tokens
     from raychat.optim import schedule
+    from raychat.recipe import Runtime
+    from raychat.train.finetune import child_recipe, packings
+    from raychat.train.stage import Stage
 
-    return finetune(
-        args,
-        stage="mid",
-        parents=("base",),
+    cluster, storage = args.cluster, args.cluster.storage()
+    parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("base",)))
+    stage = Stage(
+        name=f"{args.run}/mid",
+        storage=storage,
+        recipe=child_recipe(
+            parent,
+            storage,
+            batch_tokens=args.batch_tokens,
+            lr=args.lr,
+            steps=args.steps,
+            seed=args.seed,
+            tasks=args.tasks,
+            task_data=args.task_data,
+        ),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        whole_rows=True,
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
     )
+    return train_on_tokens(stage, partial(packings, stage, masked=False), cluster)
 
 
 if __name__ == "__main__":

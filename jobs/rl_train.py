@@ -31,6 +31,7 @@ class Args:
     questions_per_call: int = 2  # questions answered at once, samples * this many sequences: more keep a device busier
     seed: int = 0  # of the order of the problems and of sampling
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
+    wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
@@ -55,54 +56,57 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.data import corpus
     from raychat.engine.sampling import SamplingParams
     from raychat.optim import schedule
-    from raychat.rl import RLStage, Sampler, train_on_rollouts
-    from raychat.train.stage import finished, summary_of
+    from raychat.recipe import SAMPLING, Runtime
+    from raychat.rl import RolloutSource, Sampler
+    from raychat.train.finetune import child_recipe
+    from raychat.train.stage import Stage, finished, summary_of
 
-    cluster, folder = args.cluster, args.cluster.run_folder(args.run, "rl")
+    cluster, storage = args.cluster, args.cluster.storage()
     parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid")))
-    inherited = checkpoint.read_meta(parent)["settings"]
-    settings = {k: v for k, v in dataclasses.asdict(args).items() if k not in ("cluster", "rollout_workers")}
-    settings |= {"parent": parent, "lr_scale": inherited["lr_scale"]}
-    if (summary := finished(folder, settings)) is not None:
-        print(f"rl: {args.run} is trained already: {summary['checkpoint']}")
+    stage = Stage(
+        name=f"{args.run}/rl",
+        storage=storage,
+        recipe=child_recipe(
+            parent,
+            storage,
+            lr=args.lr,
+            steps=args.steps,
+            seed=args.seed,
+            tasks=(args.task,),
+            task_data=args.task_data,
+            sampling={key: getattr(args, key) for key in SAMPLING},
+        ),
+        schedule=partial(schedule.linear_to_zero, peak=args.lr),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+        fresh=True,
+    )
+    if (summary := finished(stage.folder, stage.recipe)) is not None:
         return summary
 
-    root = corpus.task_root(args.task_data, cluster.storage())
+    root = corpus.task_root(args.task_data, storage)
     task = tasks.load(args.task, root, "train")
     validated = summary_of(parent)
     steps = args.steps if args.steps is not None else max(1, len(task.problems) // args.questions_per_step)
-    params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens)
-    work = RLStage(
-        name=f"{args.run}/rl",
-        folder=folder,
-        parent=parent,
+    source = RolloutSource(
         task=partial(tasks.load, args.task, root, "train"),
-        steps=steps,
+        params=SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens),
         questions_per_step=args.questions_per_step,
         samples=args.samples,
-        params=params,
-        schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        lr_scale=inherited["lr_scale"],
         questions_per_call=args.questions_per_call,
         val_task=partial(tasks.load, args.task, root, "test"),
         num_eval=args.num_eval,
         val_rows=rows if (rows := validated.get("val_rows")) and paths.exists(rows) else None,
         unigram_bpb=validated.get("unigram_bpb"),
-        seed=args.seed,
-        device_rows=args.device_rows,
-        eval_every=args.eval_every,
-        save_every=args.save_every,
-        settings=settings,
     )
-    actors = num_actors(cluster, args.rollout_workers, work.calls_per_step)
+    actors = num_actors(cluster, args.rollout_workers, source.calls_per_step)
     print(
         f"rl: {len(task.problems)} problems of {task.name}, {steps} steps of {args.questions_per_step} x "
         f"{args.samples} answers by {actors or 'no'} rollout actors, from {parent}"
     )
-    build = partial(Sampler.load, parent, task.reward, params, work.max_sequences)
+    build = partial(Sampler.load, parent, task.reward, source.params, source.max_sequences)
     with rollout_pool(build, cluster, actors) as pool:
-        work = dataclasses.replace(work, pool=pool)
-        summary = launch(train_on_rollouts, work, name=work.name, steps=steps, cluster=cluster)
+        stage = dataclasses.replace(stage, steps=steps, source=dataclasses.replace(source, pool=pool))
+        summary = launch(stage, cluster)
     print(f"rl: mean reward {summary['reward_first']:.3f} -> {summary['reward_last']:.3f}, {summary['checkpoint']}")
     return summary
 

@@ -130,12 +130,14 @@ class Args:
     eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
     max_problems: int | None = None  # of each task, and items of each CORE task
     price_per_hour: float | None = None  # of all machines together, for the cost in the report
+    wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def pipeline(args: Args) -> Pipeline:
     """Return the preset's pipeline with everything that was given put in its place."""
-    shared = {"run": args.run or args.preset, "cluster": args.cluster, "data": args.data, "task_data": args.task_data}
+    shared = {"run": args.run or args.preset, "cluster": args.cluster}
+    shared |= {"data": args.data, "task_data": args.task_data, "wandb": args.wandb}
     own: dict[str, dict[str, Any]] = {
         "tok_train": {"vocab_size": args.vocab_size},
         "base_train": {"depth": args.depth, "sequence_len": args.sequence_len, "steps": args.base_steps},
@@ -147,13 +149,20 @@ def pipeline(args: Args) -> Pipeline:
         "report": {"price_per_hour": args.price_per_hour},
     }
     steps = PRESETS[args.preset]()._asdict()
-    return Pipeline(**{name: _with(step, shared | own.get(name, {})) for name, step in steps.items()})
+    return Pipeline(**{name: with_settings(step, shared, own.get(name, {})) for name, step in steps.items()})
 
 
-def _with(step: Any, values: dict[str, Any]) -> Any:
-    """Replace the settings that a step has and that are given."""
+def with_settings(step: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any:
+    """Replace settings of a step by those that are not None: the shared ones that it has, and all of its own.
+
+    Raises:
+        ValueError: The step has no setting of an own name.
+    """
     names = {f.name for f in dataclasses.fields(step)}
-    return dataclasses.replace(step, **{k: v for k, v in values.items() if k in names and v is not None})
+    if unknown := own.keys() - names:
+        raise ValueError(f"{type(step).__module__} has no setting {', '.join(sorted(unknown))}")
+    settings = {name: value for name, value in shared.items() if name in names} | own
+    return dataclasses.replace(step, **{name: value for name, value in settings.items() if value is not None})
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     python jobs/tok_eval.py --run tiny
     python jobs/tok_eval.py --run d20 --data climbmix --files notes.md main.c
 
-Where tiktoken cannot fetch the other vocabularies it says so and shows the run's alone.
+If tiktoken cannot fetch the other vocabularies, the job says so and shows the run's alone.
 """
 
 import os
@@ -19,18 +19,22 @@ class Args:
     """Measure how well the run's tokenizer compresses."""
 
     run: str = "tiny"  # name of the run whose tokenizer is measured
-    data: tuple[str, ...] = ("tinyworld",)  # corpus whose validation shards are one of the texts; none = leave it out
+    data: tuple[str, ...] = ("tinyworld",)  # corpus whose validation shards are one of the texts; none = no such text
     num_shards: int | None = None  # as for tok_train
     num_val: int = 1  # as for tok_train
     files: tuple[str, ...] = ()  # more texts: files or URLs, shown by name
-    max_chars: int = 1_000_000  # characters of each text that are looked at
+    max_chars: int = 1_000_000  # characters to measure of each text, the first ones
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Print a table, write `eval.json` and `eval.svg` beside the tokenizer, return what is in `eval.json`.
+    """Print a table and write `eval.json` and `eval.svg` beside the tokenizer.
 
-    Raises FileNotFoundError when the run has no tokenizer.
+    Returns:
+        The contents of `eval.json`.
+
+    Raises:
+        FileNotFoundError: If the run has no tokenizer.
     """
     from raychat.evals import compression
     from raychat.tokenizer import Tokenizer
@@ -67,7 +71,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def token_counter(encoding: Any) -> Any:
-    """Return a function text -> number of tokens; names of special tokens are ordinary text."""
+    """Return a function text -> number of tokens, which takes names of special tokens as ordinary text."""
     return lambda text: len(encoding.encode_ordinary(text))
 
 

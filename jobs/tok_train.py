@@ -1,4 +1,4 @@
-"""Train the tokenizer: count the words of the training shards over the cluster, learn the merges, save them.
+"""Train the tokenizer: count the words of the training shards on the cluster, learn the merges, save them.
 
 python jobs/tok_train.py --run tiny --data tinyworld --vocab-size 2048
 python jobs/tok_train.py --run d20 --data climbmix --num-shards 9 --cluster.workers 8
@@ -14,25 +14,28 @@ from raychat.cluster import Cluster
 
 @dataclass(frozen=True)
 class Args:
-    """Train a byte-level BPE tokenizer and save it as the run's."""
+    """Train a byte-level BPE tokenizer and save it under the run's name."""
 
     run: str = "tiny"  # name of the run; the tokenizer goes to runs/<run>/tokenizer
     data: tuple[str, ...] = ("tinyworld",)  # tinyworld, climbmix, fineweb-edu, or files, folders and globs
     num_shards: int | None = None  # training shards to use, the first ones; None = all
-    num_val: int = 1  # shards at the end that are kept for validation and not counted
-    vocab_size: int = 32768  # tokens, the special ones included
+    num_val: int = 1  # shards at the end that are held out for validation and not counted
+    vocab_size: int = 32768  # tokens, special ones included
     max_chars: int = 2_000_000_000  # characters to count
-    doc_cap: int = 10_000  # characters of a document that count
-    min_count: int = 1  # words that occur less often do not count; keeps memory small on a corpus of terabytes
-    overwrite: bool = False  # train again where the run has a tokenizer of other settings
+    doc_cap: int = 10_000  # characters to count of each document, the first ones
+    min_count: int = 1  # rarer words are dropped; keeps memory small on a corpus of terabytes
+    overwrite: bool = False  # replace a tokenizer that was trained with other settings
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Train the tokenizer of a run, or return at once when it is there with the same settings.
+    """Train the run's tokenizer, or return at once if it was trained with the same settings before.
 
-    Returns what `train.json` beside the tokenizer says: settings, figures, fingerprint.
-    Raises ValueError when the run has a tokenizer of other settings and `overwrite` is not set.
+    Returns:
+        The contents of `train.json` beside the tokenizer: settings, figures, fingerprint.
+
+    Raises:
+        ValueError: If the run has a tokenizer of other settings and `overwrite` is not set.
     """
     folder = args.cluster.run_folder(args.run, "tokenizer")
     settings = settings_of(args)
@@ -73,11 +76,11 @@ def run(args: Args) -> dict[str, Any]:
     tokenizer.save(folder)
     if counted.cut_words:
         print(
-            f"left out {counted.cut_words:,} words that occur less than {args.min_count} times, "
-            f"{counted.cut_occurrences:,} occurrences"
+            f"dropped {counted.cut_words:,} words that occur less than {args.min_count} times, "
+            f"{counted.cut_occurrences:,} occurrences in all"
         )
     if tokenizer.vocab_size < args.vocab_size:
-        print(f"the text has pairs for no more than {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens")
+        print(f"the text has pairs for only {tokenizer.vocab_size:,} of {args.vocab_size:,} tokens")
     print(
         f"tokenizer of {args.run}: {tokenizer.vocab_size:,} tokens from {counted.chars:,} characters of "
         f"{counted.documents:,} documents in {summary['wall_s']:.1f} s, fingerprint {tokenizer.fingerprint}"
@@ -86,7 +89,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def settings_of(args: Args) -> dict[str, Any]:
-    """Return the settings that the tokenizer depends on: not how many workers there are, nor where they run."""
+    """Return the settings that the tokenizer depends on, which exclude the cluster."""
     return {
         "data": list(args.data),
         "num_shards": args.num_shards,
@@ -99,7 +102,7 @@ def settings_of(args: Args) -> dict[str, Any]:
 
 
 def finished(folder: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the summary of a tokenizer already trained with these settings, None when there is none to keep."""
+    """Return the summary of a tokenizer already trained with these settings, or None if it must be trained."""
     if not paths.exists(paths.join(folder, "tokenizer.json")):
         return None
     there = paths.join(folder, "train.json")
@@ -107,7 +110,7 @@ def finished(folder: str, settings: dict[str, Any], overwrite: bool) -> dict[str
     if summary["settings"] == settings:
         return summary
     if overwrite:
-        paths.remove(paths.join(folder, "tokenizer.json"))  # first, lest a kill leaves it beside new settings
+        paths.remove(paths.join(folder, "tokenizer.json"))  # first: a killed run must not leave it beside new settings
         return None
     raise ValueError(
         f"{folder} has a tokenizer trained with {summary['settings']}, asked for {settings}: "

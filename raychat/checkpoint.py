@@ -2,7 +2,7 @@
 
     model.safetensors               weights by parameter name
     optimizer_000.safetensors ...   one file a worker, tensors named "<parameter>/<slot>/<first row>"
-    meta.json                       architecture, settings, parent, step, metrics ...; it makes the checkpoint complete
+    meta.json                       step, recipe, runtime, metrics ...; it makes the checkpoint complete
     tokenizer/                      so that the folder alone is enough to talk to the model
 
 Any number of workers reads what any number has written. Nothing is pickled.
@@ -14,7 +14,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,12 +23,25 @@ from torch import Tensor
 
 from raychat import dist, paths
 from raychat.device import compute_dtype
-from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.base import Model
+from raychat.model.registry import MODELS, build
+from raychat.recipe import Recipe, Runtime, from_format_1
 from raychat.tokenizer import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step_(\d{6,})")
-_MODELS = {"GPT": (GPT, GPTConfig)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What `meta.json` says of a checkpoint."""
+
+    step: int
+    recipe: Recipe
+    runtime: Runtime = Runtime()  # noqa: RUF009 (frozen)
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the latest evaluation
+    wall_s: float = 0.0  # spent on the stage so far
+    commit: str | None = None  # of the code that wrote it
 
 
 class Sharded(Protocol):
@@ -60,23 +73,17 @@ def latest_of(run_folder: str, stages: Sequence[str]) -> str:
 
 
 def save_checkpoint(
-    folder: str,
-    step: int,
-    model: GPT,
-    optimizer: Sharded | None,
-    tokenizer: Tokenizer,
-    meta: dict[str, Any],
-    keep: int = 2,
+    folder: str, model: Model, optimizer: Sharded | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
 ) -> str:
-    """Write `folder`/step_<step>; every worker must call it. Returns its path.
+    """Write `folder`/step_<step>; every worker must call it. Return its path.
 
     Raises:
         ValueError: the workers do not see one storage (each wrote to a disk of its own).
     """
     rank, size = dist.world()
-    final = paths.join(folder, f"step_{step:06d}")
+    final = paths.join(folder, f"step_{meta.step:06d}")
     # A local folder is filled under a temporary name and renamed; an object store gets meta.json last.
-    target = paths.join(folder, f".tmp-step_{step:06d}") if paths.is_local(folder) else final
+    target = paths.join(folder, f".tmp-step_{meta.step:06d}") if paths.is_local(folder) else final
     if rank == 0:
         paths.remove(target)
     dist.barrier()
@@ -93,11 +100,8 @@ def save_checkpoint(
                 f"{target} holds {shards} of {size} workers' optimizer state: the workers do not share this storage; "
                 "set --cluster.storage-path to a folder or bucket that all of them see"
             )
-        architecture = {"class": type(model).__name__, **dataclasses.asdict(model.config)}
-        paths.write_json(
-            paths.join(target, paths.LAST_FILE),
-            {"format": FORMAT, "step": step, "model": architecture, "commit": commit(), **meta},
-        )
+        record = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(meta, commit=commit()))}
+        paths.write_json(paths.join(target, paths.LAST_FILE), record)
         if target != final:
             paths.remove(final)
             paths.rename(target, final)
@@ -107,41 +111,56 @@ def save_checkpoint(
     return final
 
 
-def read_meta(path: str) -> dict[str, Any]:
-    """Return a checkpoint's meta.json. Raises ValueError where `path` is no checkpoint of this format."""
+def read_meta(path: str) -> Meta:
+    """Return a checkpoint's meta.json, of this format or of format 1.
+
+    Raises:
+        ValueError: `path` is not a checkpoint, or not of a format that this version reads.
+    """
+    file = paths.join(path, paths.LAST_FILE)
     try:
-        meta = paths.read_json(paths.join(path, paths.LAST_FILE))
+        meta = paths.read_json(file)
     except FileNotFoundError:
         raise ValueError(
             f"{path} is no checkpoint: it has no {paths.LAST_FILE}; expected a folder such as runs/tiny/sft/step_000100"
         ) from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or meta.get("model", {}).get("class") not in _MODELS:
-        raise ValueError(f"{path}/{paths.LAST_FILE} is not of raychat's checkpoint format {FORMAT}")
-    return meta
+    number = meta.get("format") if isinstance(meta, dict) else None
+    try:
+        if number == 1:
+            recipe, runtime = from_format_1(meta["model"], meta["settings"], meta.get("parent"))
+            runtime = dataclasses.replace(runtime, workers=meta.get("workers"))
+        elif number == FORMAT:
+            recipe, runtime = Recipe.from_json(meta["recipe"]), Runtime(**meta["runtime"])
+        else:
+            raise ValueError(f"format {number!r}")
+        if recipe.model.get("class") not in MODELS:
+            raise ValueError(f"model class {recipe.model.get('class')!r}")
+        rest = {key: meta[key] for key in ("metrics", "wall_s", "commit") if key in meta}
+        return Meta(meta["step"], recipe, runtime, **rest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is not of raychat's checkpoint format {FORMAT} or 1: {error!r}") from error
 
 
-def load_model(path: str, device: torch.device) -> tuple[GPT, dict[str, Any]]:
+def load_model(path: str, device: torch.device) -> tuple[Model, Meta]:
     """Build the model of a checkpoint, placed on `device`; return it with its meta.
 
     Raises:
-        ValueError: no checkpoint, or weights that are not those of the architecture that meta.json names.
+        ValueError: `path` is not a checkpoint, or its weights do not fit the architecture that meta.json names.
     """
     meta = read_meta(path)
-    fields = dict(meta["model"])
-    build, config = _MODELS[fields.pop("class")]
-    model = build(config(**fields))
+    model = build(meta.recipe.model)
     load_weights(path, model)
     return model.place(device, compute_dtype(device)), meta
 
 
-def load_weights(path: str, model: GPT) -> None:
+def load_weights(path: str, model: Model) -> None:
     """Copy a checkpoint's weights into a model of the same architecture. Raises ValueError on a mismatch."""
     file = paths.local(paths.join(path, "model.safetensors"))
     try:
         with safe_open(file, framework="pt") as tensors:
             expected, got = model.state_dict(), {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as e:
-        raise ValueError(f"{file} cannot be read as safetensors: {e}") from e
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
     shapes = [{k: tuple(t.shape) for k, t in tensors.items()} for tensors in (expected, got)]
     if shapes[0] != shapes[1]:
         different = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))[:5]

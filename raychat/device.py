@@ -1,4 +1,4 @@
-"""Device, dtypes and peak speed: resolved when first asked for, in the process that uses them, never at import."""
+"""Device, dtypes and peak speed: resolved on first use, in the process that uses them, never at import."""
 
 from typing import cast
 
@@ -19,23 +19,23 @@ _PEAK_BF16_FLOPS = {
 
 
 def device() -> torch.device:
-    """Return the device to compute on: the current CUDA device when there is one, else the CPU."""
+    """Return the device to compute on: the current CUDA device, or the CPU without one."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of matmuls and activations: bf16 on GPUs that compute in it, else fp32."""
+    """Return the dtype of matmuls and activations: bf16 on GPUs that support it, else fp32."""
     if device.type != "cuda":
         return torch.float32
-    # Not torch.cuda.is_bf16_supported(): it counts slow emulation and asks about the current device.
+    # Not torch.cuda.is_bf16_supported(): it counts slow emulation and checks the current device.
     has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the device's peak dense bf16 FLOP/s, or None where it is not known (then there is no MFU)."""
+    """Return the device's peak dense bf16 FLOP/s, or None when unknown: MFU is then not reported."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -43,12 +43,12 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given, so that a clock read is true."""
+    """Wait until the device has finished all queued kernels: read the clock only after that."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """Return the model compiled for batches of one shape on CUDA; on a CPU, itself: compiling would take a minute."""
+    """Return the model, on CUDA compiled for batches of one shape; a CPU would spend a minute on compiling."""
     on_cuda = next(model.parameters()).device.type == "cuda"
     return cast(nn.Module, torch.compile(model, dynamic=False)) if on_cuda else model

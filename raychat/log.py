@@ -1,12 +1,13 @@
-"""What a stage says while it runs: a progress bar or lines on the terminal, rows in a JSONL file, wandb."""
+"""What a job shows while it runs: a progress bar or lines on the terminal, rows in a JSONL file, wandb."""
 
+import functools
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -14,18 +15,44 @@ from rich.progress import Progress as Bar
 from raychat import paths
 
 Report = Callable[[dict[str, Any]], None]
+Result = TypeVar("Result")
 _LINE_EVERY_S = 10.0  # between lines where there is no terminal to draw a bar on
+_UPLOAD_EVERY_S = 30.0  # between uploads of the metrics to an object store
+
+
+class Throttle:
+    """Tell when something is due that should happen at most every `every_s` seconds, first after the first period."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._last = every_s, time.monotonic()
+
+    def due(self, force: bool = False) -> bool:
+        """Tell whether it is due, and begin the next period if it is; `force` makes it due."""
+        now = time.monotonic()
+        if not force and now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True
 
 
 class Progress:
-    """Show reported rows: a bar with step, loss, tok/s, MFU and time left on a terminal, else a line now and then."""
+    """Show how far a job is: a bar with its figures and the time left on a terminal, else a line now and then."""
 
-    def __init__(self, name: str, steps: int) -> None:
-        self._name, self._steps = name, steps
-        self._printed = self._started = time.monotonic()
-        self._first: int | None = None
+    def __init__(self, name: str, steps: int, *, unit: str = "step", say: Callable[[str], None] | None = None) -> None:
+        """Begin at step 0.
+
+        Args:
+            name: what the display shows.
+            steps: at which step the job is complete.
+            unit: what a step is, in the lines.
+            say: gets the lines; there is no bar then. None = the bar, or standard output.
+        """
+        self._name, self._steps, self._unit = name, steps, unit
+        self._say = say or functools.partial(print, flush=True)
+        self._lines = Throttle(_LINE_EVERY_S)
+        self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Bar | None = None
-        if sys.stderr.isatty():
+        if say is None and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -47,28 +74,35 @@ class Progress:
             self._bar.stop()
 
     def show(self, row: dict[str, Any]) -> None:
-        """Show one row; keys it does not know are shown as they are."""
-        step = row.get("step", 0)
-        note = describe(row)
+        """Show a row of metrics: `step` and any figures. Rows without a loss are rare, and each gets its line."""
+        self._show(row, force="loss" not in row)
+
+    def advance(self, step: int, **figures: Any) -> None:
+        """Show that `step` is done."""
+        self._show({"step": step, **figures})
+
+    def track(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Yield the results, each of which is a step."""
+        for step, result in enumerate(results, start=1):
+            self.advance(step)
+            yield result
+
+    def _show(self, row: dict[str, Any], force: bool = False) -> None:
+        step, note = row.get("step", 0), describe(row)
         if self._bar:
             self._bar.update(self._task, completed=step, note=note)
             return
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._started = step, now
-        last = step >= self._steps
-        if now - self._printed >= _LINE_EVERY_S or last or "loss" not in row:
-            self._printed = now
-            left = (now - self._started) / max(step - self._first, 1) * (self._steps - step)
-            print(
-                f"{self._name}: step {step}/{self._steps} {note}"
-                + (f" eta {left:.0f}s" if step > self._first and not last else ""),
-                flush=True,
-            )
+        first, started = self._first = self._first or (step, time.monotonic())
+        if not self._lines.due(force or step >= self._steps):
+            return
+        line = f"{self._name}: {self._unit} {step}/{self._steps} {note}".rstrip()
+        if first < step < self._steps:
+            line += f" eta {(time.monotonic() - started) / (step - first) * (self._steps - step):.0f}s"
+        self._say(line)
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Say a row's figures in one line.
+    """Return a row's figures as one line.
 
     >>> describe({"step": 3, "loss": 2.34567, "tok_per_s": 12345.6, "mfu": 0.41})
     'loss 2.3457 tok/s 12,346 mfu 41.0%'
@@ -87,21 +121,28 @@ def describe(row: dict[str, Any]) -> str:
 
 
 class MetricsLog:
-    """The rows of a stage in `metrics.jsonl`, and the same in wandb.
+    """The rows of a stage in `metrics.jsonl`, and in wandb where that is asked for.
 
-    A resumed stage drops the rows after the step that it goes on from: the file reads like an uninterrupted run.
-    Local files grow by a line a row; on an object store the file is written anew every so often and when flushed:
-    before every checkpoint, so that a kill loses no row of the steps that are behind it.
+    A resumed stage drops the rows after the step it resumes from, so the file reads like an uninterrupted run. Local
+    files grow by a line a row. On an object store the whole file is written again at times and when flushed: flush
+    before every checkpoint, then a kill loses no row of a step that the checkpoint includes.
     """
 
-    _UPLOAD_EVERY_S = 30.0
+    def __init__(self, folder: str, *, start: int, name: str, settings: dict[str, Any], wandb: bool = False) -> None:
+        """Open the log of a stage.
 
-    def __init__(self, folder: str, *, start: int, name: str, settings: dict[str, Any]) -> None:
+        Args:
+            folder: of the stage, on the storage.
+            start: the step it resumes from.
+            name: of the wandb run.
+            settings: what wandb shows as its config.
+            wandb: log to wandb also where no WANDB_* variable of the environment asks for it.
+        """
         self._path = paths.join(folder, "metrics.jsonl")
         self._lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= start]
-        self._uploaded = time.monotonic()
+        self._uploads = Throttle(_UPLOAD_EVERY_S)
         self._write()
-        self._wandb = _wandb_run(folder, name, settings)
+        self._wandb = _wandb_run(folder, name, settings) if _wandb_wanted(wandb) else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must have a `step`."""
@@ -109,7 +150,7 @@ class MetricsLog:
         if paths.is_local(self._path):
             with open(self._path, "a", encoding="utf-8") as f:
                 f.write(self._lines[-1] + "\n")
-        elif time.monotonic() - self._uploaded > self._UPLOAD_EVERY_S:
+        elif self._uploads.due():
             self._write()
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
@@ -126,12 +167,11 @@ class MetricsLog:
             self._wandb.finish()
 
     def _write(self) -> None:
-        self._uploaded = time.monotonic()
         paths.write_text(self._path, "".join(line + "\n" for line in self._lines))
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """Return the rows of a stage's `metrics.jsonl`; empty where there is none. A torn last line is left out."""
+    """Return the rows of a stage's `metrics.jsonl`, none where it does not exist. A torn last line is left out."""
     path = paths.join(folder, "metrics.jsonl")
     if not paths.exists(path):
         return []
@@ -144,32 +184,22 @@ def read_metrics(folder: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _wandb_run(folder: str, name: str, settings: dict[str, Any]) -> Any | None:
-    """Start a wandb run: WANDB_MODE says how; without it, online with a login and offline without one."""
-    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-    if mode == "disabled":
-        return None
+def _wandb_wanted(asked: bool) -> bool:
+    """Tell whether to log to wandb: when asked, or when the environment sets it up. WANDB_MODE=disabled means never."""
+    mode, *others = (os.environ.get(f"WANDB_{name}") for name in ("MODE", "API_KEY", "PROJECT"))
+    return mode != "disabled" and bool(asked or mode or any(others))
+
+
+def _wandb_run(folder: str, name: str, settings: dict[str, Any]) -> Any:
+    """Start a wandb run, or resume the one of this name. wandb itself reads WANDB_MODE and finds the login."""
     import wandb
 
-    where = folder if paths.is_local(folder) else tempfile.mkdtemp(prefix="raychat-wandb-")
-    quiet = wandb.Settings(console="off", silent=True)
     return wandb.init(
-        project="raychat",
+        project=os.environ.get("WANDB_PROJECT") or "raychat",
         name=name,
         id=name.replace("/", "-"),
         resume="allow",
-        mode=mode,
-        dir=where,
+        dir=folder if paths.is_local(folder) else tempfile.mkdtemp(prefix="raychat-wandb-"),
         config=settings,
-        settings=quiet,
+        settings=wandb.Settings(console="off", silent=True),
     )
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = os.environ.get("NETRC", os.path.expanduser("~/.netrc"))
-    if not os.path.exists(netrc):
-        return False
-    with open(netrc, encoding="utf-8") as f:
-        return "api.wandb.ai" in f.read()

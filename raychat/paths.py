@@ -55,6 +55,20 @@ def parent(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[0]
 
 
+def relative(path: str, root: str) -> str:
+    """Return `path` as seen from `root`, or as it is where it lies elsewhere; `under` is the inverse.
+
+    >>> relative("/data/runs/tiny/base/step_000100", "/data"), relative("s3://other/step_000100", "/data")
+    ('runs/tiny/base/step_000100', 's3://other/step_000100')
+    """
+    return path.removeprefix(root.rstrip("/") + "/")
+
+
+def under(root: str, path: str) -> str:
+    """Return a path that is relative to `root` as an absolute one; absolute paths and URLs stay as they are."""
+    return path if path.startswith("/") or not is_local(path) else join(root, path)
+
+
 def exists(path: str) -> bool:
     fs, p = url_to_fs(path)
     return bool(fs.exists(p))

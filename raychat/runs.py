@@ -7,6 +7,7 @@ from fsspec.core import url_to_fs
 
 from raychat import checkpoint, paths
 
+STAGES = ("base", "mid", "sft", "rl")  # in their order
 CHAT_STAGES = ("rl", "sft", "mid")  # that end in a model one can talk to, the latest first
 
 

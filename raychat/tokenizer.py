@@ -1,11 +1,11 @@
-"""The byte-level BPE tokenizer: trained and run in Rust, stored as JSON, special tokens at the end."""
+"""The byte-level BPE tokenizer: trained and run in Rust, stored as JSON, with special tokens after the others."""
 
 import base64
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -18,7 +18,7 @@ from raychat import paths
 if TYPE_CHECKING:
     from raychat_bpe import Texts
 
-# GPT-4's split pattern with numbers of one or two digits, so that a small vocabulary is not spent on numbers.
+# GPT-4's split pattern, but with at most two digits in a word, so that a small vocabulary is not spent on numbers.
 SPLIT_PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"""
     r"""| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
@@ -41,12 +41,13 @@ FILE_FORMAT = "raychat-bpe-1"
 
 
 class Tokenizer:
-    """Turn text into token ids and back.
+    """Turns text into token ids and back.
 
-    `tokens[i]` are the bytes of token i, the first 256 of them the single bytes in order; the special tokens take the
-    ids after them. Text never encodes to a special token: `special["<|bos|>"]` and the like are put in by hand.
+    `tokens[i]` is token i in bytes; the first 256 tokens are the single bytes in order. The special tokens take the ids
+    after all tokens. Text never encodes to a special token: callers insert ids such as `special["<|bos|>"]` themselves.
 
-    Raises ValueError when the tokens do not begin with the 256 single bytes, repeat, or when a special token repeats.
+    Raises:
+        ValueError: If the tokens do not begin with the 256 single bytes, or a token or special token occurs twice.
     """
 
     def __init__(
@@ -69,55 +70,53 @@ class Tokenizer:
     @classmethod
     def train(
         cls,
-        counts: Mapping[bytes, int] | raychat_bpe.Counts,
+        counts: raychat_bpe.Counts,
         vocab_size: int,
         specials: Sequence[str] = SPECIAL_TOKENS,
         pattern: str = SPLIT_PATTERN,
     ) -> Self:
         """Learn the merges from counted words.
 
-        counts: word (bytes) -> how often it occurs, or `raychat_bpe.Counts`, made with the same pattern.
-        vocab_size: size of the whole vocabulary, special tokens included. Fewer tokens result when the words run out of
-        pairs to merge. Raises ValueError when it does not hold the 256 bytes and the special tokens.
+        Args:
+            counts: Words cut by the same pattern.
+            vocab_size: Tokens in all, special ones included. Fewer result when the words have no pairs left to merge.
+
+        Raises:
+            ValueError: If vocab_size has no room for the 256 bytes and the special tokens.
         """
         if vocab_size < 256 + len(specials):
             raise ValueError(
                 f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special tokens need at least "
                 f"{256 + len(specials)}"
             )
-        words = counts if isinstance(counts, raychat_bpe.Counts) else dict(counts)
-        return cls(raychat_bpe.train(words, vocab_size - len(specials)), specials, pattern)
+        return cls(raychat_bpe.train(counts, vocab_size - len(specials)), specials, pattern)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.tokens, self.specials, self.pattern)
 
-    # ---------------------------------------------------------------------------------------------- facts
-
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """The number of ids, special tokens included."""
         return len(self.tokens) + len(self.specials)
 
     @property
     def bos(self) -> int:
-        """Id of the first special token, which begins every document and conversation."""
+        """The id of the first special token, which begins every document and conversation."""
         return len(self.tokens)
 
     @property
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """Smallest of uint16 and uint32 that holds every id."""
+        """uint16 if it holds every id, otherwise uint32."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when any token, special token or the pattern does."""
+        """16 hex digits that change with any token, any special token and the pattern."""
         return hashlib.sha256(json.dumps(self._as_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def token_bytes(self) -> np.ndarray:
-        """Return the number of UTF-8 bytes of every token, int32 (vocab_size,), 0 for special tokens."""
+        """Return the length of every token in bytes, int32 (vocab_size,), 0 for special tokens."""
         return np.array([len(token) for token in self.tokens] + [0] * len(self.specials), dtype=np.int32)
-
-    # ---------------------------------------------------------------------------------------------- encode, decode
 
     @cached_property
     def _ranks(self) -> dict[bytes, int]:
@@ -128,7 +127,7 @@ class Tokenizer:
         return raychat_bpe.Encoder(self._ranks, self.special, self.pattern)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of one text. The names of special tokens in it are ordinary text, lone surrogates U+FFFD."""
+        """Return the ids of one text. Names of special tokens are ordinary text; a lone surrogate becomes U+FFFD."""
         try:
             return self._encoder.encode(text)
         except UnicodeEncodeError:
@@ -137,38 +136,41 @@ class Tokenizer:
     def encode_batch(
         self, texts: "Texts", bos: bool = False, num_threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of many texts, one after the other.
+        """Return the ids of many texts, one text after the other.
 
-        texts: strings, or an Arrow string column, which is read in place. bos: put a BOS before each text. num_threads:
-        None = OMP_NUM_THREADS, which Ray sets to a task's CPUs; without it, all cores.
-        Returns (ids, offsets): ids (N,) uint16, or uint32 when the vocabulary has more than 65,536 tokens; offsets
-        (len(texts) + 1,) int64, text i being ids[offsets[i] : offsets[i + 1]].
+        Args:
+            texts: Strings, or an Arrow string column, which is read in place.
+            bos: Put a BOS before each text.
+            num_threads: None means OMP_NUM_THREADS, which Ray sets to a task's CPUs, or all cores if it is not set.
+
+        Returns:
+            ids: (N,) of type `dtype`.
+            offsets: (len(texts) + 1,) int64. Text i has the ids[offsets[i] : offsets[i + 1]].
         """
         first = self.specials[0] if bos else None
         threads = default_threads() if num_threads is None else num_threads
         try:
             return self._encoder.encode_batch(texts, first, threads)
         except UnicodeEncodeError:
-            strings = cast(Sequence[str], texts)  # Arrow's are valid UTF-8
+            strings = cast(Sequence[str], texts)  # an Arrow column is valid UTF-8
             return self._encoder.encode_batch([without_surrogates(text) for text in strings], first, threads)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of the ids, special tokens by their names.
+        """Return the bytes of the ids; a special token gives its name.
 
-        Raises ValueError for an id outside the vocabulary.
+        Raises:
+            ValueError: If an id is outside the vocabulary.
         """
-        pieces = []
+        parts = []
         for i in map(int, ids):
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-            pieces.append(self.tokens[i] if i < self.bos else self.specials[i - self.bos].encode())
-        return b"".join(pieces)
+            parts.append(self.tokens[i] if i < self.bos else self.specials[i - self.bos].encode())
+        return b"".join(parts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids: special tokens by their names, bytes that are not UTF-8 as U+FFFD."""
+        """Return the text of the ids. A special token gives its name, bytes that are not UTF-8 give U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    # ---------------------------------------------------------------------------------------------- other formats
 
     def to_tiktoken(self) -> tiktoken.Encoding:
         """Export as a `tiktoken.Encoding` with the same ids."""
@@ -210,7 +212,7 @@ class Tokenizer:
         }
 
     def _halves(self, i: int) -> list[bytes]:
-        """Return the two tokens that token i is merged from: what its bytes become with the tokens before it alone."""
+        """Return the two tokens that merge to token i: encode its bytes with the tokens before it only."""
         parts = [bytes([byte]) for byte in self.tokens[i]]
         while len(parts) > 2:
             made = [self._ranks.get(a + b, i) for a, b in itertools.pairwise(parts)]
@@ -219,8 +221,6 @@ class Tokenizer:
                 raise ValueError(f"token {i}, {self.tokens[i]!r}, is not merged from two tokens before it")
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         return parts
-
-    # ---------------------------------------------------------------------------------------------- storage
 
     def _as_json(self) -> dict[str, Any]:
         return {
@@ -236,9 +236,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Read what `save` wrote.
+        """Read the tokenizer that `save` wrote into the folder.
 
-        Raises FileNotFoundError when nothing is there, ValueError when it is something else.
+        Raises:
+            FileNotFoundError: If the folder has no `tokenizer.json`.
+            ValueError: If the file has another format.
         """
         path = paths.join(folder, FILE_NAME)
         if not paths.exists(path):
@@ -251,26 +253,20 @@ class Tokenizer:
 
 
 def default_threads() -> int | None:
-    """Return the threads that the crate is to use: OMP_NUM_THREADS, or None for all cores where it is not set."""
+    """Return OMP_NUM_THREADS, or None, which means all cores, if it is not set to a positive number."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
 def without_surrogates(text: str) -> str:
-    """Join surrogate pairs and replace lone surrogates by U+FFFD, as tiktoken does."""
+    """Join surrogate pairs and replace lone surrogates with U+FFFD, as tiktoken does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+# GPT-2's byte-level characters, which Hugging Face uses too: a printable Latin-1 character stands for its own byte, the
+# characters from U+0100 on for the other 68 bytes.
+_BYTE_LEVEL = {byte: 0x100 + i for i, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
+
+
 def _byte_level(token: bytes) -> str:
-    """Write bytes in the printable characters that GPT-2's vocabulary and Hugging Face's formats use for them."""
-    return "".join(_BYTE_LEVEL[byte] for byte in token)
-
-
-def _byte_level_table() -> list[str]:
-    """Printable Latin-1 characters stand for themselves, the other 68 bytes for the characters from U+0100 on."""
-    others = itertools.count(0x100)
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-_BYTE_LEVEL = _byte_level_table()
+    return token.decode("latin-1").translate(_BYTE_LEVEL)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Check what the installation needs, say what is missing, then install raychat and its crate into .venv.
-# Called by `make install`, which runs it once and again when the dependencies or the crate have changed.
+# Check the prerequisites, print what is missing, then install raychat and its crate into .venv.
+# `make install` calls this script, and calls it again after the dependencies or the crate have changed.
 #   PYTHON=/path/to/python3   the interpreter to build .venv with (default: the newest of 3.13, 3.12, 3.11 that runs)
-#   MIN_FREE_GB=10            free disk that is asked for: .venv takes 6 GB, the downloads 3 GB while it is made
+#   MIN_FREE_GB=10            required free disk: 6 GB for .venv, and 3 GB for the downloads during the installation
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 MIN_FREE_GB=${MIN_FREE_GB:-10}
 venv=.venv
 
-fail() { # fail WHAT REMEDY...: each remedy is a line
+fail() { # fail PROBLEM REMEDY...: each remedy is one line
     printf '\ncannot install raychat: %s\n' "$1" >&2
     shift
     printf '    %s\n' "$@" >&2
@@ -20,7 +20,7 @@ check_python() { # sets $python
     local candidate
     python=
     for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
-        # Running it is the test: pyenv puts commands on the PATH whose versions are not there.
+        # Run it: pyenv also puts commands on the PATH for versions that are not installed.
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             python=$(command -v "$candidate")
             break
@@ -46,25 +46,25 @@ check_rust() { # the crate in tokenizer/ is compiled here
         "Debian, Ubuntu: sudo apt install build-essential"
 }
 
-check_disk() { # check_disk FOLDER GB: df prints KiB in its fourth column
+check_disk() { # check_disk FOLDER GB; the fourth column of df is the free space in KiB
     local free_kb
     free_kb=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
     [ "$free_kb" -ge $(($2 * 1024 * 1024)) ] || fail \
-        "not enough disk: $((free_kb / 1024 / 1024)) GB free where $1 is, expected $2 GB." \
+        "not enough disk: $((free_kb / 1024 / 1024)) GB free on the disk of $1, expected $2 GB." \
         "free some space, or move the checkout (or TMPDIR, for temporary files) to a larger disk"
 }
 
 check_rust
-if [ -e $venv/bin/python ]; then # something is installed already: bring it up to date
+if [ -e $venv/bin/python ]; then # update the existing environment
     "$venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-        fail "the environment in .venv does not work, or is older than Python 3.11." "make clean-all && make install"
+        fail "the environment in .venv does not work, or its Python is older than 3.11." "make clean-all && make install"
 else
     check_python
     check_disk . "$MIN_FREE_GB"
     check_disk "${TMPDIR:-/tmp}" $((MIN_FREE_GB * 2 / 5))
-    printf 'Installing into .venv with %s: about 6 GB, mostly PyTorch with CUDA; this takes some minutes.\n' "$python"
+    printf 'Installing into .venv with %s: about 6 GB, mostly PyTorch with CUDA. This takes some minutes.\n' "$python"
     "$python" -m venv $venv
-    "$venv/bin/python" -m pip install -q --upgrade pip # a distribution's pip may be years old, and takes twice as long
+    "$venv/bin/python" -m pip install -q --upgrade pip # a distribution's pip may be years old and twice as slow
 fi
 "$venv/bin/python" -m pip install -c constraints.txt ./tokenizer -e '.[dev]'
-printf 'Installed. Commands run in this environment after: source .venv/bin/activate\n'
+printf 'Installed. Activate the environment with: source .venv/bin/activate\n'

@@ -7,13 +7,14 @@ import torch
 import toy
 
 from raychat import checkpoint, paths
-from raychat.optim import MuonAdamW
+from raychat.model.base import Model
+from raychat.optim import MuonAdamW, build_optimizer
 
 CPU = torch.device("cpu")
 
 
-def optimizer_of(model: torch.nn.Module) -> MuonAdamW:
-    return MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+def optimizer_of(model: Model) -> MuonAdamW:
+    return build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
 
 
 def one_step(model: torch.nn.Module, optimizer: MuonAdamW, seed: int = 0) -> None:
@@ -29,15 +30,15 @@ def test_saved_training_goes_on_to_the_same_weights(tmp_path: Path, storage: str
     model = toy.model()
     optimizer = optimizer_of(model)
     one_step(model, optimizer)
-    path = checkpoint.save_checkpoint(folder, 1, model, optimizer, toy.byte_tokenizer(), {"settings": {"a": 1}})
+    path = checkpoint.save_checkpoint(folder, model, optimizer, toy.byte_tokenizer(), toy.meta(1, seed=3))
     one_step(model, optimizer, seed=1)
 
     loaded, meta = checkpoint.load_model(path, CPU)
     again = optimizer_of(loaded)
     checkpoint.load_optimizer(path, again)
     one_step(loaded, again, seed=1)
-    assert meta["step"] == 1
-    assert meta["settings"] == {"a": 1}
+    assert meta.step == 1
+    assert meta.recipe == toy.recipe(seed=3)
     assert loaded.config == toy.CONFIG
     for (name, p), q in zip(model.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(p, q), name
@@ -47,7 +48,7 @@ def test_saved_training_goes_on_to_the_same_weights(tmp_path: Path, storage: str
 def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None:
     model = toy.model()
     for step in (5, 10, 100):
-        checkpoint.save_checkpoint(str(tmp_path), step, model, None, toy.byte_tokenizer(), {}, keep=2)
+        checkpoint.save_checkpoint(str(tmp_path), model, None, toy.byte_tokenizer(), toy.meta(step), keep=2)
     (tmp_path / "step_000200").mkdir()  # killed before its meta.json
     assert [paths.name(p) for p in checkpoint.all_in(str(tmp_path))] == ["step_000010", "step_000100"]
     assert paths.name(checkpoint.latest(str(tmp_path)) or "") == "step_000100"
@@ -63,15 +64,16 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
-    path = checkpoint.save_checkpoint(str(tmp_path), 1, toy.model(), None, toy.byte_tokenizer(), {})
+    path = checkpoint.save_checkpoint(str(tmp_path), toy.model(), None, toy.byte_tokenizer(), toy.meta(1))
     meta = paths.read_json(path + "/meta.json")
-    paths.write_json(path + "/meta.json", {**meta, "model": {**meta["model"], "n_embd": 64}})
+    meta["recipe"]["model"]["n_embd"] = 64
+    paths.write_json(path + "/meta.json", meta)
     with pytest.raises(ValueError, match=r"got .*32.* expected .*64"):
         checkpoint.load_model(path, CPU)
 
 
 def test_torn_weights_are_refused(tmp_path: Path) -> None:
-    path = Path(checkpoint.save_checkpoint(str(tmp_path), 1, toy.model(), None, toy.byte_tokenizer(), {}))
+    path = Path(checkpoint.save_checkpoint(str(tmp_path), toy.model(), None, toy.byte_tokenizer(), toy.meta(1)))
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="safetensors"):

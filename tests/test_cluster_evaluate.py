@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def path(folder: Path) -> str:
     """A checkpoint of a tiny model."""
     model, tokenizer = toy.model(), byte_tokenizer()
-    return checkpoint.save_checkpoint(str(folder / "base"), 3, model, None, tokenizer, {"settings": {}})
+    return checkpoint.save_checkpoint(str(folder / "base"), model, None, tokenizer, toy.meta(3))
 
 
 @pytest.fixture(scope="module")

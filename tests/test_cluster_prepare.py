@@ -240,14 +240,14 @@ def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
         os.remove(f"{folder}/{name}")
     made: list[Any] = []
 
-    def packing(block: Any) -> np.ndarray:
+    def reading(block: Any) -> Any:
         made.append(block)
-        return work.pack(block)
+        return work.read(block)
 
-    prepare(work._replace(pack=packing), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, say=quiet)
     assert made == [work.blocks[1], work.blocks[3]]
     assert content(folder) == before
-    prepare(work._replace(pack=packing), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, say=quiet)
     assert len(made) == 2
 
 
@@ -306,7 +306,7 @@ def test_progress_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
     assert said[0] == "tokens: making 4 of 4 blocks"
-    assert said[-1].startswith("tokens: 4/4 blocks, 8 rows of 64 tokens")
+    assert said[-1].startswith("tokens: block 4/4 rows 8 tok/s ")
     prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
     assert len(said) == 2  # nothing to do, nothing to say
 
@@ -354,7 +354,7 @@ def test_ray_tasks_make_the_same_bytes(ray_cluster: None, tmp_path: Path) -> Non
     said: list[str] = []
     prepare(there, Cluster(workers=2), say=said.append)
     assert content(there.folder) == content(here.folder)
-    assert f"{len(there.blocks)}/{len(there.blocks)} blocks" in said[-1]
+    assert f"block {len(there.blocks)}/{len(there.blocks)} " in said[-1]
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from raychat.cluster.launch import launch
 from raychat.cluster.rollout import RolloutPool, num_actors, rollout_pool
 from raychat.log import read_metrics
 from raychat.optim.schedule import Schedule, linear_to_zero
-from raychat.rl import Group, Question, Sampler, questions_of, train_on_rollouts
+from raychat.recipe import Runtime
+from raychat.rl import Group, Question, RolloutSource, Sampler, questions_of
 from raychat.tasks import Problem
+from raychat.train import stage
 
 cloudpickle.register_pickle_by_value(tiny_rl)  # Ray's workers do not find the modules of this folder
 
@@ -122,8 +125,10 @@ def test_number_of_actors(ray_cluster: None) -> None:
 def test_stage_on_ray_with_a_killed_worker_is_the_stage_in_this_process(tmp_path: Path, ray_cluster: None) -> None:
     """Two train workers, one of them killed before the third step, two rollout actors; against none of all that."""
     path = parent(tmp_path)
-    here = stage_of(tmp_path, folder=str(tmp_path / "here"), save_every=1)
-    expected = train_on_rollouts(here, lambda row: None)
+    here = replace(stage_of(tmp_path, "here"), runtime=Runtime(save_every=1))
+    source = here.source
+    assert isinstance(source, RolloutSource)
+    expected = stage.run(here, lambda row: None)
     marker = tmp_path / "killed"
 
     def deadly(steps: int) -> Schedule:
@@ -140,9 +145,9 @@ def test_stage_on_ray_with_a_killed_worker_is_the_stage_in_this_process(tmp_path
 
         return usual._replace(lr=lr)
 
-    with rollout_pool(partial(Sampler.load, path, ascii_reward, PARAMS, here.max_sequences), CLUSTER, 2) as pool:
-        there = stage_of(tmp_path, folder=str(tmp_path / "there"), save_every=1, schedule=deadly, pool=pool)
-        got = launch(train_on_rollouts, there, name="tiny/rl", steps=there.steps, cluster=CLUSTER)
+    with rollout_pool(partial(Sampler.load, path, ascii_reward, PARAMS, source.max_sequences), CLUSTER, 2) as pool:
+        there = replace(here, name="tiny/there", schedule=deadly, source=replace(source, pool=pool))
+        got = launch(there, CLUSTER)
 
     assert marker.exists()
     rewards = [[row["reward"] for row in read_metrics(work.folder)] for work in (here, there)]

@@ -10,7 +10,7 @@ import toy
 from tiny import byte_tokenizer
 
 from raychat.data.batches import Batch, next_token
-from raychat.data.batches import evaluation as share_of
+from raychat.data.batches import validation_batches as share_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.evals import bpb

@@ -1,11 +1,13 @@
-"""What a stage says: rows in a file that resuming cuts, the same in wandb offline, progress in lines."""
+"""What a job shows: rows in a file that resuming cuts, wandb when asked for, progress in a few lines."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from raychat.log import MetricsLog, Progress, read_metrics
+from raychat.log import MetricsLog, Progress, Throttle, read_metrics
 
 
 @pytest.mark.parametrize("storage", ["local", "memory"])
@@ -25,16 +27,63 @@ def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wandb_runs_offline_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+def test_wandb_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     log = MetricsLog(str(tmp_path), start=0, name="test/base", settings={"depth": 2})
     log.write({"step": 1, "loss": 2.0})
     log.close()
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("*.wandb"))
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    "environment, asked, expected",
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"WANDB_API_KEY": "key"}, False, True),
+        ({"WANDB_PROJECT": "mine"}, False, True),
+        ({"WANDB_MODE": "offline"}, False, True),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "key"}, True, False),
+    ],
+)
+def test_wandb_is_used_only_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], asked: bool, expected: bool
+) -> None:
+    import wandb
+
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings))
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password key")  # a login alone asks for nothing
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    MetricsLog(str(tmp_path), start=0, name="test/base", settings={}, wandb=asked).close()
+    assert bool(started) == expected
+    assert [run["project"] for run in started] == [environment.get("WANDB_PROJECT", "raychat")] * expected
+
+
+def test_throttle_is_due_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    throttle = Throttle(5)
+    due = []
+    for now in (104.9, 105.0, 105.1, 109.9, 110.1, 111.0):
+        due.append(throttle.due(force=now == 111.0))
+    assert due == [False, True, False, False, True, True]
+
+
+def test_progress_counts_to_the_end_in_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    lines: list[str] = []
+    progress = Progress("count", steps=100, unit="block", say=lines.append)
+    for _ in progress.track(range(100)):
+        now += 0.25
+    assert lines == ["count: block 41/100 eta 15s", "count: block 81/100 eta 5s", "count: block 100/100"]
 
 
 def test_progress_without_a_terminal_is_lines(capsys: pytest.CaptureFixture[str]) -> None:

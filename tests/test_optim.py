@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from raychat.model import gpt
 from raychat.optim import MuonAdamW
 from raychat.optim.updates import POLAR_STEPS, adamw_, equilibrated, muon_, polar, rescaled
 
@@ -48,8 +49,9 @@ def set_grads(params: dict[str, nn.Parameter], step: int, rank: int = 0, size: i
         p.grad = (others[rank] if rank < size - 1 else whole - others.sum(0)).to(p.dtype)
 
 
-def build(params: dict[str, nn.Parameter]) -> MuonAdamW:
-    return MuonAdamW(params.items(), dim=DIM, lr_scale=0.5, weight_decay=0.3)
+def build(params: dict[str, nn.Parameter], lr_scale: float = 0.5, weight_decay: float = 0.3) -> MuonAdamW:
+    rates = {name: gpt.rates_of(name, p.dim(), DIM) for name, p in params.items()}
+    return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay)
 
 
 def train(params: dict[str, nn.Parameter], optimizer: MuonAdamW, steps: range, rank: int = 0, size: int = 1) -> None:
@@ -75,7 +77,8 @@ def test_adamw_is_torchs() -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)  # the order of additions differs
 
 
-# Each rate, as the recipe has it: lr, betas, weight decay, whether lr scales with (width / 768)^-0.5.
+# Each rate, as the recipe has it: lr, betas, weight decay, whether lr scales with (width / 768)^-0.5. The last three do
+# not scale with the batch.
 RECIPE = {
     "lm_head.weight": (0.008, (0.8, 0.96), 0.01, True),
     "wte.weight": (0.3, (0.8, 0.995), 0.001, True),
@@ -87,6 +90,8 @@ RECIPE = {
     "backout_lambda": (0.2, (0.8, 0.95), 0.0, False),
 }
 
+UNSCALED = ("smear_gate.weight", "smear_lambda", "backout_lambda")
+
 
 def test_every_other_parameter_is_updated_by_adamw_at_its_rate() -> None:
     ours, theirs = make(), make()
@@ -94,7 +99,7 @@ def test_every_other_parameter_is_updated_by_adamw_at_its_rate() -> None:
     groups = [
         {
             "params": [theirs[name]],
-            "lr": 0.5 * lr * ((DIM / 768) ** -0.5 if by_width else 1),
+            "lr": lr * ((DIM / 768) ** -0.5 if by_width else 1) * (1.0 if name in UNSCALED else 0.5),
             "betas": betas,
             "weight_decay": decay,
         }
@@ -223,7 +228,7 @@ def test_equilibration_and_rescaling_keep_zeros() -> None:
 def test_matrices_without_gradient_stay_and_stay_finite() -> None:
     params = make()
     before = {name: p.detach().clone() for name, p in params.items()}
-    MuonAdamW(params.items(), dim=DIM, weight_decay=0.0).step()
+    build(params, 1.0, 0.0).step()
     for name, p in params.items():
         assert p.isfinite().all(), name
         if name.startswith("blocks."):
@@ -231,16 +236,21 @@ def test_matrices_without_gradient_stay_and_stay_finite() -> None:
 
 
 def test_an_unknown_parameter_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'wpe.weight' of shape \(8, 4\)"):
-        MuonAdamW([("wpe.weight", nn.Parameter(torch.zeros(8, 4)))], dim=4)
+    with pytest.raises(ValueError, match=r"'wpe.weight' of 2 dimensions"):
+        gpt.rates_of("wpe.weight", 2, 4)
     with pytest.raises(ValueError, match=r"'blocks.0.bias'"):
-        MuonAdamW([("blocks.0.bias", nn.Parameter(torch.zeros(8)))], dim=4)
+        gpt.rates_of("blocks.0.bias", 1, 4)
+    with pytest.raises(ValueError, match=r"no learning rates for the parameters 1 \(wpe.weight\)"):
+        MuonAdamW([("wpe.weight", nn.Parameter(torch.zeros(8, 4)))], {})
 
 
 def test_frozen_and_compiled_parameters_keep_their_places() -> None:
     params = make()
     params["wte.weight"].requires_grad_(False)
-    optimizer = MuonAdamW([(f"_orig_mod.{name}", p) for name, p in params.items()], dim=DIM)
+    optimizer = MuonAdamW(
+        [(f"_orig_mod.{name}", p) for name, p in params.items()],
+        {name: gpt.rates_of(name, p.dim(), DIM) for name, p in params.items()},
+    )
     before = params["wte.weight"].clone()
     train(params, optimizer, range(1))
     assert params["wte.weight"].equal(before)
@@ -251,7 +261,7 @@ def test_frozen_and_compiled_parameters_keep_their_places() -> None:
 def test_a_small_regression_is_learnt() -> None:
     torch.manual_seed(0)
     weight, target = nn.Parameter(torch.zeros(16, 16)), torch.randn(16, 16) / 4
-    optimizer = MuonAdamW([("blocks.0.attn.q.weight", weight)], dim=16, weight_decay=0.0)
+    optimizer = build({"blocks.0.attn.q.weight": weight}, 1.0, 0.0)
     for step in range(300):
         ((weight - target) ** 2).sum().backward()
         optimizer.step(lr=1 - step / 300)

@@ -1,4 +1,4 @@
-"""The report card says what the stages' files say, and "-" where they say nothing."""
+"""The report card shows the figures in the stages' files, and "-" where they have none."""
 
 import html.parser
 import json
@@ -30,7 +30,7 @@ def write_stage(
 
 
 def write_run(run: str) -> None:
-    """Write what a whole run leaves behind: tokenizer, base, SFT and RL; mid was not run."""
+    """Write the files of a whole run: tokenizer, base, SFT and RL; mid was not run."""
     tokenizer = paths.join(run, "tokenizer")
     paths.write_json(
         paths.join(tokenizer, "train.json"),
@@ -201,7 +201,23 @@ def test_markdown_keeps_texts_of_the_model_from_being_markup(run: str) -> None:
         assert paths.exists(paths.join(run, "report", name))
 
 
-def test_unfinished_stage_is_told_by_its_metrics(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"settings": {"depth": 2, "workers": 8}},
+        {"recipe": {"depth": 2}, "runtime": {"workers": 8}},
+        {"recipe": {"depth": 2}, "runtime": {"workers": 8}, "settings": {"depth": 9}},
+    ],
+    ids=["settings", "recipe and runtime", "all"],
+)
+def test_settings_of_either_layout(tmp_path: Path, recorded: dict[str, Any]) -> None:
+    """Older code recorded `settings`; newer code records `recipe` and `runtime`."""
+    write_stage(str(tmp_path / "r" / "base"), {"steps": 1, **recorded}, None, [{"step": 1, "loss": 2.0}])
+    written, _ = figures.collect(str(tmp_path / "r"))
+    assert written["stages"]["base"]["settings"] == {"depth": 2, "workers": 8}
+
+
+def test_unfinished_stage_shows_its_metrics(tmp_path: Path) -> None:
     rows = [{"step": s, "loss": 2.0, "t": s * 0.5} for s in range(1, 8)]
     write_stage(str(tmp_path / "r" / "base"), None, None, rows)
     written, _ = figures.collect(str(tmp_path / "r"))
@@ -234,9 +250,9 @@ def test_job_prints_the_table(run: str, capsys: pytest.CaptureFixture[str]) -> N
     storage = str(Path(run).parent.parent)
     written = job.run(job.Args(run="demo", cluster=Cluster(workers=0, storage_path=storage)))
     assert written["run"] == "demo"
-    said = capsys.readouterr().out
-    assert "| ChatCORE | - | - | 0.3125 | - |" in said
-    assert said.rstrip().endswith("runs/demo/report/report.html")
+    printed = capsys.readouterr().out
+    assert "| ChatCORE | - | - | 0.3125 | - |" in printed
+    assert printed.rstrip().endswith("runs/demo/report/report.html")
 
 
 def test_durations_read_naturally() -> None:

@@ -22,21 +22,23 @@ from raychat.data.batches import Batch
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.log import read_metrics
-from raychat.optim.schedule import linear_to_zero
-from raychat.rl import RLStage, Rollout, Sampler, advantages, questions_of, to_batches, train_on_rollouts, weigh
+from raychat.recipe import Runtime
+from raychat.rl import Rollout, Sampler, advantages, questions_of, to_batches, weigh
 from raychat.tasks import Problem
+from raychat.train import stage
 from raychat.train.loop import accumulate
+from raychat.train.stage import Stage
 
 CPU = torch.device("cpu")
 REPO = Path(__file__).parent.parent
 
 
-def run(work: RLStage) -> dict[str, object]:
+def run(work: Stage) -> dict[str, object]:
     torch.set_num_threads(1)
-    return train_on_rollouts(work, lambda row: None)
+    return stage.run(work, lambda row: None)
 
 
-def final_weights(work: RLStage) -> dict[str, torch.Tensor]:
+def final_weights(work: Stage) -> dict[str, torch.Tensor]:
     last = checkpoint.latest(work.folder)
     assert str(last).endswith(f"step_{work.steps:06d}")
     return load_file(paths.join(str(last), "model.safetensors"))
@@ -171,7 +173,7 @@ def test_reward_rises(tmp_path: Path) -> None:
         tmp_path,
         steps=30,
         samples=8,
-        schedule=partial(linear_to_zero, peak=1.0),
+        peak=1.0,
         val_task=ascii_task,
         num_eval=6,
     )
@@ -189,7 +191,7 @@ def test_reward_rises(tmp_path: Path) -> None:
 def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     """Bit by bit, stopped between two checkpoints while rewards are given."""
     parent(tmp_path)
-    whole = stage_of(tmp_path, folder=str(tmp_path / "whole"), steps=6, save_every=2)
+    whole = replace(stage_of(tmp_path, "whole", steps=6), runtime=Runtime(save_every=2))
     expected = run(whole)
 
     calls = 0
@@ -201,9 +203,9 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return ascii_reward(problem, text)
 
-    killed = replace(whole, folder=str(tmp_path / "killed"))
+    killed = replace(whole, name="tiny/killed")
     with pytest.raises(KeyboardInterrupt):
-        run(replace(killed, task=partial(ascii_task, reward=stops)))
+        run(replace(killed, source=replace(killed.source, task=partial(ascii_task, reward=stops))))
     assert str(checkpoint.latest(killed.folder)).endswith("step_000004")
     got = run(killed)
 
@@ -216,9 +218,9 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
 def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     """Two workers in a gloo group, three calls a step: one has more rollouts to make than the other."""
     parent(tmp_path)
-    one = stage_of(tmp_path, folder=str(tmp_path / "one"), steps=3)
+    one = stage_of(tmp_path, "one", steps=3)
     summary = run(one)
-    two = replace(one, folder=str(tmp_path / "two"))
+    two = replace(one, name="tiny/two")
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],
@@ -279,5 +281,5 @@ if __name__ == "__main__":  # one of the workers of test_any_number_of_workers_t
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{os.environ['STORE']}", rank=int(os.environ["RANK"]), world_size=2
     )
-    run(stage_of(folder, folder=str(folder / "two"), steps=3))
+    run(stage_of(folder, "two", steps=3))
     torch.distributed.destroy_process_group()

@@ -29,8 +29,7 @@ def write_problems(folder: Path) -> None:
 
 @pytest.fixture
 def args(raychat_home: Path, tmp_path: Path) -> rl_train.Args:
-    (raychat_home / "runs" / "r").mkdir(parents=True)
-    tiny_rl.parent(raychat_home / "runs" / "r")
+    tiny_rl.parent(raychat_home, run="r")
     write_problems(tmp_path)
     return rl_train.Args(
         run="r",
@@ -52,8 +51,15 @@ def test_job_reinforces_once(args: rl_train.Args, raychat_home: Path) -> None:
     folder = str(raychat_home / "runs" / "r" / "rl")
     assert [row["step"] for row in read_metrics(folder) if "reward" in row] == [1, 2]
     meta = checkpoint.read_meta(summary["checkpoint"])
-    assert meta["parent"].endswith("/runs/r/sft/step_000000")
-    assert meta["settings"]["lr_scale"] == 1.0
+    assert meta.recipe.parent == "runs/r/sft/step_000000"
+    assert meta.recipe.lr_scale == 1.0
+    assert meta.recipe.sampling == {
+        "questions_per_step": 2,
+        "samples": 3,
+        "max_new_tokens": 5,
+        "temperature": 1.0,
+        "top_k": 50,
+    }
     assert rl_train.run(args) == json.loads((Path(folder) / "summary.json").read_text())
 
 

@@ -326,7 +326,7 @@ def trained_tokenizer() -> Tokenizer:
     import raychat_bpe
 
     text = "the quick brown fox jumps over the lazy dog and the dog says hello to the fox " * 3
-    return Tokenizer.train(raychat_bpe.count([text], SPLIT_PATTERN), 300)
+    return Tokenizer.train(raychat_bpe.Counts([text], SPLIT_PATTERN), 300)
 
 
 def write_chat_run(home: Path, tokenizer: Tokenizer, run: str = "tiny", stage: str = "sft") -> None:

@@ -56,8 +56,9 @@ def test_speedrun_goes_all_the_way_and_does_nothing_twice(
     assert all(report["stages"][stage].keys() >= {"arc_easy", "gsm8k"} for stage in ("mid", "sft", "rl"))
     assert 0 <= report["stages"]["rl"]["reward_first"] <= 1
     assert 0 <= report["stages"]["rl"]["reward_last"] <= 1
-    parents = [read_meta(all_in(str(run / stage))[-1])["parent"] for stage in STEPS]
-    assert parents == [None, *(all_in(str(run / stage))[-1] for stage in ("base", "mid", "sft"))]
+    last = [all_in(str(run / stage))[-1] for stage in STEPS]
+    parents = [read_meta(path).recipe.parent for path in last]
+    assert parents == [None, *(path.removeprefix(f"{raychat_home}/") for path in last[:-1])]
 
     written = {path: path.stat().st_mtime_ns for stage in STEPS for path in (run / stage).rglob("*")}
     capsys.readouterr()
@@ -70,3 +71,11 @@ def test_other_settings_of_a_finished_run_are_refused(world: Path, raychat_home:
     speedrun.tok_train.run(speedrun.pipeline(arguments(world)).tok_train)
     with pytest.raises(ValueError, match="vocab_size"):
         speedrun.run(replace(arguments(world), vocab_size=500))
+
+
+def test_a_setting_that_a_step_does_not_have_is_refused() -> None:
+    step = speedrun.base_train.Args()
+    changed = speedrun.with_settings(step, {"run": "r", "task_data": "hub", "data": None}, {"depth": 3})
+    assert changed == replace(step, run="r", depth=3)
+    with pytest.raises(ValueError, match="base_train has no setting dept"):
+        speedrun.with_settings(step, {}, {"dept": 3})

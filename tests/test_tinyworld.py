@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -14,12 +15,14 @@ import yaml
 from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
 from raychat.tasks import sandbox
-from raychat.tinyworld import text as pretraining
-from raychat.tinyworld.plots import PLOTS
-from raychat.tinyworld.relations import KINDS, RELATIONS
+from raychat.tinyworld import phrases
+from raychat.tinyworld.documents import documents as pretraining_documents
+from raychat.tinyworld.functions import functions
+from raychat.tinyworld.relations import KINDS, relations
 from raychat.tinyworld.stories import short_story, story
 from raychat.tinyworld.words import number_name
-from raychat.tinyworld.world import World
+from raychat.tinyworld.world import TinyWorld
+from raychat.tinyworld.write import VERSION
 
 SCALE = 0.2
 CHOICE_FILES = {
@@ -65,17 +68,25 @@ def questions(root, name):
     return found
 
 
-# ---------------------------------------------------------------------------------------------- reproducible
-
-
 def test_the_same_seed_gives_the_same_bytes(root, tmp_path):
     tinyworld.write(str(tmp_path), scale=SCALE)
     assert files(root) == files(str(tmp_path))
 
 
+def test_bytes_belong_to_the_version(root):
+    """Folders of the same version are not written again: when this fails, raise VERSION, then note the new digest."""
+    digest = hashlib.sha256()
+    for shard in range(8):
+        digest.update("\0".join(documents(root, shard)).encode())
+    for name, content in sorted(files(root).items()):
+        if name.endswith((".jsonl", ".txt", ".yaml", ".csv")):
+            digest.update(name.encode() + content)
+    assert {VERSION: digest.hexdigest()} == {7: "1c0ff6c94b308385751e76ba14daaaa2cd6338f7818f2db00cfc5c317e7b9cfa"}
+
+
 def test_another_seed_gives_another_world(root, tmp_path):
     tinyworld.write(str(tmp_path), seed=1, scale=0.01)
-    assert World(0).facts != World(1).facts
+    assert TinyWorld(0).facts != TinyWorld(1).facts
     assert not set(documents(str(tmp_path), 0)) & set(documents(root, 0))
 
 
@@ -91,9 +102,6 @@ def test_complete_says_whether_the_folder_is_whole(root, tmp_path):
 def test_a_scale_that_is_not_positive_is_refused(tmp_path):
     with pytest.raises(ValueError, match="above 0"):
         tinyworld.write(str(tmp_path), scale=0)
-
-
-# ---------------------------------------------------------------------------------------------- layouts
 
 
 def test_every_set_is_there_and_loads(root):
@@ -138,9 +146,6 @@ def test_schema_items_differ_in_the_context_and_share_the_ending(root):
         assert item["continuation"].endswith(".")
 
 
-# ---------------------------------------------------------------------------------------------- apart
-
-
 def test_no_document_is_in_two_places(root):
     all_documents = [text for shard in range(8) for text in documents(root, shard)]
     assert len(set(all_documents)) == len(all_documents)
@@ -159,7 +164,7 @@ def test_no_test_question_is_asked_in_training(root, name):
 
 
 def test_no_test_question_is_asked_in_the_pretraining_text_or_the_chats(root):
-    held_out = {fact.state(template) for fact in World(0).test_facts for template in fact.relation.questions}
+    held_out = {fact.state(template) for fact in TinyWorld(0).test_facts for template in fact.relation.questions}
     chats = rows(root, "chat/train.jsonl")
     asked = {message["content"] for row in chats for message in row["messages"] if message["role"] == "user"}
     lines = {line for shard in range(8) for text in documents(root, shard) for line in text.split("\n")}
@@ -183,9 +188,6 @@ def test_no_function_of_human_eval_is_in_the_pretraining_text_or_the_chats(root)
     assert not [row for row in map(json.loads, lines) if f"def {row['entry_point']}(" in read]
 
 
-# ---------------------------------------------------------------------------------------------- right
-
-
 @pytest.mark.parametrize("name", [file for pair in CHOICE_FILES.values() for file in pair])
 def test_every_letter_is_right_equally_often(root, name):
     counts = collections.Counter(right for *_, right in questions(root, name))
@@ -198,7 +200,7 @@ def test_choices_are_four_and_different(root, name):
 
 
 def test_fact_questions_have_the_worlds_answer(root):
-    world = World(0)
+    world = TinyWorld(0)
     answers = {fact.state(t): fact.value for fact in world.facts.values() for t in fact.relation.questions}
     checked = 0
     for file in ("ai2_arc/ARC-Easy/test.jsonl", "ai2_arc/ARC-Easy/train.jsonl", "mmlu/test.jsonl"):
@@ -210,7 +212,7 @@ def test_fact_questions_have_the_worlds_answer(root):
 
 
 def test_two_step_questions_have_the_worlds_answer(root):
-    world, checked = World(0), 0
+    world, checked = TinyWorld(0), 0
     for text, choices, right in questions(root, "ai2_arc/ARC-Challenge/test.jsonl"):
         match = re.fullmatch(r"What colour is the pet of (\w+)\?", text)
         if match:
@@ -236,35 +238,43 @@ def test_canonical_solutions_pass_their_tests(root):
     assert not sandbox.run(wrong).passed
 
 
+def test_functions_compute_what_their_names_say():
+    compute = {f.name: f.compute for test in (True, False) for f in functions(test=test)}
+    assert (compute["add_three"](5), compute["take_ten"](8), compute["times_seven"](12)) == (8, -2, 84)
+    assert compute["is_five"](5) is True
+    assert compute["more_than_eight"](8) is compute["less_than_two"](2) is False
+    assert (compute["first_two"]("rabbit"), compute["repeat_three"]("a")) == ("ra", "aaa")
+    assert (compute["count_e"]("tree"), compute["starts_with_a"]("snow")) == (2, False)
+
+
 def test_the_text_states_every_fact_many_times(root):
     """Held-out facts included: they are what a model has to have read to answer the test's questions."""
     read = "\n".join(text for shard in range(7) for text in documents(root, shard))
-    missing = [
-        fact.key for fact in World(0).facts.values() if not any(fact.state(t) in read for t in fact.relation.statements)
-    ]
-    assert len(missing) < 0.05 * len(World(0).facts)
+    facts = TinyWorld(0).facts.values()
+    missing = [fact.key for fact in facts if not any(fact.state(t) in read for t in fact.relation.statements)]
+    assert len(missing) < 0.05 * len(facts)
 
 
 def test_stories_fill_every_field():
-    world, rng = World(0), random.Random(0)
+    world, rng = TinyWorld(0), random.Random(0)
     for _ in range(300):
-        told = story(world, rng) + short_story(world, rng)
-        assert "{" not in told
-        assert told.isascii()
-    assert len(PLOTS) >= 6
+        text = story(world, rng) + short_story(world, rng)
+        assert "{" not in text
+        assert text.isascii()
+    assert len(phrases.sections("plots")) >= 6
 
 
 def test_kinds_and_relations_fit_together():
-    assert {relation.kind for relation in RELATIONS} == set(KINDS)
-    names = [entity for entities in KINDS.values() for entity in entities]
+    assert {relation.kind for relation in relations()} == set(KINDS)
+    names = [entity for kind in KINDS for entity in phrases.words(kind)]
     assert len(set(names)) == len(names)
-    for relation in RELATIONS:
+    for relation in relations():
         assert len(set(relation.values)) == len(relation.values) >= 4
 
 
 def test_documents_are_short_enough_for_a_small_context():
-    world = World(0)
-    lengths = [len(d) for d, _ in zip(pretraining.documents(world, random.Random(0), set()), range(500), strict=False)]
+    world = TinyWorld(0)
+    lengths = [len(d) for d, _ in zip(pretraining_documents(world, random.Random(0)), range(500), strict=False)]
     assert max(lengths) < 1500
 
 

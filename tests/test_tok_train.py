@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import raychat_bpe
+import regex
 
 from jobs import tok_train
 from raychat.cluster import Cluster, count
@@ -23,7 +23,7 @@ WriteShards = Callable[[str, int, int], str]
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> WriteShards:
-    """Write TEXTS as parquet shards of so many documents, in row groups of so many, and one shard for validation."""
+    """Write TEXTS as parquet shards of `shard` documents in row groups of `row_group`, and a shard for validation."""
 
     def write(name: str, shard: int, row_group: int) -> str:
         folder = tmp_path / name
@@ -61,21 +61,17 @@ def test_workers_do_not_matter(write_shards: WriteShards, monkeypatch: pytest.Mo
     assert runs[0] == runs[1] == runs[2] == runs[3]
 
 
-def test_added_up_in_a_tree_and_in_parts(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_added_up_in_a_tree(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_shards("x", 25, 3)
     expected = trained(arguments(data, run="a"))
     monkeypatch.setattr(count, "FAN_IN", 2)
-    monkeypatch.setattr(count, "BLOCKS_PER_PART", 2)
     monkeypatch.setattr(corpus, "blocks", functools.partial(corpus.blocks, min_bytes=1))
     assert trained(arguments(data, run="b")) == expected
 
 
 def test_rare_words_are_cut_and_reported(write_shards: WriteShards) -> None:
     summary = tok_train.run(arguments(write_shards("x", 60, 7), min_count=100))
-    words = Counter(word for text in TEXTS for word in raychat_bpe.count([text], SPLIT_PATTERN).items())
-    counts: Counter[bytes] = Counter()
-    for (word, n), times in words.items():
-        counts[word] += n * times
+    counts = Counter(word for text in TEXTS for word in regex.findall(SPLIT_PATTERN, text))
     rare = [n for n in counts.values() if n < 100]
     assert (summary["cut_words"], summary["cut_occurrences"]) == (len(rare), sum(rare))
     assert summary["unique_words"] == len(counts) - len(rare)

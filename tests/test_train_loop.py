@@ -10,7 +10,7 @@ import toy
 from raychat import dist
 from raychat.data.batches import Step, steps_of
 from raychat.data.shards import TokenRows
-from raychat.optim import MuonAdamW, schedule
+from raychat.optim import build_optimizer, schedule
 from raychat.optim.schedule import Schedule
 from raychat.train.loop import every, train
 
@@ -22,7 +22,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
     """Train the toy model a few steps and return the loss of each."""
     torch.set_num_threads(1)
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), lr_scale=0.3, weight_decay=0.1, dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
     seen: list[float] = []
     batches = steps_of(
         TokenRows(folder), rows_per_step=7, device_rows=device_rows, start=0, world=dist.world(), device=CPU
@@ -65,7 +65,7 @@ def test_workers_give_the_losses_of_one(tmp_path: Path, size: int) -> None:
 def test_training_learns_to_count(tmp_path: Path) -> None:
     folder = toy.token_folder(str(tmp_path))
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
     seen: list[float] = []
     batches = steps_of(TokenRows(folder), rows_per_step=20, device_rows=20, start=0, world=dist.world(), device=CPU)
     constant = Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.0)
@@ -76,7 +76,7 @@ def test_training_learns_to_count(tmp_path: Path) -> None:
 
 def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path) -> None:
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     still = Schedule(lambda _: 1.0, lambda _: 0.9, lambda _: 0.0)
     seen: list[float] = []
@@ -98,7 +98,7 @@ def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path
 def test_a_step_that_teaches_nothing_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     model = toy.model()
-    optimizer = MuonAdamW(model.named_parameters(), dim=toy.CONFIG.n_embd)
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
     taught = steps_of(rows, rows_per_step=4, device_rows=4, start=0, world=dist.world(), device=CPU)
     states: list[dict[str, torch.Tensor]] = []
     train(

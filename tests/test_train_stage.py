@@ -1,5 +1,6 @@
 """A stage around the loop: killed anywhere, it goes on to the same weights; what it writes is complete."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,27 @@ import torch
 import toy
 
 from raychat import checkpoint, paths
+from raychat.data.batches import steps_of
+from raychat.data.shards import TokenRows
+from raychat.dist import World
 from raychat.log import read_metrics
-from raychat.train import stage
-from raychat.train.token_stage import train_on_rows
+from raychat.optim import build_optimizer
+from raychat.recipe import Runtime
+from raychat.train import loop, stage
+from raychat.train.finetune import child_recipe
+from raychat.train.loop import train
+from raychat.train.stage import Stage
+from raychat.train.token_feed import TokenSource
+
+CPU = torch.device("cpu")
 
 
 class Killed(Exception):
     pass
+
+
+def run(work: Stage, report: Any = lambda row: None) -> dict[str, Any]:
+    return stage.run(work, report)
 
 
 def kill_at(step: int) -> Any:
@@ -27,23 +42,23 @@ def kill_at(step: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(stage, "LOG_EVERY_S", 0.0)
 
 
-def weights(folder: str) -> dict[str, torch.Tensor]:
+def weights(folder: str, step: int = toy.STEPS) -> dict[str, torch.Tensor]:
     path = checkpoint.latest(folder)
     assert path is not None
-    assert paths.name(path) == f"step_{toy.STEPS:06d}"
-    return checkpoint.load_model(path, torch.device("cpu"))[0].state_dict()
+    assert paths.name(path) == f"step_{step:06d}"
+    return checkpoint.load_model(path, CPU)[0].state_dict()
 
 
 @pytest.mark.parametrize("killed_at", [1, 4, 7])  # before the first checkpoint, between two, after the second
 def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -> None:
     whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
-    train_on_rows(whole, lambda row: None)
+    run(whole)
     with pytest.raises(Killed):
-        train_on_rows(cut, kill_at(killed_at))
-    train_on_rows(cut, lambda row: None)
+        run(cut, kill_at(killed_at))
+    run(cut)
     expected, got = weights(whole.folder), weights(cut.folder)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert [r["loss"] for r in read_metrics(whole.folder) if "loss" in r] == [
@@ -54,7 +69,7 @@ def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -
 def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
     rows: list[dict[str, Any]] = []
-    summary = train_on_rows(one, rows.append)
+    summary = run(one, rows.append)
     logged = read_metrics(one.folder)
     assert [r["step"] for r in logged if "loss" in r] == list(range(1, toy.STEPS + 1))
     assert [r["step"] for r in logged if "val_bpb" in r] == [4, 8]
@@ -66,40 +81,100 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
 
 
 def test_metrics_on_an_object_store_have_no_gap_after_a_kill(tmp_path: Path) -> None:
-    one = toy.token_stage(tmp_path, "one", folder=f"memory://{tmp_path.name}")
+    one = toy.token_stage(tmp_path, "one")
+    one = replace(one, storage=f"memory://{tmp_path.name}")
+    toy.byte_tokenizer().save(one.tokenizer)
     with pytest.raises(Killed):
-        train_on_rows(one, kill_at(7))  # long before the log's next upload
-    train_on_rows(one, lambda row: None)
+        run(one, kill_at(7))  # long before the log's next upload
+    run(one)
     assert [r["step"] for r in read_metrics(one.folder) if "loss" in r] == list(range(1, toy.STEPS + 1))
 
 
 def test_stage_killed_between_its_last_checkpoint_and_its_summary_is_summed_up(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
-    summary = train_on_rows(one, lambda row: None)
+    summary = run(one)
     paths.remove(one.folder + "/summary.json")
-    assert stage.finished(one.folder, one.settings) is None
-    again = train_on_rows(one, lambda row: None)
+    assert stage.finished(one.folder, one.recipe) is None
+    again = run(one)
     assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in summary.items() if k != "wall_s"}
 
 
-def test_finished_stage_is_found_and_other_settings_are_refused(tmp_path: Path) -> None:
+def test_finished_stage_is_found_and_another_recipe_is_refused(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
-    assert stage.finished(one.folder, {"seed": 0}) is None
-    summary = train_on_rows(one, lambda row: None)
-    assert stage.finished(one.folder, {"seed": 0}) == summary
+    assert stage.finished(one.folder, one.recipe) is None
+    summary = run(one)
+    assert stage.finished(one.folder, toy.recipe()) == summary
     with pytest.raises(ValueError, match="seed: there 0, now 1"):
-        stage.finished(one.folder, {"seed": 1})
-    with pytest.raises(ValueError, match="other settings"):
-        train_on_rows(toy.token_stage(tmp_path, "one", settings={"seed": 1}), lambda row: None)
+        stage.finished(one.folder, toy.recipe(seed=1))
+    deeper = replace(one.recipe, model={**one.recipe.model, "n_layer": 3})
+    with pytest.raises(ValueError, match=r"another recipe.*n_layer: there 2, now 3"):
+        stage.finished(one.folder, deeper)
 
 
-def test_child_starts_from_the_parent_with_its_momenta(tmp_path: Path) -> None:
+def test_stage_resumes_with_another_runtime(tmp_path: Path) -> None:
+    """Rows of a micro-batch, intervals and workers do not define the weights; they only change the rounding of sums."""
+    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
+    run(whole)
+    with pytest.raises(Killed):
+        run(cut, kill_at(4))
+    run(replace(cut, runtime=Runtime(device_rows=3, eval_every=2, save_every=2)))
+    meta = checkpoint.read_meta(checkpoint.latest(cut.folder) or "")
+    assert asdict(meta.runtime) == asdict(Runtime(device_rows=3, eval_every=2, save_every=2, workers=1))
+    assert [r["step"] for r in read_metrics(cut.folder) if "val_bpb" in r][-2:] == [6, 8]
+    # sums over micro-batches of other sizes; Muon's five polynomial steps amplify their rounding
+    torch.testing.assert_close(weights(cut.folder), weights(whole.folder), rtol=1e-2, atol=1e-3)
+
+
+def test_child_inherits_the_recipe_weights_and_momenta(tmp_path: Path) -> None:
     parent = toy.token_stage(tmp_path, "parent")
-    train_on_rows(parent, lambda row: None)
+    run(parent)
     path = checkpoint.latest(parent.folder)
-    child = toy.token_stage(tmp_path, "child", parent=path)
-    train_on_rows(child, lambda row: None)
+    assert path is not None
+    recipe = child_recipe(path, str(tmp_path), seed=5, tasks=("gsm8k",))
+    assert recipe == replace(
+        parent.recipe, weight_decay=0.0, seed=5, tasks=("gsm8k",), parent="runs/test/parent/step_000008"
+    )
+    child = replace(parent, name="test/child", recipe=recipe, steps=1)
+    run(child)
     first = next(r["loss"] for r in read_metrics(child.folder) if "loss" in r)
     last = [r["loss"] for r in read_metrics(parent.folder) if "loss" in r][-1]
     assert first < last + 0.5  # not the fresh model's ln 265
-    assert checkpoint.read_meta(checkpoint.latest(child.folder) or "")["parent"] == path
+    # The first step of the child is the one that the parent's model and optimizer would have taken.
+    model, _ = checkpoint.load_model(path, CPU)
+    optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=0.0)
+    checkpoint.load_optimizer(path, optimizer)
+    source = child.source
+    assert isinstance(source, TokenSource)
+    steps = steps_of(TokenRows(source.train), rows_per_step=6, device_rows=4, start=0, world=World(0, 1), device=CPU)
+    train(model.train(), optimizer, steps, steps=1, schedule=child.schedule(1))
+    got = weights(child.folder, step=1)
+    for name, expected in model.state_dict().items():
+        assert torch.equal(got[name], expected), name
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_nan_stops_before_the_weights_are_touched_and_keeps_the_checkpoints(
+    tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = toy.token_stage(tmp_path, "one", runtime=Runtime(device_rows=8, save_every=1))
+    calls = 0
+    whole = loop.token_nll
+
+    def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The real one, which breaks down in the sixth step."""
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if calls < 6:
+            return whole(logits, targets)
+        if broken == "loss":
+            return whole(logits, targets) * torch.nan
+        zero = (logits * 0).sum()  # the square root of its square is 0, and its gradient 0 * inf
+        return whole(logits, targets) + zero.square().sqrt()
+
+    monkeypatch.setattr(loop, "token_nll", token_nll)
+    with pytest.raises(FloatingPointError, match="step 6"):
+        run(one)
+    monkeypatch.undo()
+    assert [paths.name(p) for p in checkpoint.all_in(one.folder)] == ["step_000004", "step_000005"]
+    assert all(torch.isfinite(value).all() for value in weights(one.folder, step=5).values())
+    assert run(one)["steps"] == toy.STEPS

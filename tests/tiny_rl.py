@@ -9,11 +9,16 @@ import tiny
 import torch
 
 from raychat import checkpoint
+from raychat.checkpoint import Meta
 from raychat.engine.sampling import SamplingParams
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.registry import architecture_of
 from raychat.optim.schedule import linear_to_zero
-from raychat.rl import RLStage
+from raychat.recipe import Recipe
+from raychat.rl import RolloutSource
 from raychat.tasks import Problem, Task
+from raychat.train.finetune import child_recipe
+from raychat.train.stage import Stage
 
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=6)
 
@@ -31,11 +36,11 @@ def model() -> GPT:
     return built
 
 
-def parent(folder: Path) -> str:
+def parent(storage: Path, run: str = "tiny") -> str:
     """Save the model as the checkpoint that the stage starts from; return its path."""
-    return checkpoint.save_checkpoint(
-        str(folder / "sft"), 0, model(), None, tiny.byte_tokenizer(), {"settings": {"lr_scale": 1.0}}
-    )
+    built = model()
+    meta = Meta(0, Recipe(model=architecture_of(built), batch_tokens=96, lr_scale=1.0))
+    return checkpoint.save_checkpoint(str(storage / "runs" / run / "sft"), built, None, tiny.byte_tokenizer(), meta)
 
 
 def ascii_reward(problem: Problem, text: str) -> float:
@@ -51,18 +56,15 @@ def ascii_task(num_problems: int = 6, reward: Callable[[Problem, str], float] = 
     return Task("ascii", problems, 0.0, reward)
 
 
-def stage_of(root: Path, **changes: object) -> RLStage:
-    """Describe a stage of a few steps from the model that `parent(root)` saved."""
-    work = RLStage(
-        name="tiny/rl",
-        folder=str(root / "rl"),
-        parent=str(root / "sft" / "step_000000"),
-        task=ascii_task,
-        steps=4,
-        questions_per_step=3,
-        samples=4,
-        params=PARAMS,
-        schedule=partial(linear_to_zero, peak=0.5),
-        lr_scale=1.0,
+def stage_of(root: Path, name: str = "rl", *, steps: int = 4, peak: float = 0.5, **changes: object) -> Stage:
+    """Describe a stage of a few steps from the model that `parent(root)` saved; `changes` are of its source."""
+    source = RolloutSource(task=ascii_task, params=PARAMS, questions_per_step=3, samples=4)
+    return Stage(
+        name=f"tiny/{name}",
+        storage=str(root),
+        recipe=child_recipe(str(root / "runs/tiny/sft/step_000000"), str(root), lr=peak),
+        schedule=partial(linear_to_zero, peak=peak),
+        steps=steps,
+        source=replace(source, **changes),  # type: ignore[arg-type]
+        fresh=True,
     )
-    return replace(work, **changes)  # type: ignore[arg-type]

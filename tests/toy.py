@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 from tiny import byte_tokenizer
 
+from raychat.checkpoint import Meta
 from raychat.data import shards
+from raychat.model import registry
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import schedule
+from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import SPECIAL_TOKENS
-from raychat.train.token_stage import TokenStage
+from raychat.train.stage import Stage
+from raychat.train.token_feed import TokenSource
 
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 CONFIG = GPTConfig(sequence_len=32, vocab_size=VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
@@ -38,27 +42,32 @@ def token_folder(folder: str, *, num_rows: int = 40, num_blocks: int = 2, masked
 STEPS = 8
 
 
-def token_stage(root: Path, name: str, **changes: Any) -> TokenStage:
+def recipe(model: GPT | None = None, **changes: Any) -> Recipe:
+    """The recipe of a stage that trains `model` (None = the toy model)."""
+    architecture = registry.architecture_of(model or GPT(CONFIG))
+    values: dict[str, Any] = {"model": architecture, "batch_tokens": 6 * CONFIG.sequence_len, "lr_scale": 0.3}
+    return Recipe(**(values | {"weight_decay": 0.1} | changes))
+
+
+def meta(step: int = 0, model: GPT | None = None, **changes: Any) -> Meta:
+    """What a checkpoint of that recipe says of itself."""
+    return Meta(step, recipe(model, **changes))
+
+
+RUNTIME = Runtime(device_rows=4, eval_every=4, save_every=3)
+
+
+def token_stage(root: Path, name: str, runtime: Runtime = RUNTIME, **changes: Any) -> Stage:
     """A stage of 8 steps on two folders of token shards, below `root`; evaluated every 4 and saved every 3 steps."""
-    tokenizer = str(root / "tokenizer")
-    byte_tokenizer().save(tokenizer)
+    byte_tokenizer().save(str(root / "runs" / "test" / "tokenizer"))
     for folder, seed in (("train", 0), ("val", 1)):
         token_folder(str(root / folder), seed=seed)
-    values: dict[str, Any] = {
-        "name": f"test/{name}",
-        "folder": str(root / name),
-        "tokenizer": tokenizer,
-        "rows": str(root / "train"),
-        "val_rows": str(root / "val"),
-        "architecture": CONFIG,
-        "steps": STEPS,
-        "rows_per_step": 6,
-        "schedule": schedule.base,
-        "lr_scale": 0.3,
-        "weight_decay": 0.1,
-        "device_rows": 4,
-        "eval_every": 4,
-        "save_every": 3,
-        "settings": {"seed": 0},
-    }
-    return TokenStage(**(values | changes))
+    return Stage(
+        name=f"test/{name}",
+        storage=str(root),
+        recipe=recipe(**changes),
+        schedule=schedule.base,
+        steps=STEPS,
+        source=TokenSource(str(root / "train"), str(root / "val")),
+        runtime=runtime,
+    )

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding in Rust. Everything here runs without the GIL; wrong arguments raise ValueError."""
+"""Byte-level byte-pair encoding in Rust. All work runs without the GIL; wrong arguments raise ValueError."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, final
@@ -6,16 +6,16 @@ from typing import Any, Protocol, TypeAlias, final
 import numpy as np
 
 class ArrowStream(Protocol):
-    """An Arrow string column in chunks: `pyarrow.ChunkedArray` and others."""
+    """An Arrow string column in chunks, such as `pyarrow.ChunkedArray`."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 class ArrowArray(Protocol):
-    """An Arrow string column in one piece: `pyarrow.StringArray` and others."""
+    """An Arrow string column in one chunk, such as `pyarrow.StringArray`."""
 
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
 
-# Strings, or an Arrow column of them, which is read in place; its nulls are empty texts. A name for type checkers only.
+# Strings, or an Arrow column of strings, read in place; a null is an empty text. This name exists for type checkers only.
 Texts: TypeAlias = Sequence[str] | ArrowStream | ArrowArray
 
 @final
@@ -25,60 +25,69 @@ class Counts:
     def __init__(self, texts: Texts, pattern: str, num_threads: int | None = None) -> None:
         """Count the words that a split pattern cuts texts into.
 
-        num_threads: None = as many as RAYON_NUM_THREADS says, or cores. The counts do not depend on it.
-        Raises ValueError for a pattern that does not compile or a regex that gives up on a text.
+        Args:
+            num_threads: None means RAYON_NUM_THREADS, or all cores. The counts do not depend on it.
+
+        Raises:
+            ValueError: If the pattern does not compile, or its regex reaches the backtracking limit on a text.
         """
 
     def __len__(self) -> int:
-        """Return the number of different words."""
+        """Return the number of distinct words."""
 
-    @staticmethod
-    def from_dict(counts: dict[bytes, int]) -> Counts: ...
-    def to_dict(self) -> dict[bytes, int]: ...
     def to_sorted(self, num_parts: int = 1) -> list[bytes]:
-        """Return the compact sorted form, in so many parts: a word's hash, the same everywhere, says which."""
+        """Return sorted counts, a compact form, in parts. A word's hash chooses its part, on every machine the same."""
 
     @staticmethod
     def from_sorted(parts: Sequence[bytes]) -> Counts:
-        """Read sorted forms that have no word in common. Raises ValueError for bytes that are none."""
-
-def count(texts: Texts, pattern: str, num_threads: int | None = None) -> dict[bytes, int]:
-    """Count words as `Counts` does; return word -> occurrences."""
+        """Read sorted counts that have no word in common. Raises ValueError for any other bytes."""
 
 def merge(parts: Sequence[bytes], min_count: int = 1) -> tuple[bytes, int, int]:
-    """Add up sorted forms in one pass: return a sorted form, how many words were cut, and how often these occurred.
+    """Add sorted counts up in one pass, and drop rare words.
 
-    min_count: words that occur less often in all parts together are cut.
+    Args:
+        min_count: Words whose sum is smaller are dropped.
+
+    Returns:
+        The sum as sorted counts, the number of dropped words, and the sum of their counts.
     """
 
-def train(counts: Counts | dict[bytes, int], vocab_size: int) -> list[bytes]:
+def train(counts: Counts, vocab_size: int) -> list[bytes]:
     """Learn byte-pair merges from counted words and return the tokens in the order of their ids.
 
-    The first 256 tokens are the single bytes; token 256 + k is what the k-th merge makes. The most frequent pair is
-    merged first, of equally frequent ones the pair with the smaller ids. Ends early when no pair is left.
-    Raises ValueError when vocab_size is below 256 or a count is negative.
+    The first 256 tokens are the single bytes; token 256 + k comes from the k-th merge. Each merge takes the most frequent
+    pair, among equally frequent pairs the one with the smaller ids. Fewer tokens result when no pair is left.
+
+    Raises:
+        ValueError: If vocab_size is below 256, or the words have too many bytes in all.
     """
 
 @final
 class Encoder:
-    """Turns text into ids as tiktoken does: a piece that is a token is that one; else the smallest ids merge first."""
+    """Turns text into the ids that tiktoken gives: a word that is a token is that token, any other is merged.
 
-    def __init__(self, ranks: dict[bytes, int], specials: dict[str, int], pattern: str) -> None:
-        """Make an encoder.
+    Args:
+        ranks: Token -> id. It contains all 256 single bytes.
+        specials: Name -> id. Text never encodes to these ids.
 
-        ranks: token -> id, all 256 single bytes among them. specials: name -> id; text is never encoded to these.
-        Raises ValueError when a byte is missing, a token is empty, an id occurs twice or the pattern does not compile.
-        """
+    Raises:
+        ValueError: If a byte is missing, a token is empty, an id occurs twice or the pattern does not compile.
+    """
 
+    def __init__(self, ranks: dict[bytes, int], specials: dict[str, int], pattern: str) -> None: ...
     def encode(self, text: str) -> list[int]:
         """Return the ids of one text."""
 
     def encode_batch(
         self, texts: Texts, first: str | None = None, num_threads: int | None = None
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return the ids of many texts, one after the other.
+        """Return the ids of many texts, one text after the other.
 
-        first: name of a special token to put before each text. num_threads: None = RAYON_NUM_THREADS, or cores.
-        Returns (ids, offsets): ids uint16, or uint32 when an id needs it; offsets int64 (texts + 1,), text i being
-        ids[offsets[i] : offsets[i + 1]].
+        Args:
+            first: Name of a special token to put before each text.
+            num_threads: None means RAYON_NUM_THREADS, or all cores.
+
+        Returns:
+            ids: uint16, or uint32 when an id needs it.
+            offsets: int64 (texts + 1,). Text i has the ids[offsets[i] : offsets[i + 1]].
         """

@@ -1,8 +1,23 @@
-"""Everything that knows Ray. This module itself is light: jobs import `Cluster` to show their `--help`."""
+"""Everything that knows Ray. Jobs import `Cluster` for their `--help`, so this module imports Ray when it is used."""
 
+import logging
+import os
 from dataclasses import dataclass
 
 from raychat import paths
+
+# Defaults that suit small machines; the user's own settings win. See Ray's constants of these names.
+_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon the controller sees a dead worker or the end; Ray's is 2 s
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray forwards workers' prints anyway: once is enough
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_")  # the driver's variables that workers get as well
+_LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 
 @dataclass(frozen=True)
@@ -26,3 +41,39 @@ class Cluster:
     def run_folder(self, run: str, *names: str) -> str:
         """Return a path below the folder of the run named `run`."""
         return paths.join(self.storage(), "runs", run, *names)
+
+    def connect(self) -> None:
+        """Join the Ray cluster at `address` or RAY_ADDRESS, or start one on this machine; once per process."""
+        import ray
+
+        if ray.is_initialized():
+            return
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        variables = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
+        if address and address != "local":
+            ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=True)
+            return
+        ray.init(
+            address="local",
+            num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
+            include_dashboard=True,  # Ray Train asks it about its own actors, and people like to look at it
+            runtime_env={"env_vars": variables},
+            logging_level=logging.WARNING,
+        )
+
+    def gpus(self) -> int:
+        """Return the GPUs of each worker or actor: `gpus_per_worker`, else 1 where there are GPUs, else 0."""
+        return self.gpus_per_worker if self.gpus_per_worker is not None else min(1, num_gpus())
+
+
+def num_gpus() -> int:
+    """Return the GPUs of the Ray cluster, or of this machine while it has joined none."""
+    import ray
+
+    if ray.is_initialized():
+        return int(ray.cluster_resources().get("GPU", 0))
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,16 +1,16 @@
 """Turn text or conversations into token shards with Ray Data, block by block, while training already reads the first.
 
-A block is packed from its own documents alone and written whole by the task that packed it. So the rows and their order
-depend on nothing but the inputs: not on the number of tasks, nor on what was killed and redone. A folder of tokens is
-named by a fingerprint of its inputs: runs over the same inputs share it, and a rerun makes only what is missing.
+A block is packed from its own documents alone, and the task that packs it writes it whole. So the rows and their order
+depend on the inputs alone: not on the number of tasks, nor on what was killed and redone. The folder of tokens is named
+by a fingerprint of its inputs: runs over the same inputs share it, and a rerun makes only the missing blocks.
 """
 
 import logging
-import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,21 +19,21 @@ from ray import cloudpickle
 
 from raychat import paths
 from raychat.cluster import Cluster
-from raychat.cluster.launch import connect
+from raychat.cluster.map import num_cores
 from raychat.data import shards
 from raychat.data.pack import Packing, conversations, documents, make_block
+from raychat.log import Progress
 
 __all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
-
-_SAY_EVERY_S = 5.0
 
 
 def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> str:
     """Make the missing blocks of a folder of token shards, wait for them, and return the folder.
 
-    With 0 workers in this process, else as Ray Data tasks over the cluster.
+    With 0 workers this process makes them, else Ray Data tasks over the cluster.
 
-    Raises RuntimeError with the cause when a block cannot be made; `failed.txt` in the folder then tells its readers.
+    Raises:
+        RuntimeError: a block cannot be made; its cause says why, as `failed.txt` in the folder does for readers.
     """
     with prepare_async(packing, cluster, say=say) as preparation:
         return preparation.result()
@@ -42,19 +42,19 @@ def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = 
 def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> "Preparation":
     """Begin to make the missing blocks and return at once, so that training starts on the first of them.
 
-    As a context manager it stops making blocks when the training inside is over and needs no more of them.
+    As a context manager it stops making blocks when the training inside has ended and needs no more of them.
     """
     shards.write_plan(packing.folder, packing.plan)
     paths.remove(paths.join(packing.folder, shards.FAILED_FILE))
     present = shards.rows_by_block(paths.names(packing.folder))
     missing = [block for block in range(packing.plan.num_blocks) if block not in present]
     if missing and cluster.workers > 0:
-        connect(cluster)
+        cluster.connect()
     return Preparation(packing, missing, cluster, say)
 
 
 class Preparation:
-    """Blocks being made by a thread of this process (and the tasks it starts)."""
+    """Blocks that a thread of this process makes, with the tasks that it starts."""
 
     def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, say: Callable[[str], None]) -> None:
         self.folder = packing.folder
@@ -74,7 +74,7 @@ class Preparation:
         return self.folder
 
     def stop(self) -> None:
-        """Make no more blocks. Those that are there stay, and a later preparation goes on from them."""
+        """Make no more blocks. Finished ones stay, and a later preparation makes the rest."""
         self._stopping.set()
         self._thread.join(timeout=5.0)  # the block being made may take longer; nothing waits for it
 
@@ -97,74 +97,69 @@ class Preparation:
             return
         name, capacity = paths.name(self.folder), self._packing.plan.sequence_len + 1
         self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
-        make = _in_this_process if self._cluster.workers == 0 else _on_the_cluster
-        started = said = time.monotonic()
-        num_rows = 0
+        make = _on_the_cluster if self._cluster.workers else _in_this_process
+        started, num_rows = time.monotonic(), 0
+        progress = Progress(name, len(self._missing), unit="block", say=self._say)
         for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
             num_rows += made
-            now = time.monotonic()
-            if now - said >= _SAY_EVERY_S or done == len(self._missing):
-                said, spent = now, now - started
-                left_s = spent / done * (len(self._missing) - done)
-                self._say(
-                    f"{name}: {done}/{len(self._missing)} blocks, {num_rows:,} rows of {capacity} tokens, "
-                    f"{num_rows * capacity / spent:,.0f} tok/s" + (f", {left_s:.0f} s left" if left_s else "")
-                )
+            progress.advance(done, rows=num_rows, tok_per_s=num_rows * capacity / (time.monotonic() - started))
             if self._stopping.is_set():
                 return
 
 
-# ---------------------------------------------------------------------------------------------- making blocks
-
-
 def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
     for block in missing:
-        yield make_block(packing.folder, block, packing.pack, packing.blocks[block])
+        yield make_block(packing.folder, block, packing.pack, packing.read(packing.blocks[block]))
 
 
 def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
-    """Make blocks as Ray Data tasks, the first ones first; yield the number of rows as each is done.
+    """Stream the blocks through Ray Data, the first ones first; yield the number of rows as each is done.
 
-    Each task gets its own block's inputs only, and writes its own output: what goes back through Ray is a count. An
-    error goes back as text: Ray would keep its own wrapping of it and lose the error.
+    Reading waits for disks and networks, so its tasks run ahead of those that tokenize, pack and write. Each task gets
+    the inputs of its own block only, and only a count comes back here.
     """
-    folder, pack = packing.folder, packing.pack
-    items = [{"block": block, "inputs": cloudpickle.dumps(packing.blocks[block])} for block in missing]
+    folder, read, pack = packing.folder, packing.read, packing.pack
 
-    def make(item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            num_rows = make_block(folder, item["block"], pack, cloudpickle.loads(item["inputs"]))
-        except Exception as error:
-            return {"rows": 0, "error": _described(error), "traceback": traceback.format_exc()}
-        return {"rows": num_rows, "error": "", "traceback": ""}
+    def make(block: int, documents: Any) -> int:
+        return make_block(folder, block, pack, documents)
 
-    data = ray.data.from_items(items, override_num_blocks=len(items))
+    blocks = [{"block": block, "value": cloudpickle.dumps(packing.blocks[block])} for block in missing]
+    data: ray.data.Dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     data.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its start, its plan, its end; errors are raised
-    tasks, num_cpus = _room(cluster)
-    for made in data.map(make, num_cpus=num_cpus, compute=ray.data.TaskPoolStrategy(size=tasks)).iter_rows():
-        if made["error"]:
-            failed = _TaskFailed(made["error"])
-            failed.add_note(made["traceback"])
-            raise failed
-        yield made["rows"]
+    # A task that waits for a CPU which training holds, while training waits for its block, would wait forever.
+    cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.workers + 2 else 0.0
+    tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
+    data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
+    data = data.map(_on_row(make), num_cpus=cpus, compute=tasks)
+    for row in data.iter_rows():
+        made = cloudpickle.loads(row["value"])
+        if isinstance(made, _TaskFailed):
+            raise made
+        yield made
+
+
+def _on_row(step: Callable[[int, Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what replaces a row's value by `step(block, value)`.
+
+    An error becomes the value, and later steps pass it on: Ray Data would keep its own wrapping of it and lose it.
+    """
+
+    def replace(row: dict[str, Any]) -> dict[str, Any]:
+        value = cloudpickle.loads(row["value"])
+        if not isinstance(value, _TaskFailed):
+            try:
+                value = step(row["block"], value)
+            except Exception as error:
+                value = _TaskFailed(_described(error), traceback.format_exc())
+        return {"block": row["block"], "value": cloudpickle.dumps(value)}
+
+    return replace
 
 
 class _TaskFailed(Exception):
-    """What a task raised: its type and message, its traceback as a note."""
-
-
-def _room(cluster: Cluster) -> tuple[int, float]:
-    """Return how many tasks should run at a time and how many logical CPUs each should ask for.
-
-    As many tasks as cores; on one machine Ray may have been told of more CPUs than there are. Where training takes so
-    many CPUs that tasks could wait for ever for one, while training waits for them, they ask for none.
-    """
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    tasks = max(1, min(cpus, os.cpu_count() or 1) if alone else cpus - cluster.workers)
-    return tasks, 1.0 if cpus >= cluster.workers + 2 else 0.0
+    """The error of a task as text: its type and message, and its traceback."""
 
 
 def _described(error: BaseException) -> str:
-    return str(error) if isinstance(error, _TaskFailed) else f"{type(error).__name__}: {error}"
+    return str(error.args[0]) if isinstance(error, _TaskFailed) else f"{type(error).__name__}: {error}"

@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import ray
-import torch
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +23,6 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raychat.cluster import Cluster
-from raychat.cluster.launch import connect, num_gpus
 from raychat.runs import find_checkpoint
 from raychat.serve.http import make_app
 from raychat.serve.service import ChatService, card_of
@@ -103,8 +101,9 @@ def build(args: dict[str, Any]) -> Application:
     settings = _settings(args)
     found = find_checkpoint(Cluster(storage_path=settings.storage_path).storage(), settings.run, settings.stage)
     card = card_of(found)
+    gpus = settings.gpus_per_replica if settings.gpus_per_replica is not None else Cluster().gpus()
     model = serve.deployment(
-        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": _gpus(settings)},
+        ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
         max_ongoing_requests=settings.max_sequences,
         max_queued_requests=QUEUE_PER_SEQUENCE * settings.max_sequences,
         graceful_shutdown_timeout_s=GRACE_S,
@@ -144,19 +143,13 @@ def _what_is_wrong(error: ErrorDetails) -> str:
     return error["msg"]
 
 
-def _gpus(settings: ServeArgs) -> float:
-    if settings.gpus_per_replica is not None:
-        return settings.gpus_per_replica
-    return float(num_gpus() > 0 if ray.is_initialized() else torch.cuda.is_available())
-
-
 def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluster) -> None:
     """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
 
     A cluster that was joined keeps Ray Serve and its other applications.
     """
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
-    connect(cluster)
+    cluster.connect()
     app = build(settings)
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
     serve.run(app, name=APPLICATION)

@@ -74,7 +74,7 @@ def _micro_batches(
         yield next_token(*rows.rows(mine[i : i + device_rows]), scale, device)
 
 
-def evaluation(
+def validation_batches(
     rows: TokenRows, num_rows: int, *, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
     """Yield this worker's share of the first `num_rows` rows once; every target that carries loss weighs 1."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from raychat import paths
 from raychat.chat import template
@@ -27,7 +28,8 @@ class Packing(NamedTuple):
     folder: str
     plan: Plan
     blocks: Sequence[Any]  # picklable
-    pack: Callable[[Any], np.ndarray]  # picklable; from a block to its rows
+    pack: Callable[[Any], np.ndarray]  # picklable; from what `read` returns to the block's rows
+    read: Callable[[Any], Any] = lambda block: block  # picklable; from a block to its documents
 
 
 def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str) -> Packing:
@@ -37,7 +39,7 @@ def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, st
     inputs = _fingerprint("documents", tokenizer.fingerprint, sequence_len, blocks, versions)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs)
     pack = partial(_pack_texts, tokenizer=tokenizer, sequence_len=sequence_len)
-    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack)
+    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack, corpus.texts)
 
 
 def conversations(
@@ -61,15 +63,15 @@ def conversations(
     return Packing(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack)
 
 
-def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], inputs: Any) -> int:
+def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], documents: Any) -> int:
     """Pack one block and write it; return the number of its rows."""
-    rows = pack(inputs)
+    rows = pack(documents)
     shards.write_block(folder, block, rows)
     return len(rows)
 
 
-def _pack_texts(block: corpus.Block, *, tokenizer: Tokenizer, sequence_len: int) -> np.ndarray:
-    return shards.pack_documents(*tokenizer.encode_batch(corpus.texts(block), bos=True), sequence_len)
+def _pack_texts(texts: pa.ChunkedArray, *, tokenizer: Tokenizer, sequence_len: int) -> np.ndarray:
+    return shards.pack_documents(*tokenizer.encode_batch(texts, bos=True), sequence_len)
 
 
 def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> np.ndarray:

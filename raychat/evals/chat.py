@@ -12,7 +12,7 @@ from raychat.evals.core import centred
 from raychat.evals.evaluation import ITEMS_PER_CALL, Evaluation, LoadedModel, chosen, chunks
 from raychat.evals.generate import Question, answer, prompt
 from raychat.evals.scoring import logits_of
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def evaluate_problems(
 
 
 def choose(
-    model: GPT, tokenizer: Tokenizer, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS
+    model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS
 ) -> list[str]:
     """Return for each multiple-choice problem the likeliest of its letters as the first token of the answer.
 

@@ -19,7 +19,7 @@ import torch
 from raychat.evals.bundle import CoreTask, Item, read_items
 from raychat.evals.evaluation import ITEMS_PER_CALL, SEED, Evaluation, LoadedModel, chosen, chunks
 from raychat.evals.scoring import logits_of
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer:
 
 
 def evaluate_items(
-    model: GPT, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
+    model: Model, tokenizer: Tokenizer, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
 ) -> list[bool]:
     """Return for each of these items of a task whether the model is right.
 
@@ -120,7 +120,7 @@ def evaluate_items(
     return correct
 
 
-def _score_rows(model: GPT, rows: Rows, counts: list[int], batch_tokens: int) -> tuple[list[float], list[bool]]:
+def _score_rows(model: Model, rows: Rows, counts: list[int], batch_tokens: int) -> tuple[list[float], list[bool]]:
     """Return each row's mean loss over its last `count` tokens, and whether greedy decoding gives them."""
     losses, greedy = [0.0] * len(rows), [False] * len(rows)
     for number, logits in logits_of(model, rows, batch_tokens):

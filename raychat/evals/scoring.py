@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 
 SHORTEST_ON_GPU = 128  # attention is compiled for every shape: few shapes on GPUs, exact lengths on the CPU
 
 
 @torch.inference_mode()
-def logits_of(model: GPT, rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
+def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
     """Yield (row number, its logits (len(row), V) fp32), the longest rows first.
 
     Rows are padded on the right, where causal attention does not look. A batch has at least one row, and beyond that at

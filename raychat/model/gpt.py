@@ -5,16 +5,35 @@ Notation: B batch, T sequence, C width (n_embd), L layers, H query heads, K key/
 
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raychat.model import flops
 from raychat.model.attention import attend, attend_cached, rotary_table, rotate
+from raychat.model.base import AdamW, Model, Muon
 from raychat.model.cache import KVCache, Slots
 
 SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
 GATE_CHANNELS = 12  # channels of the residual stream that gate the value embeddings
+
+# How parameters are updated: matrices in the blocks by Muon, all others by AdamW at these rates (nanochat, July 2026).
+# The rates of large tables fall with the width; those of the last three do not grow with the batch.
+MUON = Muon(0.02)
+WIDTH_REF = 768  # for which the rates were tuned
+WIDTH_SCALED = ("lm_head.weight", "wte.weight", "value_embeds.*.weight")  # lr times (n_embd / 768)^-0.5
+ADAMW = {
+    "lm_head.weight": AdamW(0.008, (0.8, 0.96), 0.01),
+    "wte.weight": AdamW(0.3, (0.8, 0.995), 0.001),
+    "value_embeds.*.weight": AdamW(0.15, (0.8, 0.995), 0.01),
+    "resid_scale": AdamW(0.005, (0.8, 0.95), 0.05),
+    "x0_scale": AdamW(0.5, (0.96, 0.95), 0.0),
+    "smear_gate.weight": AdamW(0.2, (0.8, 0.95), 0.0, batch_scaled=False),
+    "smear_lambda": AdamW(0.2, (0.8, 0.95), 0.0, batch_scaled=False),
+    "backout_lambda": AdamW(0.2, (0.8, 0.95), 0.0, batch_scaled=False),
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,24 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
+def rates_of(name: str, dim: int, n_embd: int) -> AdamW | Muon:
+    """Return how the parameter `name` with `dim` dimensions is updated in a model of width `n_embd`.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name.startswith("blocks.") and dim == 2:
+        return MUON
+    pattern = next((pattern for pattern in ADAMW if fnmatchcase(name, pattern)), None)
+    if pattern is None:
+        raise ValueError(
+            f"no learning rate for parameter {name!r} of {dim} dimensions: expected a matrix named blocks.* (Muon) or "
+            f"one of {', '.join(ADAMW)} (AdamW); name its rates in {__name__}"
+        )
+    rates = ADAMW[pattern]
+    return rates._replace(lr=rates.lr * (n_embd / WIDTH_REF) ** -0.5) if pattern in WIDTH_SCALED else rates
+
+
 class Linear(nn.Linear):
     """A linear layer without bias: the fp32 master weight is cast to the activations' dtype."""
 
@@ -144,8 +181,8 @@ class Block(nn.Module):
         return x + self.mlp(norm(x))
 
 
-class GPT(nn.Module):
-    """Token ids in, logits out. Loop, engine and evaluations need `forward`, `config` and `new_cache` of a model."""
+class GPT(Model):
+    """The nanochat lineage: token ids in, logits out."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -221,6 +258,16 @@ class GPT(nn.Module):
             device=self.wte.weight.device,
             dtype=self.wte.weight.dtype,
         )
+
+    def flops_per_token(self) -> int:
+        """Count the FLOPs of forward and backward per token: 6 per matmul weight, 12 H D per key that a query sees."""
+        config = self.config
+        keys = sum(min(config.sequence_len, window) for window in config.windows())
+        return 6 * flops.matmul_weights(self) + 12 * config.n_head * config.head_dim * keys
+
+    def optimizer_rates(self) -> dict[str, AdamW | Muon]:
+        """Return how each parameter is updated, by its name, before `lr_scale` and the schedule."""
+        return {name: rates_of(name, p.dim(), self.config.n_embd) for name, p in self.named_parameters()}
 
     def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:
         """Compute the logits of every next token.

@@ -1,5 +1,11 @@
-"""MuonAdamW: Muon for the blocks' matrices, AdamW for the rest, sharded over the workers."""
+"""The optimizers and their schedules."""
 
+from raychat.model.base import Model
 from raychat.optim.muon_adamw import MuonAdamW
 
-__all__ = ["MuonAdamW"]
+__all__ = ["MuonAdamW", "build_optimizer"]
+
+
+def build_optimizer(model: Model, *, lr_scale: float, weight_decay: float) -> MuonAdamW:
+    """Build the optimizer of a model that is on its device, over the parameters that require a gradient."""
+    return MuonAdamW(model.named_parameters(), model.optimizer_rates(), lr_scale=lr_scale, weight_decay=weight_decay)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from raychat.dist import World
+from raychat.model.base import AdamW
 from raychat.optim.shards import Slot, Split, Wait, sum_everywhere
 from raychat.optim.updates import adamw_, muon_
 
 
-class Now(NamedTuple):
-    """What one step is told: its number, from 1, and the schedule's values."""
+class StepRates(NamedTuple):
+    """The number of a step, from 1, and the schedule's values at it."""
 
     step: int
     lr: float
@@ -25,22 +26,14 @@ class Now(NamedTuple):
     weight_decay: float
 
 
-class AdamRates(NamedTuple):
-    """AdamW's settings of one parameter."""
-
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-
-
-class Group(Protocol):
+class ParamGroup(Protocol):
     """Parameters whose gradients are summed, and results gathered, in one go."""
 
     def reduce(self) -> Wait:
         """Begin to sum the gradients over the workers."""
         ...
 
-    def update(self, grad: Tensor, now: Now) -> Callable[[], object]:
+    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
         """Update what this worker owns, given its part of the sum; begin to share; return what waits for the rest."""
         ...
 
@@ -56,27 +49,28 @@ class Group(Protocol):
 class AdamRows:
     """State and update of a range of rows of one parameter."""
 
-    def __init__(self, name: str, rows: Tensor, rates: AdamRates) -> None:
+    def __init__(self, name: str, rows: Tensor, rates: AdamW) -> None:
         self.rows, self.rates = rows, rates
         self.state = {f"{name}/{slot}": torch.zeros_like(rows, dtype=torch.float32) for slot in ("mean", "square")}
 
-    def update(self, grad: Tensor, now: Now) -> None:
-        lr, betas, decay = self.rates
-        adamw_(self.rows, grad, *self.state.values(), step=now.step, lr=lr * now.lr, betas=betas, weight_decay=decay)
+    def update(self, grad: Tensor, at: StepRates) -> None:
+        rates = self.rates
+        lr, decay = rates.lr * at.lr, rates.weight_decay
+        adamw_(self.rows, grad, *self.state.values(), step=at.step, lr=lr, betas=rates.betas, weight_decay=decay)
 
 
 class ShardedAdam:
     """One AdamW parameter, every worker its range of rows."""
 
-    def __init__(self, name: str, p: Tensor, rates: AdamRates, world: World) -> None:
+    def __init__(self, name: str, p: Tensor, rates: AdamW, world: World) -> None:
         self._p, self._split = p, Split(len(p), world)
         self._own = AdamRows(name, p.detach()[self._split.start : self._split.stop], rates)
 
     def reduce(self) -> Wait:
         return self._split.reduce(gradient(self._p))
 
-    def update(self, grad: Tensor, now: Now) -> Callable[[], object]:
-        self._own.update(grad, now)
+    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
+        self._own.update(grad, at)
         return self._split.gather(self._own.rows, self._p.detach())
 
     def slot_names(self) -> list[str]:
@@ -90,7 +84,7 @@ class ShardedAdam:
 class ReplicatedAdam:
     """Small AdamW parameters: their gradients travel in one tensor, every worker updates all; the first saves them."""
 
-    def __init__(self, members: Sequence[tuple[str, Tensor, AdamRates]], world: World) -> None:
+    def __init__(self, members: Sequence[tuple[str, Tensor, AdamW]], world: World) -> None:
         self._params = [p for _, p, _ in members]
         self._own = [AdamRows(name, torch.atleast_1d(p.detach()), rates) for name, p, rates in members]
         self._world = world
@@ -98,9 +92,9 @@ class ReplicatedAdam:
     def reduce(self) -> Wait:
         return sum_everywhere(torch.cat([gradient(p).flatten() for p in self._params]), self._world)
 
-    def update(self, grad: Tensor, now: Now) -> Callable[[], object]:
+    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
         for own, part in zip(self._own, grad.split([p.numel() for p in self._params]), strict=True):
-            own.update(part.view_as(own.rows), now)
+            own.update(part.view_as(own.rows), at)
         return lambda: None
 
     def slot_names(self) -> list[str]:
@@ -128,7 +122,7 @@ class Matrices:
     def reduce(self) -> Wait:
         return self._split.reduce(torch.stack([gradient(p) for p in self._params]))
 
-    def update(self, grad: Tensor, now: Now) -> Callable[[], object]:
+    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
         own = torch.empty_like(self._momentum)
         for row, p in zip(own, self._params[self._own], strict=True):
             row.copy_(p)
@@ -138,9 +132,9 @@ class Matrices:
                 grad,
                 self._momentum,
                 self._variance,
-                lr=self._lr * now.lr,
-                momentum=now.momentum,
-                weight_decay=self._decay * now.weight_decay,
+                lr=self._lr * at.lr,
+                momentum=at.momentum,
+                weight_decay=self._decay * at.weight_decay,
             )
         wait = self._split.gather(own)
 

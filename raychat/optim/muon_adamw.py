@@ -2,79 +2,72 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from raychat.dist import world
-from raychat.optim.groups import AdamRates, Group, Matrices, Now, ReplicatedAdam, ShardedAdam
+from raychat.model.base import AdamW, Muon
+from raychat.optim.groups import Matrices, ParamGroup, ReplicatedAdam, ShardedAdam, StepRates
 
-MUON_LR = 0.02
-ADAMW = {  # lr, betas, weight decay
-    "lm_head.weight": AdamRates(0.008, (0.8, 0.96), 0.01),
-    "wte.weight": AdamRates(0.3, (0.8, 0.995), 0.001),
-    "value_embeds.*.weight": AdamRates(0.15, (0.8, 0.995), 0.01),
-    "resid_scale": AdamRates(0.005, (0.8, 0.95), 0.05),
-    "x0_scale": AdamRates(0.5, (0.96, 0.95), 0.0),
-    "smear_gate.weight": AdamRates(0.2, (0.8, 0.95), 0.0),
-    "smear_lambda": AdamRates(0.2, (0.8, 0.95), 0.0),
-    "backout_lambda": AdamRates(0.2, (0.8, 0.95), 0.0),
-}
-WIDTH_SCALED = ("lm_head.weight", "wte.weight", "value_embeds.*.weight")  # lr times (width / 768)^-0.5
 SMALL = 2**14  # elements; every worker updates a smaller AdamW parameter
 STEP = "optimizer/step"
 
 
 class MuonAdamW:
-    """Muon for every matrix named `blocks.*`, AdamW with the rates of `ADAMW` for the rest; sharded as in ZeRO-2.
+    """Update every parameter by Muon or AdamW as its rates say, sharded over the workers as in ZeRO-2.
 
     Gradients are summed over the workers, not averaged: every batch carries its own weights. Each worker updates the
-    part it owns, then the parts are gathered. All sums begin at once and each is awaited right before its update;
-    gathering goes on beside the updates that follow. One worker takes the same road without collectives.
+    part it owns, then the parts are gathered. All sums begin at once, and each is awaited right before its update;
+    gathers overlap the updates that follow. With one worker the same code runs without collectives.
 
     Build it when the parameters are on their device and the process group is up. Workers must hold equal parameters.
     Parameters that require no gradient are left alone.
 
     Args:
-        named_parameters: `model.named_parameters()`. Matrices in blocks are float32; the rest may be bf16.
-        dim: the model's width.
-        lr_scale: times every learning rate.
+        named_parameters: `model.named_parameters()`. Muon's matrices are float32; the rest may be bf16.
+        rates: how each parameter is updated, by name (`Model.optimizer_rates`).
+        lr_scale: times every learning rate that grows with the batch.
         weight_decay: Muon's.
 
     Raises:
-        ValueError: For a parameter without a rate: neither a matrix named `blocks.*` nor in `ADAMW`.
+        ValueError: A parameter has no rates.
 
-    Source: ZeRO arXiv:1910.02054; rates of nanochat (July 2026); the updates' sources are in `updates`.
+    Source: ZeRO arXiv:1910.02054; the updates' sources are in `updates`.
     """
 
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, Tensor]],
+        rates: Mapping[str, AdamW | Muon],
         *,
-        dim: int,
         lr_scale: float = 1.0,
         weight_decay: float = 0.28,
     ) -> None:
         self.num_steps = 0  # taken so far; AdamW's bias correction counts them
         self._world = world()
         params = {name.replace("_orig_mod.", ""): p for name, p in named_parameters if p.requires_grad}
+        if unknown := params.keys() - rates.keys():
+            raise ValueError(f"no learning rates for the parameters {_some(unknown)}; the model must name them")
         self._params = list(params.values())
-        self._groups: list[Group] = []
-        small: list[tuple[str, Tensor, AdamRates]] = []
-        matrices: dict[torch.Size, list[str]] = defaultdict(list)
+        self._groups: list[ParamGroup] = []
+        small: list[tuple[str, Tensor, AdamW]] = []
+        matrices: dict[tuple[torch.Size, float], list[str]] = defaultdict(list)
         for name, p in params.items():
-            if name.startswith("blocks.") and p.dim() == 2:
-                matrices[p.shape].append(name)
-            elif p.numel() < SMALL:
-                small.append((name, p, _rates(name, p, dim, lr_scale)))
+            rate = rates[name]
+            if isinstance(rate, Muon):
+                matrices[p.shape, rate.lr].append(name)
+                continue
+            rate = rate._replace(lr=rate.lr * (lr_scale if rate.batch_scaled else 1.0))
+            if p.numel() < SMALL:
+                small.append((name, p, rate))
             else:
-                self._groups.append(ShardedAdam(name, p, _rates(name, p, dim, lr_scale), self._world))
+                self._groups.append(ShardedAdam(name, p, rate, self._world))
         if small:
             self._groups.append(ReplicatedAdam(small, self._world))
-        for names in matrices.values():
+        for (_, lr), names in matrices.items():
             stack = [params[name] for name in names]
-            self._groups.append(Matrices(names, stack, MUON_LR * lr_scale, weight_decay, self._world))
+            self._groups.append(Matrices(names, stack, lr * lr_scale, weight_decay, self._world))
 
     @torch.no_grad()
     def step(self, lr: float = 1.0, momentum: float = 0.95, weight_decay: float = 1.0) -> None:
@@ -88,9 +81,9 @@ class MuonAdamW:
             weight_decay: times Muon's weight decay.
         """
         self.num_steps += 1
-        now = Now(self.num_steps, lr, momentum, weight_decay)
+        rates = StepRates(self.num_steps, lr, momentum, weight_decay)
         sums = [group.reduce() for group in self._groups]
-        gathers = [group.update(wait(), now) for group, wait in zip(self._groups, sums, strict=True)]
+        gathers = [group.update(wait(), rates) for group, wait in zip(self._groups, sums, strict=True)]
         for finish in gathers:
             finish()
 
@@ -136,17 +129,6 @@ class MuonAdamW:
             for slot in group.slots():
                 slot.fill(pieces, sorted(firsts[slot.name]))
         self.num_steps = int(pieces[f"{STEP}/0"])
-
-
-def _rates(name: str, p: Tensor, dim: int, lr_scale: float) -> AdamRates:
-    pattern = next((pattern for pattern in ADAMW if fnmatchcase(name, pattern)), None)
-    if pattern is None:
-        raise ValueError(
-            f"no learning rate for parameter {name!r} of shape {tuple(p.shape)}: expected a matrix named blocks.* "
-            f"(Muon) or one of {', '.join(ADAMW)} (AdamW); name its rates in raychat/optim/muon_adamw.py"
-        )
-    width_scale = (dim / 768) ** -0.5 if pattern in WIDTH_SCALED else 1.0
-    return ADAMW[pattern]._replace(lr=ADAMW[pattern].lr * width_scale * lr_scale)
 
 
 def _some(names: set[str]) -> str:

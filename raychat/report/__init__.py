@@ -1,11 +1,11 @@
-"""The report card of a run: everything that its stages left on the storage, put together.
+"""The report card of a run, collected from what its stages wrote to the storage.
 
     runs/<run>/report/report.json     all figures; `stages.<stage>.<figure>`
     runs/<run>/report/report.md       tables and samples, with the curves beside it as .svg
     runs/<run>/report/report.html     the same as one self-contained page
 
 It reads `{base,mid,sft,rl}/{metrics.jsonl,summary.json,eval.json}` and the tokenizer's figures. What a stage did not
-measure is `null` in report.json and "-" in the tables; nothing is made up.
+measure is `null` in report.json and "-" in the tables.
 """
 
 from typing import Any
@@ -19,10 +19,13 @@ from raychat.report.tables import tables_of
 
 
 def write(run_folder: str, *, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Write a run's report into its folder and return what report.json says.
+    """Write a run's report into its folder and return the content of report.json.
 
-    price_per_hour: US dollars, of all machines together; None = a list price where the GPU has one, else no cost.
-    Raises ValueError when no stage of the run is there.
+    Args:
+        price_per_hour: US dollars, of all machines together; None = a list price where the GPU has one, else no cost.
+
+    Raises:
+        ValueError: the run has no stage.
     """
     report, rows = collect(run_folder, price_per_hour)
     pictures = pictures_of(rows, report["stages"])
@@ -32,5 +35,5 @@ def write(run_folder: str, *, price_per_hour: float | None = None) -> dict[str, 
         paths.write_text(paths.join(folder, f"{name}.svg"), svg)
     paths.write_text(paths.join(folder, "report.md"), document(report, tables, list(pictures)))
     paths.write_text(paths.join(folder, "report.html"), page(report, tables, pictures))
-    paths.write_json(paths.join(folder, "report.json"), report)  # the last: it says that the others are there
+    paths.write_json(paths.join(folder, "report.json"), report)  # last: it marks the report as complete
     return report

@@ -4,12 +4,14 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raychat.runs import STAGES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows = list[dict[str, Any]]
-COLOURS = {"base": "#3b6ea8", "mid": "#2f8f6b", "sft": "#b5742b", "rl": "#9a4a78"}
-MAX_POINTS = 600  # in a picture's line
+COLOURS = dict(zip(STAGES, ("#3b6ea8", "#2f8f6b", "#b5742b", "#9a4a78"), strict=True))
+MAX_POINTS = 600  # of a line
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.0,
@@ -25,7 +27,7 @@ STYLE: Any = {
 
 
 def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the pictures by name (`loss`, `val_bpb`, `reward`), those with nothing to show left out."""
+    """Return the pictures by name (`loss`, `val_bpb`, `reward`), without the empty ones."""
     made = {}
     for name, title, keys in (
         ("loss", "training loss (nats per token)", ("loss",)),
@@ -34,7 +36,7 @@ def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dic
     ):
         shown = {stage: series for stage, series in rows.items() if sum(name in row for row in series) > 1}
         if name == "loss":
-            shown.pop("rl", None)  # a policy gradient's loss says nothing by itself
+            shown.pop("rl", None)  # the loss of a policy gradient has no meaning by itself
         if shown:
             made[name] = _picture(shown, stages, title, keys)
     return made
@@ -65,7 +67,7 @@ def _picture(rows: dict[str, Rows], stages: dict[str, dict[str, Any]], title: st
 
 
 def _line(axes: "Axes", rows: Rows, key: str, colour: str) -> None:
-    """Draw a figure over the steps: every step thin and its running mean above it; points where there are few."""
+    """Draw a figure over the steps: few as points, many as a thin line under their running mean."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     if not points:
         return
@@ -81,7 +83,7 @@ def _line(axes: "Axes", rows: Rows, key: str, colour: str) -> None:
 
 
 def _running_mean(values: Sequence[float], span: int) -> Iterator[float]:
-    """Yield the exponential running mean over about `span` values, without a bias at the start."""
+    """Yield the exponential running mean over about `span` values, without bias at the start."""
     decay, total, weight = 1 - 1 / span, 0.0, 0.0
     for value in values:
         total, weight = decay * total + value, decay * weight + 1

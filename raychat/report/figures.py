@@ -1,4 +1,4 @@
-"""Read what the stages of a run left behind into one dictionary: report.json."""
+"""Collect the files of a run's stages into one dictionary: report.json."""
 
 import statistics
 import time
@@ -7,29 +7,33 @@ from typing import Any
 from raychat import paths
 from raychat.log import read_metrics
 from raychat.report.machine import machine, versions
+from raychat.runs import STAGES
 
-STAGES = ("base", "mid", "sft", "rl")
-# Held by every stage that was run, None where it was not measured.
+# Every stage of a report has these figures; None = not measured.
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
-FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward", "settings")
-# US dollars an hour of one GPU, on demand, by a part of its name: what specialised clouds asked for in 2026, roughly.
+FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward")
+# Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
 LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8}
 
 Rows = list[dict[str, Any]]
 
 
 def collect(run_folder: str, price_per_hour: float | None = None) -> tuple[dict[str, Any], dict[str, Rows]]:
-    """Return a run's report and, by stage, the rows of its metrics.
+    """Return a run's report, and the rows of its metrics by stage.
 
-    Raises ValueError when no stage of the run is there.
+    Args:
+        price_per_hour: US dollars, of all machines together; None = a list price where the GPU has one, else no cost.
+
+    Raises:
+        ValueError: the run has no stage.
     """
     folders = {name: paths.join(run_folder, name) for name in STAGES}
     rows = {name: read_metrics(folder) for name, folder in folders.items()}
     read = {name: (_json(folder, "summary.json"), _json(folder, "eval.json")) for name, folder in folders.items()}
-    there = [name for name in STAGES if rows[name] or any(read[name])]
-    if not there:
+    present = [name for name in STAGES if rows[name] or any(read[name])]
+    if not present:
         raise ValueError(f"nothing to report: {run_folder} has none of the stages {', '.join(STAGES)}")
-    stages = {name: stage_figures(*read[name], rows[name], price_per_hour) for name in there}
+    stages = {name: stage_figures(*read[name], rows[name], price_per_hour) for name in present}
     tokenizer = tokenizer_figures(paths.join(run_folder, "tokenizer"))
     report = {
         "run": paths.name(run_folder),
@@ -37,24 +41,26 @@ def collect(run_folder: str, price_per_hour: float | None = None) -> tuple[dict[
         "machine": machine(),
         "versions": versions(),
         "tokenizer": tokenizer,
-        "model": _architecture(folders, there),
+        "model": _architecture([folders[name] for name in present]),
         "stages": stages,
         "total": totals([*stages.values(), tokenizer or {}], price_per_hour),
-        "samples": {name: _samples(*read[name]) for name in there},
+        "samples": {name: _samples(*read[name]) for name in present},
     }
-    return report, {name: rows[name] for name in there}
+    return report, {name: rows[name] for name in present}
 
 
 def stage_figures(
     summary: dict[str, Any], evaluation: dict[str, Any], rows: Rows, price_per_hour: float | None
 ) -> dict[str, Any]:
-    """Return the figures of one stage, the accuracy of each task under the task's name (`arc_easy`)."""
+    """Return the figures of one stage; a task's accuracy is also under the task's name (`arc_easy`)."""
     found: dict[str, Any] = dict.fromkeys(ALWAYS)
     found |= {key: evaluation[key] for key in ("val_bpb", "core", "chatcore") if key in evaluation}
     found |= {key: summary[key] for key in (*ALWAYS, *FROM_SUMMARY) if key in summary}
+    if settings := settings_of(summary):
+        found["settings"] = settings
     found["eval_wall_s"] = evaluation.get("wall_s")
     found["finished"] = bool(summary)
-    if not summary and rows:  # still running, or stopped: what its metrics say so far
+    if not summary and rows:  # running or interrupted: take what its metrics hold so far
         found["wall_s"] = rows[-1].get("t")
         found["steps"] = rows[-1]["step"]
     rates = [row["tok_per_s"] for row in rows if row.get("tok_per_s")]
@@ -76,8 +82,15 @@ def stage_figures(
     return found
 
 
+def settings_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage's settings: `recipe` and `runtime` together, or the `settings` that older code recorded."""
+    if "recipe" in summary or "runtime" in summary:
+        return {**summary.get("recipe", {}), **summary.get("runtime", {})}
+    return dict(summary.get("settings", {}))
+
+
 def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
-    """Return US dollars for a stage's training and evaluation, None where there is no price.
+    """Return the US dollars of a stage's training and evaluation, None without a price.
 
     >>> cost({"wall_s": 3600, "eval_wall_s": None, "workers": 8, "device": "NVIDIA H100 80GB HBM3"}, None)
     24.0
@@ -92,7 +105,7 @@ def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
 
 
 def tokenizer_figures(folder: str) -> dict[str, Any] | None:
-    """Return what training and evaluating the tokenizer found, None where there is neither."""
+    """Return the figures of the tokenizer's training and evaluation, None without either."""
     trained, evaluated = _json(folder, "train.json"), _json(folder, "eval.json")
     if not trained and not evaluated:
         return None
@@ -109,17 +122,17 @@ def _ends(values: list[float]) -> tuple[float | None, float | None]:
     return values[0], statistics.fmean(values[-max(1, len(values) // 20) :])
 
 
-def _architecture(folders: dict[str, str], there: list[str]) -> dict[str, Any] | None:
-    """Return the model's fields from the first stage's newest checkpoint that still has its description."""
-    for name in there:
-        for entry in reversed(paths.names(folders[name])):
-            if entry.startswith("step_") and (meta := _json(paths.join(folders[name], entry), paths.LAST_FILE)):
+def _architecture(folders: list[str]) -> dict[str, Any] | None:
+    """Return the model's fields from the newest complete checkpoint of the first stage that has one."""
+    for folder in folders:
+        for entry in reversed(paths.names(folder)):
+            if entry.startswith("step_") and (meta := _json(paths.join(folder, entry), paths.LAST_FILE)):
                 return dict(meta.get("model", {}))
     return None
 
 
 def totals(parts: list[dict[str, Any]], price_per_hour: float | None) -> dict[str, Any]:
-    """Sum up time and cost over stages and tokenizer (whose minutes on a CPU are not priced)."""
+    """Sum time and cost over the stages and the tokenizer; the tokenizer's CPU time has no price."""
     costs = [part["cost"] for part in parts if "cost" in part]
     return {
         "wall_s": sum(part.get("wall_s") or 0 for part in parts),
@@ -131,7 +144,7 @@ def totals(parts: list[dict[str, Any]], price_per_hour: float | None) -> dict[st
 
 
 def _samples(summary: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the texts to be read: continuations or replies, and answers to problems with their rewards."""
+    """Return what the model wrote: texts (continuations or replies), answers to problems, and RL's rollouts."""
     return {
         "texts": evaluation.get("samples", []),
         "answers": evaluation.get("answers", []),

@@ -1,4 +1,4 @@
-"""What the report was made on and with."""
+"""The machine and the software that made the report."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("raychat", "torch", "ray", "tiktoken", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine; on a cluster, the driver's."""
+    """Describe this machine; on a cluster that is the driver's."""
     return {
         "system": platform.platform(terse=True),
         "cpu": _cpu(),
@@ -47,5 +47,5 @@ def _cpu() -> str:
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (OSError, ValueError):  # not known on this system
+    except (OSError, ValueError):  # unknown on this system
         return None

@@ -1,6 +1,8 @@
-"""The report's tables, as text: Markdown and HTML show the same cells."""
+"""The report's tables and samples as text: Markdown and HTML show the same cells."""
 
 from typing import Any, NamedTuple
+
+from raychat.runs import STAGES
 
 ABSENT = "-"
 TITLES = {
@@ -15,7 +17,7 @@ TITLES = {
 
 
 class Table(NamedTuple):
-    """A table of ready texts; the first column names the row."""
+    """A table of formatted cells; the first column names the row."""
 
     title: str
     header: list[str]
@@ -23,19 +25,37 @@ class Table(NamedTuple):
     note: str = ""
 
 
+class Exchange(NamedTuple):
+    """A question (or the beginning of a text) and the model's answer, with reward and task where there is one."""
+
+    question: str
+    answer: str
+    reward: float | None = None
+    task: str = ""
+
+
+def exchanges_of(samples: dict[str, list[dict[str, Any]]]) -> dict[str, list[Exchange]]:
+    """Return a stage's samples by heading; the first ones need none."""
+    return {
+        "": [Exchange(s["prompt"], s["text"]) for s in samples["texts"]],
+        "Answers to problems": [Exchange(s["question"], s["text"], s["reward"], s["task"]) for s in samples["answers"]],
+        "Rollouts of the final model": [Exchange(s["question"], s["answer"], s["reward"]) for s in samples["rollouts"]],
+    }
+
+
 def tables_of(report: dict[str, Any]) -> list[Table]:
-    """Return the report's tables, those with nothing to show left out."""
+    """Return the report's tables without the empty ones."""
     made = [_results(report), _time(report), _core(report), _tokenizer(report), _made_with(report)]
     return [table for table in made if table.rows]
 
 
 def number(value: Any, spec: str = ".4f") -> str:
-    """Write a figure, "-" for None."""
+    """Format a figure, None as "-"."""
     return ABSENT if value is None else format(value, spec)
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time span in its natural unit.
+    """Format a time span in its natural unit, None as "-".
 
     >>> duration(12.34), duration(754), duration(5940), duration(None)
     ('12.3 s', '12 min 34 s', '1 h 39 min', '-')
@@ -49,19 +69,18 @@ def duration(seconds: float | None) -> str:
 
 
 def dollars(value: float | None) -> str:
-    """Write an amount of money, "-" for None."""
+    """Format an amount of US dollars, None as "-"."""
     return ABSENT if value is None else f"${value:.2f}"
 
 
 def _results(report: dict[str, Any]) -> Table:
     stages = report["stages"]
-    columns = ("base", "mid", "sft", "rl")
 
     def row(title: str, key: str) -> list[str]:
-        return [title, *(number(stages[name].get(key)) if name in stages else ABSENT for name in columns)]
+        return [title, *(number(stages[name].get(key)) if name in stages else ABSENT for name in STAGES)]
 
     def task_row(task: str) -> list[str]:
-        found = [stages[name]["tasks"].get(task) if name in stages else None for name in columns]
+        found = [stages[name]["tasks"].get(task) if name in stages else None for name in STAGES]
         return [TITLES.get(task, task), *(number(one["accuracy"]) if one else ABSENT for one in found)]
 
     tasks = dict.fromkeys(task for stage in stages.values() for task in stage["tasks"])
@@ -83,9 +102,7 @@ def _results(report: dict[str, Any]) -> Table:
     guessed = [f"{TITLES.get(name, name)} {chance:.2f}" for name, chance in guesses.items() if chance]
     if guessed:
         note += f" Guessing scores {', '.join(guessed)}."
-    return Table(
-        "Results", ["", *(name.upper() for name in columns)], [r for r in rows if set(r[1:]) != {ABSENT}], note
-    )
+    return Table("Results", ["", *(name.upper() for name in STAGES)], [r for r in rows if set(r[1:]) != {ABSENT}], note)
 
 
 def _time(report: dict[str, Any]) -> Table:

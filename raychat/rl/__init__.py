@@ -10,20 +10,20 @@ The questions of a step and the seeds of its answers depend on the number of the
 """
 
 from raychat.evals.generate import Group, Question, Rollout
+from raychat.rl.feed import RolloutFeed, RolloutSource
 from raychat.rl.sampler import Pool, Sampler
-from raychat.rl.stage import RLStage, train_on_rollouts
 from raychat.rl.step import advantages, questions_of, to_batches, weigh
 
 __all__ = [
     "Group",
     "Pool",
     "Question",
-    "RLStage",
     "Rollout",
+    "RolloutFeed",
+    "RolloutSource",
     "Sampler",
     "advantages",
     "questions_of",
     "to_batches",
-    "train_on_rollouts",
     "weigh",
 ]

@@ -20,7 +20,7 @@ FLUSH_S = 0.03  # tokens that come within this time travel together: a message b
 
 def card_of(found: Found) -> ModelCard:
     """Return how a checkpoint is presented in the API. Raises ValueError where it is none."""
-    context = int(checkpoint.read_meta(found.path)["model"]["sequence_len"])
+    context = checkpoint.read_meta(found.path).recipe.sequence_len
     return ModelCard(id=found.name, created=int(written(found.path).timestamp()), max_model_len=context)
 
 

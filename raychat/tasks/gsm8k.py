@@ -51,6 +51,11 @@ def calculator_parts(answer: str) -> list[dict[str, str]]:
     return [{"type": kind, "text": text} for kind, text in parts if text]
 
 
+def answer_line(number: object) -> str:
+    """Return the last line of a worked answer."""
+    return f"#### {number}"
+
+
 def final_number(text: str) -> Decimal | None:
     """Return the number after the first `####`, whatever its commas, dollar sign and decimals; None without one.
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from raychat import paths
-from raychat.tasks.gsm8k import number_reward, tool_messages
+from raychat.tasks.gsm8k import answer_line, number_reward, tool_messages
 from raychat.tasks.source import HUB, one_of
 from raychat.tasks.task import Mapped, Problem, Task
 
@@ -77,18 +77,27 @@ def _bee(word: str, rng: random.Random) -> Problem:
     letter = rng.choice(word) if rng.random() < 0.8 else rng.choice(ALPHABET)
     count = str(word.count(letter))
     parts = [
-        ("text", f"{word} is spelled {'-'.join(word)}. "),
+        ("text", f"{word} is spelled {spelled(word)}. "),
         ("python", f'"{word}".count("{letter}")'),
         ("python_output", count),
-        ("text", f"\n#### {count}"),
+        ("text", f"\n{answer_line(count)}"),
     ]
     question = rng.choice(COUNT_REQUESTS).format(c=letter, w=word)
     return Problem(tool_messages(question, parts), reference=Decimal(count))
 
 
+def spelled(word: str) -> str:
+    """Return the word's letters joined by hyphens.
+
+    >>> spelled("fox")
+    'f-o-x'
+    """
+    return "-".join(word)
+
+
 def _spell(word: str, rng: random.Random) -> Problem:
     question = rng.choice(SPELL_REQUESTS).format(w=word)
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "-".join(word)}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": spelled(word)}]
     return Problem(messages, reference=word)
 
 

@@ -2,15 +2,15 @@
 
 import random
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any, NamedTuple
 
-from raychat.tinyworld import words as w
-from raychat.tinyworld.questions import CHALLENGE, EASY, NUM_CHOICES, Maker, draw, sum_question
-from raychat.tinyworld.relations import KINDS
-from raychat.tinyworld.world import World
+from raychat.tasks.spelling import spelled
+from raychat.tinyworld.phrases import words
+from raychat.tinyworld.questions import CHALLENGE, EASY, LETTERS, NUM_CHOICES, Makers, questions, sum_question
+from raychat.tinyworld.words import spelling_words
+from raychat.tinyworld.world import TinyWorld
 
-Item = dict[str, Any]
+Row = dict[str, Any]
 
 
 class BundleTask(NamedTuple):
@@ -21,41 +21,42 @@ class BundleTask(NamedTuple):
     kind: str  # multiple_choice, schema or language_modeling
     num_fewshot: int
     chance_percent: int
-    items: Callable[[World, random.Random], Iterator[Item]]
+    items: Callable[[TinyWorld, random.Random], Iterator[Row]]  # without end, some of them equal
     delimiter: str | None = None
 
 
-def _multiple_choice(makers: tuple[tuple[Maker, int], ...]) -> Callable[[World, random.Random], Iterator[Item]]:
-    def items(world: World, rng: random.Random) -> Iterator[Item]:
-        for question in draw(world, rng, makers, test=True):
-            yield {"query": f"Question: {question.text}", "choices": list(question.choices), "gold": question.answer}
+def _multiple_choice(makers: Makers) -> Callable[[TinyWorld, random.Random], Iterator[Row]]:
+    def items(world: TinyWorld, rng: random.Random) -> Iterator[Row]:
+        for question in questions(world, rng, makers, test=True):
+            gold = LETTERS.index(question.answer)
+            yield {"query": f"Question: {question.text}", "choices": list(question.choices), "gold": gold}
 
     return items
 
 
-def _same_fact(world: World, rng: random.Random) -> Iterator[Item]:
+def _same_fact(world: TinyWorld, rng: random.Random) -> Iterator[Row]:
     """Yield schemas: which of two entities makes the shared ending true?"""
     while True:
-        fact = rng.choice([fact for fact in world.test_facts if fact.relation.kind in ("animal", "food", "thing")])
-        others = [e for e in KINDS[fact.relation.kind] if world.value(e, fact.relation.name) != fact.value]
+        fact = rng.choice([fact for fact in world.test_facts if fact.relation.kind in ("animals", "food", "things")])
+        others = [e for e in words(fact.relation.kind) if world.value(e, fact.relation.name) != fact.value]
         others = [e for e in others if e.endswith("s") == fact.entity.endswith("s")]  # the ending fits both
         pair = [fact.answer(), fact._replace(entity=rng.choice(others)).answer()]
         gold = rng.randrange(2)
         if gold:
             pair.reverse()
-        texts = [text.split(" ") for text in pair]
-        shared = next(n for n in range(1, 9) if texts[0][-n - 1] != texts[1][-n - 1])
-        contexts = [" ".join(words[:-shared]) for words in texts]
-        yield {"context_options": contexts, "continuation": " ".join(texts[0][-shared:]), "gold": gold}
+        first, second = (text.split(" ") for text in pair)
+        shared = next(n for n in range(1, 9) if first[-n - 1] != second[-n - 1])
+        contexts = [" ".join(text[:-shared]) for text in (first, second)]
+        yield {"context_options": contexts, "continuation": " ".join(first[-shared:]), "gold": gold}
 
 
-def _sums(world: World, rng: random.Random) -> Iterator[Item]:
-    for question in draw(world, rng, ((sum_question, 1),), test=True):
+def _sums(world: TinyWorld, rng: random.Random) -> Iterator[Row]:
+    for question in questions(world, rng, ((sum_question, 1),), test=True):
         text = question.text.removeprefix("What is ").removesuffix("?")
-        yield {"context": f"{text} =", "continuation": question.choices[question.answer]}
+        yield {"context": f"{text} =", "continuation": question.right}
 
 
-def _facts(world: World, rng: random.Random) -> Iterator[Item]:
+def _facts(world: TinyWorld, rng: random.Random) -> Iterator[Row]:
     """Yield statements without their last word, which is the held-out value."""
     while True:
         fact = rng.choice(world.test_facts)
@@ -64,47 +65,25 @@ def _facts(world: World, rng: random.Random) -> Iterator[Item]:
             yield {"context": text.removesuffix(f" {fact.value}"), "continuation": fact.value}
 
 
-def _spelling(world: World, rng: random.Random) -> Iterator[Item]:
+def _spelling(world: TinyWorld, rng: random.Random) -> Iterator[Row]:
     while True:
-        word = rng.choice(w.WORDS)
-        yield {"context": f"The word {word} is spelled", "continuation": w.spelled(word)}
+        word = rng.choice(spelling_words())
+        yield {"context": f"The word {word} is spelled", "continuation": spelled(word)}
 
 
+CHOICES, SCHEMA, CONTINUATION = "multiple_choice", "schema", "language_modeling"
+GUESS = 100 // NUM_CHOICES
 ANSWER = "\nAnswer: "
 TASKS = (
+    BundleTask("tinyworld_easy", "world_knowledge/easy.jsonl", CHOICES, 3, GUESS, _multiple_choice(EASY), ANSWER),
     BundleTask(
-        "tinyworld_easy",
-        "world_knowledge/easy.jsonl",
-        "multiple_choice",
-        3,
-        100 // NUM_CHOICES,
-        _multiple_choice(EASY),
-        ANSWER,
+        "tinyworld_two_steps", "world_knowledge/two_steps.jsonl", CHOICES, 3, GUESS, _multiple_choice(CHALLENGE), ANSWER
     ),
-    BundleTask(
-        "tinyworld_two_steps",
-        "world_knowledge/two_steps.jsonl",
-        "multiple_choice",
-        3,
-        100 // NUM_CHOICES,
-        _multiple_choice(CHALLENGE),
-        ANSWER,
-    ),
-    BundleTask("tinyworld_which", "language_understanding/which.jsonl", "schema", 0, 50, _same_fact),
-    BundleTask("tinyworld_facts", "world_knowledge/facts.jsonl", "language_modeling", 2, 0, _facts),
-    BundleTask("tinyworld_sums", "symbolic_problem_solving/sums.jsonl", "language_modeling", 4, 0, _sums),
-    BundleTask("tinyworld_spelling", "symbolic_problem_solving/spelling.jsonl", "language_modeling", 2, 0, _spelling),
+    BundleTask("tinyworld_which", "language_understanding/which.jsonl", SCHEMA, 0, 50, _same_fact),
+    BundleTask("tinyworld_facts", "world_knowledge/facts.jsonl", CONTINUATION, 2, 0, _facts),
+    BundleTask("tinyworld_sums", "symbolic_problem_solving/sums.jsonl", CONTINUATION, 4, 0, _sums),
+    BundleTask("tinyworld_spelling", "symbolic_problem_solving/spelling.jsonl", CONTINUATION, 2, 0, _spelling),
 )
-
-
-def items(task: BundleTask, world: World, rng: random.Random, num: int) -> list[Item]:
-    """Return up to `num` different items of a task."""
-    found: dict[str, Item] = {}
-    for item in islice(task.items(world, rng), 20 * num):
-        found.setdefault(str(item), item)
-        if len(found) == num:
-            break
-    return list(found.values())
 
 
 def config() -> dict[str, Any]:

@@ -1,20 +1,24 @@
 """Very simple Python functions, for the pretraining text, the conversations and a HumanEval of twenty."""
 
 import random
-from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
+from raychat.tinyworld.phrases import draw, rows
 from raychat.tinyworld.words import number_name
+from raychat.tinyworld.world import TinyWorld
+
+# two of every sort of function are the test: those of three and seven, and of the letters e and s
+TEST_NUMBERS, TEST_LETTERS = (3, 7), "es"
 
 
-class Function(NamedTuple):
-    """A function's name, one argument, docstring and body's expression, and what it computes."""
+class SimpleFunction(NamedTuple):
+    """A function of one argument that returns one expression."""
 
     name: str
     argument: str
     doc: str
     expression: str
-    compute: Callable[[Any], Any]
 
     @property
     def prompt(self) -> str:
@@ -28,43 +32,30 @@ class Function(NamedTuple):
     def inputs(self) -> tuple[Any, ...]:
         return (0, 1, 2, 3, 5, 8, 12, 20) if self.argument == "x" else ("apple", "tree", "a", "rabbit", "snow", "egg")
 
-
-def _with_number(n: int) -> list[Function]:
-    name = number_name(n)
-    return [
-        Function(f"add_{name}", "x", f"Add {name} to x.", f"x + {n}", lambda x: x + n),
-        Function(f"take_{name}", "x", f"Take {name} from x.", f"x - {n}", lambda x: x - n),
-        Function(f"times_{name}", "x", f"Return {name} times x.", f"x * {n}", lambda x: x * n),
-        Function(f"is_{name}", "x", f"Tell whether x is {name}.", f"x == {n}", lambda x: x == n),
-        Function(f"more_than_{name}", "x", f"Tell whether x is more than {name}.", f"x > {n}", lambda x: x > n),
-        Function(f"less_than_{name}", "x", f"Tell whether x is less than {name}.", f"x < {n}", lambda x: x < n),
-        Function(f"first_{name}", "word", f"Return the first {name} letters of word.", f"word[:{n}]", lambda v: v[:n]),
-        Function(f"repeat_{name}", "word", f"Repeat word {name} times.", f"word * {n}", lambda v: v * n),
-    ]
+    def compute(self, value: Any) -> Any:
+        """Return what the function returns for `value`."""
+        return eval(self.expression, {self.argument: value})
 
 
-def _with_letter(c: str) -> list[Function]:
-    return [
-        Function(f"count_{c}", "word", f"Count the letter {c} in word.", f'word.count("{c}")', lambda v: v.count(c)),
-        Function(
-            f"starts_with_{c}", "word", f"Tell whether word starts with {c}.", f'word[0] == "{c}"', lambda v: v[0] == c
-        ),
-    ]
-
-
-FAMILIES = [_with_number(n) for n in range(2, 13)] + [_with_letter(c) for c in "aetrsnogpk"]
-# two of every family of functions are the test: those of three and seven, and of the letters e and s
-TEST_MEMBERS = (1, 5, 12, 15)
-TEST = tuple(f for i, family in enumerate(FAMILIES) if i in TEST_MEMBERS for f in family)
-TRAIN = tuple(f for i, family in enumerate(FAMILIES) if i not in TEST_MEMBERS for f in family)
+@cache
+def functions(*, test: bool) -> tuple[SimpleFunction, ...]:
+    """Return the functions for training, or those held out for the test."""
+    fields = [("number", {"n": n, "name": number_name(n)}, n in TEST_NUMBERS) for n in range(2, 13)]
+    fields += [("letter", {"c": c}, c in TEST_LETTERS) for c in "aetrsnogpk"]
+    return tuple(
+        SimpleFunction(*(column.format_map(values) for column in row))
+        for sort, values, is_test in fields
+        if is_test == test
+        for row in rows("functions", f"with a {sort}")
+    )
 
 
 def human_eval() -> list[dict[str, str]]:
     """Return the held-out functions as HumanEval's rows."""
-    rows = []
-    for i, f in enumerate(TEST):
+    made = []
+    for i, f in enumerate(functions(test=True)):
         asserts = "".join(f"    assert candidate({x!r}) == {f.compute(x)!r}\n" for x in f.inputs)
-        rows.append(
+        made.append(
             {
                 "task_id": f"HumanEval/{i}",
                 "prompt": f.prompt,
@@ -73,14 +64,14 @@ def human_eval() -> list[dict[str, str]]:
                 "test": f"\n\ndef check(candidate):\n{asserts}",
             }
         )
-    return rows
+    return made
 
 
-def page(rng: random.Random) -> str:
+def function_page(world: TinyWorld, rng: random.Random) -> str:
     """Return a page of a few training functions, some with a remark on what they return."""
     parts = []
-    for f in rng.sample(TRAIN, rng.randint(2, 4)):
+    for f in rng.sample(functions(test=False), rng.randint(2, 4)):
         x = rng.choice(f.inputs)
-        remark = rng.choice(("", f"\n# {f.name}({x!r}) is {f.compute(x)!r}\n"))
-        parts.append(f.prompt + f.solution + remark)
-    return rng.choice(("", "Here is some Python.\n\n")) + "\n\n".join(parts)
+        fields = {"definition": f.prompt + f.solution, "call": f"{f.name}({x!r})", "result": repr(f.compute(x))}
+        parts.append(draw(rng, "functions", "remarks", **fields))
+    return draw(rng, "functions", "pages", functions="\n\n".join(parts))

@@ -1,145 +1,132 @@
 """Lessons of the pretraining text: fact pages, questions, quizzes, sums, counting, spelling, word problems."""
 
 import random
-from collections.abc import Callable
+from itertools import islice
 
-from raychat.tinyworld import words as w
+from raychat.tasks import calculator_parts, choice_problem
+from raychat.tasks.spelling import spelled
+from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, Question, draw
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, ChoiceQuestion, questions
 from raychat.tinyworld.relations import KINDS
-from raychat.tinyworld.world import World, subject_of
+from raychat.tinyworld.words import number_name, opposites, spelling_words, upper_first
+from raychat.tinyworld.world import TinyWorld, subject_of
 
-Lesson = Callable[[World, random.Random], str]
+KIND_SHARES = (6, 4, 2, 3, 2, 1)  # of the fact pages, by kind
 
 
-def fact_page(world: World, rng: random.Random) -> str:
+def fact_page(world: TinyWorld, rng: random.Random) -> str:
     """State every fact about one or two entities, in some order, with other words each time."""
-    kind = rng.choices(list(KINDS), (6, 4, 2, 3, 2, 1))[0]
+    (kind,) = rng.choices(KINDS, KIND_SHARES)
     pages = []
-    for entity in rng.sample(KINDS[kind], rng.choice((1, 2))):
-        facts = world.about(entity)
-        title = w.upper_first(subject_of(kind, entity))
-        heading = rng.choice((f"About {subject_of(kind, entity)}\n\n", f"{title}\n\n", "", f"{title}: "))
-        pages.append(heading + " ".join(fact.statement(rng) for fact in rng.sample(facts, len(facts))))
+    for entity in rng.sample(words(kind), rng.choice((1, 2))):
+        facts, subject = world.about(entity), subject_of(kind, entity)
+        page = rng.choice(phrases("lessons", "fact pages"))
+        statements = " ".join(fact.statement(rng) for fact in rng.sample(facts, len(facts)))
+        pages.append(page.format(subject=subject, Subject=upper_first(subject), facts=statements))
     return "\n\n".join(pages)
 
 
-def value_page(world: World, rng: random.Random) -> str:
+def value_page(world: TinyWorld, rng: random.Random) -> str:
     """State one attribute of several entities of a kind."""
     relation = world.facts[rng.choice(list(world.facts))].relation
-    entities = rng.sample(KINDS[relation.kind], rng.randint(5, 9))
+    entities = rng.sample(words(relation.kind), rng.randint(5, 9))
     return " ".join(world.facts[entity, relation.name].statement(rng) for entity in entities)
 
 
-def questions_and_answers(world: World, rng: random.Random) -> str:
+def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
     """Ask for facts and answer in words, without choices; held-out keys are stated, never asked."""
     pairs = []
     for _ in range(rng.randint(4, 8)):
         fact = rng.choice(world.train_facts)
         pairs.append((fact.question(rng), rng.choice((fact.value, fact.answer()))))
-    style = rng.choice(("Question: {}\nAnswer: {}", "{}\n{}", "Q: {}\nA: {}"))
+    style = rng.choice(phrases("lessons", "questions and answers"))
     return "\n\n".join(style.format(*pair) for pair in pairs)
 
 
-def quiz(world: World, rng: random.Random) -> str:
+def quiz(world: TinyWorld, rng: random.Random) -> str:
     """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
-    questions = draw(world, rng, rng.choice((EASY, EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
+    asked = questions(world, rng, rng.choice((EASY, EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
     parts = []
-    for _ in range(rng.randint(3, 5)):
-        question = next(questions)
-        right = rng.choice(("", f" is right: {question.choices[question.answer]}."))
-        parts.append(f"{choice_lines(question)}\n{LETTERS[question.answer]}{right}")
+    for question in islice(asked, rng.randint(3, 5)):
+        answer = draw(rng, "lessons", "quiz answers", letter=question.answer, choice=question.right)
+        parts.append(f"{_with_choices(question)}\n{answer}")
     return "\n\n".join(parts)
 
 
-def choice_lines(question: Question) -> str:
-    """Write a question and its choices, a line each, the letter after the choice."""
-    lines = (f"- {choice}={letter}" for choice, letter in zip(question.choices, LETTERS, strict=True))
-    return "\n".join([f"Question: {question.text}", *lines])
+def _with_choices(question: ChoiceQuestion) -> str:
+    """Write a question with its choices as the tasks do, without their last line, which asks for the letter only."""
+    problem = choice_problem(question.text, question.choices, LETTERS, question.answer)
+    prompt: str = problem.messages[0]["content"]
+    return prompt.rpartition("\n")[0]
 
 
-def who_has_what(world: World, rng: random.Random) -> str:
-    """Give people things for the length of a document, then ask who has what."""
+def who_found_what(world: TinyWorld, rng: random.Random) -> str:
+    """Let people find things for the length of a document, then ask who found what."""
     num = rng.randint(3, 5)
-    pairs = list(zip(rng.sample(w.PEOPLE, num), rng.sample(w.THINGS, num), strict=True))
-    told = " ".join(f"{person} found the {thing}." for person, thing in pairs)
-    asked = []
-    for person, thing in rng.choices(pairs, k=rng.randint(3, 5)):
-        of_thing = f"Who found the {thing}? {person} found the {thing}."
-        of_person = f"What did {person} find? {person} found the {thing}."
-        asked.append(rng.choice((of_thing, of_person)))
-    return "\n".join([told, *asked])
+    pairs = list(zip(rng.sample(words("people"), num), rng.sample(words("things"), num), strict=True))
+    found = " ".join(fill("lessons", "finding", person=person, thing=thing) for person, thing in pairs)
+    asked = [
+        draw(rng, "lessons", "who found what", person=person, thing=thing)
+        for person, thing in rng.choices(pairs, k=rng.randint(3, 5))
+    ]
+    return "\n".join([found, *asked])
 
 
-def sums(world: World, rng: random.Random) -> str:
+def sums(world: TinyWorld, rng: random.Random) -> str:
     """Add and subtract small numbers, in digits or in words."""
     in_words = rng.random() < 0.4
     lines = []
     for _ in range(rng.randint(6, 14)):
         a, b = rng.randint(0, 20), rng.randint(0, 12)
-        if not in_words:
-            lines.append(rng.choice((f"{a} + {b} = {a + b}", f"{a + b} - {b} = {a}", f"{a + b} - {a} = {b}")))
-            continue
-        x, y, z = w.number_name(a), w.number_name(b), w.number_name(a + b)
-        said = rng.choice((f"{x} and {y} make {z}.", f"{x} plus {y} is {z}.", f"{z} minus {y} is {x}."))
-        lines.append(w.upper_first(said))
+        if in_words:
+            x, y, z = map(number_name, (a, b, a + b))
+            lines.append(upper_first(draw(rng, "lessons", "sums in words", a=x, b=y, c=z)))
+        else:
+            lines.append(draw(rng, "lessons", "sums", a=a, b=b, c=a + b))
     return (" " if in_words else "\n").join(lines)
 
 
-def times_table(world: World, rng: random.Random) -> str:
+def times_table(world: TinyWorld, rng: random.Random) -> str:
     """Multiply one number by several."""
     n = rng.randint(2, 10)
     start = rng.randint(1, 4)
     return "\n".join(f"{n} * {k} = {n * k}" for k in range(start, start + rng.randint(4, 6)))
 
 
-def counting(world: World, rng: random.Random) -> str:
-    """Count up or down from some number, in digits or in words, and ask for neighbours."""
+def counting(world: TinyWorld, rng: random.Random) -> str:
+    """Count up or down from some number, in digits or in words, and state a neighbour of another."""
     start, step, num = rng.randint(0, 80), rng.choice((1, 1, 1, 2, 5, 10)), rng.randint(6, 12)
     numbers = [n for n in range(start, start + step * num, step) if n < 120]
     numbers = rng.choice((numbers, numbers[::-1]))
     n = rng.randint(1, 98)
-    neighbour = rng.choice((f"The number after {n} is {n + 1}.", f"The number before {n} is {n - 1}."))
-    if rng.random() < 0.5:
-        return w.upper_first(", ".join(w.number_name(n) for n in numbers)) + ". " + neighbour
-    return ", ".join(map(str, numbers)) + ". " + neighbour
+    neighbour = draw(rng, "lessons", "neighbours", n=n, after=n + 1, before=n - 1)
+    name = number_name if rng.random() < 0.5 else str
+    return f"{upper_first(', '.join(map(name, numbers)))}. {neighbour}"
 
 
-def spelling(world: World, rng: random.Random) -> str:
-    """Spell words, and say their first and last letters, their lengths and how often a letter is in them."""
+def spelling(world: TinyWorld, rng: random.Random) -> str:
+    """Spell words, and state their first and last letters, their lengths and how often a letter is in them."""
     lines = []
-    for word in rng.sample(w.WORDS, rng.randint(4, 7)):
+    for word in rng.sample(spelling_words(), rng.randint(4, 7)):
         letter = rng.choice(word)
-        lines.append(
-            rng.choice(
-                (
-                    f"{word}: {w.spelled(word)}",
-                    f"The word {word} is spelled {w.spelled(word)}.",
-                    f"The first letter of {word} is {word[0]} and the last letter of {word} is {word[-1]}.",
-                    f"Spell {word}: {w.spelled(word)}. It has {len(word)} letters.",
-                    f"{w.spelled(word)} has {word.count(letter)} of the letter {letter}.",
-                )
-            )
-        )
+        fields = {"word": word, "letters": spelled(word), "num_letters": len(word), "first": word[0], "last": word[-1]}
+        lines.append(draw(rng, "lessons", "spelling", **fields, letter=letter, count=word.count(letter)))
     return "\n".join(lines)
 
 
-def opposites(world: World, rng: random.Random) -> str:
-    """Say the opposites of some words."""
-    pairs = [tuple(rng.sample(pair, 2)) for pair in rng.sample(w.OPPOSITES, rng.randint(4, 7))]
-    style = rng.choice(("The opposite of {} is {}.", "{} is the opposite of {}.", "It is not {}, it is {}."))
-    return " ".join(w.upper_first(style.format(*pair)) for pair in pairs)
+def opposite_words(world: TinyWorld, rng: random.Random) -> str:
+    """State the opposites of some words."""
+    pairs = [tuple(rng.sample(pair, 2)) for pair in rng.sample(opposites(), rng.randint(4, 7))]
+    style = rng.choice(phrases("lessons", "opposites"))
+    return " ".join(upper_first(style.format(*pair)) for pair in pairs)
 
 
-def word_problems(world: World, rng: random.Random) -> str:
-    """Pose and solve word problems in prose."""
+def word_problems(world: TinyWorld, rng: random.Random) -> str:
+    """Pose and solve word problems in prose, without calls of the calculator."""
     parts = []
+    # zip, not islice: it draws one problem too many, and the bytes of every later document depend on it
     for problem, _ in zip(problems(world, rng, test=False), range(rng.randint(2, 4)), strict=False):
-        worked = "\n".join(_without_calls(line) for line in problem.answer.split("\n"))
+        worked = "".join(part["text"] for part in calculator_parts(problem.answer) if part["type"] == "text")
         parts.append(f"{problem.question}\n{worked}")
     return "\n\n".join(parts)
-
-
-def _without_calls(line: str) -> str:
-    before, _, rest = line.partition("<<")
-    return before + rest.partition(">>")[2]

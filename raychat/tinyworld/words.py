@@ -1,56 +1,26 @@
-"""The words of the small world: names of its people, animals, things, and the values their attributes take."""
+"""What code knows about words: number names, articles, pronouns, opposites."""
 
-GIRLS = tuple("Mia Zoe Anna Lily Rosa Nina Ella Ivy Ruth Clara Jane Maya".split())
-BOYS = tuple("Tom Ben Sam Max Leo Finn Hugo Jack Oscar Paul Adam Luke".split())
-PEOPLE = GIRLS + BOYS
+from functools import cache
 
-ANIMALS = tuple(
-    "fox hen cat dog cow pig goat horse sheep duck frog bear wolf lion mouse rabbit owl bee fish snake".split()
-)
-PETS = ANIMALS[:10]  # the animals that people keep in this world
-FOODS = tuple("apples pears plums carrots beans corn bread cheese soup honey rice milk eggs nuts cake jam".split())
-THINGS = tuple(
-    "ball kite drum boat cart box cup bowl lamp chair table rope hat coat ring bell key book map bag".split()
-)
-OWNED = THINGS[:10]
-PLACES = tuple("Oakton Redhill Fairwood Lakeside Millbury Greenfield Westport Snowdale Riverton Elmhurst".split())
-JOBS = tuple("baker smith tailor farmer fisher painter doctor teacher cook sailor".split())
+from raychat.tinyworld.phrases import words
 
-COLOURS = tuple("red blue green black white brown yellow grey".split())
-HABITATS = tuple("forest river barn cave garden meadow pond valley".split())
-SKILLS = tuple("swim climb dig jump dance sing hide run".split())
-TASTES = tuple("sweet sour salty bitter spicy".split())
-GROUNDS = tuple("field orchard market mill kitchen cellar hills island".split())
-MATERIALS = tuple("wood stone iron wool glass clay paper leather".split())
-ROOMS = tuple("kitchen attic hall cellar bedroom shed office stable".split())
-WEATHERS = tuple("sunny rainy windy snowy foggy stormy".split())
-SIGHTS = tuple("tower bridge castle garden harbour statue fountain theatre".split())
-HOBBIES = tuple("singing painting fishing reading dancing running swimming cooking sewing climbing".split())
-MOODS = tuple("happy sad tired proud brave kind quiet shy".split())
-
-# what a job's people make or do, and the tool they use, in the order of JOBS
-PRODUCTS = tuple("bread nails coats corn fish pictures medicine lessons soup trips".split())
-TOOLS = tuple("oven hammer needle plough net brush bottle pen pot compass".split())
-
-# natural numbers of legs; any animal not here has four
-TWO_LEGS = frozenset("hen duck owl".split())
-MANY_LEGS = {"bee": "six", "fish": "no", "snake": "no"}
-LEGS = tuple("no two four six eight".split())
-
-OPPOSITES = tuple(
-    tuple(pair.split("/"))
-    for pair in (
-        "big/small hot/cold old/young wet/dry fast/slow high/low happy/sad day/night open/closed full/empty long/short "
-        "hard/soft light/dark early/late near/far clean/dirty loud/quiet rich/poor strong/weak thick/thin up/down "
-        "left/right first/last good/bad"
-    ).split()
-)
-
-ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
+# the lists in words.txt whose words are worth spelling: everything in lower case
+SPELLED = (
+    "animals food things jobs colours habitats skills tastes sources materials rooms weathers sights hobbies moods "
+    "products tools ones tens"
 ).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+@cache
+def opposites() -> tuple[tuple[str, ...], ...]:
+    """Return the pairs of opposite words."""
+    return tuple(tuple(pair.split("/")) for pair in words("opposites"))
+
+
+@cache
+def spelling_words() -> tuple[str, ...]:
+    """Return every lower-case word worth spelling, sorted."""
+    return tuple(sorted({word for group in (*map(words, SPELLED), *opposites()) for word in group}))
 
 
 def number_name(n: int) -> str:
@@ -62,8 +32,8 @@ def number_name(n: int) -> str:
     if n >= 100:
         return "one hundred" + (f" and {number_name(n - 100)}" if n > 100 else "")
     if n < 20:
-        return ONES[n]
-    return TENS[n // 10 - 2] + (f"-{ONES[n % 10]}" if n % 10 else "")
+        return words("ones")[n]
+    return words("tens")[n // 10 - 2] + (f"-{words('ones')[n % 10]}" if n % 10 else "")
 
 
 def article(noun: str) -> str:
@@ -80,22 +50,12 @@ def upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def spelled(word: str) -> str:
-    """Return the word's letters joined by hyphens.
-
-    >>> spelled("fox")
-    'f-o-x'
-    """
-    return "-".join(word)
-
-
-# every lower-case word worth spelling
-WORDS = tuple(
-    sorted(
-        {
-            *ANIMALS, *FOODS, *THINGS, *JOBS, *COLOURS, *HABITATS, *SKILLS, *TASTES, *GROUNDS, *MATERIALS, *ROOMS,
-            *WEATHERS, *SIGHTS, *HOBBIES, *MOODS, *PRODUCTS, *TOOLS, *ONES, *TENS,
-            *(word for pair in OPPOSITES for word in pair),
-        }
-    )
-)  # fmt: skip
+def pronouns(entity: str) -> dict[str, str]:
+    """Return the template fields {he}, {his}, {him} and {He}, {His} for a person; anything else is an "it"."""
+    if entity in words("girls"):
+        found = {"he": "she", "his": "her", "him": "her"}
+    elif entity in words("people"):
+        found = {"he": "he", "his": "his", "him": "him"}
+    else:
+        found = {"he": "it", "his": "its", "him": "it"}
+    return found | {"He": upper_first(found["he"]), "His": upper_first(found["his"])}

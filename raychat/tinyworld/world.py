@@ -4,8 +4,9 @@ import random
 import zlib
 from typing import NamedTuple
 
-from raychat.tinyworld import words as w
-from raychat.tinyworld.relations import KINDS, RELATIONS, Relation
+from raychat.tinyworld.phrases import words
+from raychat.tinyworld.relations import KINDS, Relation, relations
+from raychat.tinyworld.words import article, pronouns, upper_first
 
 TEST_SHARE = 5  # one key in five is held out of every training question
 
@@ -21,15 +22,20 @@ class Fact(NamedTuple):
     def key(self) -> str:
         return f"{self.entity}.{self.relation.name}"
 
+    @property
+    def wrong_values(self) -> list[str]:
+        """The relation's other values, apart from the entity itself."""
+        return [value for value in self.relation.values if value not in (self.value, self.entity)]
+
     def state(self, template: str) -> str:
         """Fill one of the relation's templates with this fact."""
         subject = subject_of(self.relation.kind, self.entity)
         plural = self.relation.kind == "food" and self.entity.endswith("s")
         return template.format(
             x=subject,
-            X=w.upper_first(subject),
+            X=upper_first(subject),
             v=self.value,
-            a_v=w.article(self.value),
+            a_v=article(self.value),
             be="are" if plural else "is",
             s="" if plural else "s",
             es="" if plural else "es",
@@ -37,9 +43,11 @@ class Fact(NamedTuple):
         )
 
     def statement(self, rng: random.Random) -> str:
+        """State this fact in one of its wordings."""
         return self.state(rng.choice(self.relation.statements))
 
     def question(self, rng: random.Random) -> str:
+        """Ask for this fact's value in one of its wordings."""
         return self.state(rng.choice(self.relation.questions))
 
     def answer(self) -> str:
@@ -47,27 +55,27 @@ class Fact(NamedTuple):
         return self.state(self.relation.statements[0])
 
 
-class World:
+class TinyWorld:
     """All facts of the world of one seed, by entity and relation name."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.facts: dict[tuple[str, str], Fact] = {}
         rng = random.Random(f"tinyworld facts {seed}")
-        for relation in RELATIONS:
-            for entity in KINDS[relation.kind]:
-                fact = Fact(entity, relation, _value(rng, relation, entity))
-                self.facts[entity, relation.name] = fact
+        for relation in relations():
+            for entity in words(relation.kind):
+                self.facts[entity, relation.name] = Fact(entity, relation, _value(rng, relation, entity))
         self.train_facts = [fact for fact in self.facts.values() if not self.is_test(fact.key)]
         self.test_facts = [fact for fact in self.facts.values() if self.is_test(fact.key)]
 
     def value(self, entity: str, relation: str) -> str:
+        """Return the value of one of an entity's relations."""
         return self.facts[entity, relation].value
 
     def about(self, entity: str) -> list[Fact]:
         """Return every fact about one entity."""
-        kind = next(kind for kind, entities in KINDS.items() if entity in entities)
-        return [self.facts[entity, relation.name] for relation in RELATIONS if relation.kind == kind]
+        kind = next(kind for kind in KINDS if entity in words(kind))
+        return [self.facts[entity, relation.name] for relation in relations() if relation.kind == kind]
 
     def is_test(self, key: str) -> bool:
         """Tell whether a question key is held out for the tests; the same for every run of one seed."""
@@ -75,22 +83,13 @@ class World:
 
 
 def _value(rng: random.Random, relation: Relation, entity: str) -> str:
-    if relation.kind == "job":
-        return relation.values[KINDS["job"].index(entity)]
+    if relation.kind == "jobs":
+        return relation.values[words("jobs").index(entity)]
     if relation.name == "legs":
-        return w.MANY_LEGS.get(entity, "two" if entity in w.TWO_LEGS else "four")
+        return next((number for number in ("no", "two", "six") if entity in words(f"{number} legs")), "four")
     return rng.choice([value for value in relation.values if value != entity])
 
 
 def subject_of(kind: str, entity: str) -> str:
     """Return the words that name an entity inside a sentence: "the fox", "Mia", "bread"."""
-    return f"the {entity}" if kind in ("animal", "thing", "job") else entity
-
-
-def pronouns(person: str) -> dict[str, str]:
-    """Return the template fields of a person's pronouns; things and animals have those of "it"."""
-    if person in w.GIRLS:
-        return {"he": "she", "his": "her", "him": "her"}
-    if person in w.BOYS:
-        return {"he": "he", "his": "his", "him": "him"}
-    return {"he": "it", "his": "its", "him": "it"}
+    return f"the {entity}" if kind in ("animals", "things", "jobs") else entity

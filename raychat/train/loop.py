@@ -44,9 +44,9 @@ def train(
     for number in range(start, steps):
         step = next(batches)
         loss = accumulate(model, step.batches)
+        check_finite(number, loss, model)
         optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
         optimizer.zero_grad()
-        dist.sum_(loss)
         for hook in hooks:
             hook(number + 1, loss, step)
 
@@ -67,6 +67,24 @@ def accumulate(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
         loss.backward()
         total += loss.detach()
     return total
+
+
+def check_finite(number: int, loss: Tensor, model: nn.Module) -> None:
+    """Sum `loss` over the workers in place, and stop them all before a step that would ruin the weights.
+
+    Raises:
+        FloatingPointError: The loss or a gradient is NaN or infinite on some worker.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    totals = dist.sum_(torch.stack((loss, norm.to(loss))))
+    if not totals.isfinite().all():
+        raise FloatingPointError(
+            f"step {number + 1}: the loss is {totals[0].item()}, the sum of the workers' gradient norms "
+            f"{totals[1].item()}; expected finite numbers. The weights are untouched, and the checkpoints so far are "
+            "good. Look at the data of this step, or train with a lower --lr-scale"
+        )
+    loss.copy_(totals[0])
 
 
 def every(interval: int, steps: int, hook: Hook) -> Hook:

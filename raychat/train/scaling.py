@@ -30,6 +30,11 @@ class Scaling(NamedTuple):
     lr_scale: float  # times every learning rate of the recipe
     weight_decay: float  # Muon's
 
+    def model(self) -> dict[str, int]:
+        """Return the sizes of the model, as its config names them."""
+        sizes = {name: getattr(self, name) for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_embd")}
+        return sizes | {"n_kv_head": self.n_head}
+
 
 def from_depth(
     depth: int,

@@ -47,7 +47,7 @@ pub struct Stream {
     private_data: *mut c_void,
 }
 
-/// Give a struct of the interface back to whoever made it, once, when it goes out of scope.
+/// Release a struct of the interface, once, when it goes out of scope.
 macro_rules! released_when_dropped {
     ($($name:ident),*) => {$(
         impl Drop for $name {
@@ -63,16 +63,16 @@ macro_rules! released_when_dropped {
 
 released_when_dropped!(Schema, Array, Stream);
 
-// SAFETY: the data are only read, and the interface lets any thread release them.
+// SAFETY: the data are read only, and the interface allows any thread to release them.
 unsafe impl Send for Array {}
 unsafe impl Sync for Array {}
 
-/// The chunks of a string column; they live as long as this.
+/// The chunks of a string column.
 pub struct Column {
     chunks: Vec<(Array, Layout)>,
 }
 
-/// How a string array says where its strings are.
+/// How a string array stores where its strings are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Offsets32,
@@ -84,9 +84,9 @@ impl Column {
     /// Take over one array.
     ///
     /// # Safety
-    /// The pointers are to structs that an exporter of the C data interface has filled; they are moved from.
+    /// An exporter of the C data interface has filled both structs. They are moved out of and count as released.
     pub unsafe fn from_array(schema: *mut Schema, array: *mut Array) -> Result<Column, Error> {
-        // SAFETY: as this function's; what is left behind is marked as released.
+        // SAFETY: the caller's promise.
         let (schema, array) = unsafe { (take(schema, |s| s.release = None), take(array, |a| a.release = None)) };
         Ok(Column { chunks: vec![(array, Layout::of(&schema)?)] })
     }
@@ -94,9 +94,9 @@ impl Column {
     /// Take over a stream and read it to its end.
     ///
     /// # Safety
-    /// The pointer is to a struct that an exporter of the C stream interface has filled; it is moved from.
+    /// An exporter of the C stream interface has filled the struct. It is moved out of and counts as released.
     pub unsafe fn from_stream(stream: *mut Stream) -> Result<Column, Error> {
-        // SAFETY: as this function's. Callbacks are called on the stream that they belong to, before it is released.
+        // SAFETY: the caller's promise; the callbacks run on their own stream, before its release.
         unsafe {
             let mut stream = take(stream, |s| s.release = None);
             let (Some(get_schema), Some(get_next)) = (stream.get_schema, stream.get_next) else {
@@ -121,11 +121,11 @@ impl Column {
         }
     }
 
-    /// The strings; a null is an empty one.
+    /// Return the strings. A null becomes an empty string.
     pub fn strings(&self) -> Result<Vec<&str>, Error> {
         let mut strings = Vec::with_capacity(self.chunks.iter().map(|(array, _)| array.length as usize).sum());
         for (array, layout) in &self.chunks {
-            // SAFETY: the exporter vouches for the buffers that the format and the length tell of.
+            // SAFETY: the exporter guarantees the buffers that the format and the length imply.
             unsafe { array.append_strings(*layout, &mut strings)? };
         }
         Ok(strings)
@@ -151,7 +151,7 @@ impl Layout {
 }
 
 impl Stream {
-    /// SAFETY: not released, and a callback has just failed.
+    /// SAFETY: the stream is not released, and one of its callbacks has just failed.
     unsafe fn last_error(&mut self) -> String {
         let message = self.get_last_error.map_or(ptr::null(), |get| unsafe { get(self) });
         if message.is_null() {
@@ -185,18 +185,18 @@ impl Array {
         Ok(())
     }
 
-    /// SAFETY: the array has strings, and `i` is below offset + length.
+    /// SAFETY: the array holds strings, and `i` is below offset + length.
     unsafe fn is_null(&self, i: usize) -> bool {
         let valid = unsafe { self.buffer::<u8>(0) };
         self.null_count != 0 && !valid.is_null() && unsafe { *valid.add(i / 8) } >> (i % 8) & 1 == 0
     }
 
-    /// SAFETY: there is such a buffer.
+    /// SAFETY: the array has this buffer.
     unsafe fn buffer<T>(&self, index: usize) -> *const T {
         unsafe { (*self.buffers.add(index)).cast() }
     }
 
-    /// SAFETY: there is such a buffer, and it has these bytes.
+    /// SAFETY: the array has this buffer, and the buffer has these bytes.
     unsafe fn bytes(&self, buffer: usize, start: usize, end: usize) -> &[u8] {
         if start == end {
             return &[];
@@ -204,9 +204,10 @@ impl Array {
         unsafe { slice::from_raw_parts(self.buffer::<u8>(buffer).add(start), end - start) }
     }
 
-    /// A view is 16 bytes: the length, then up to 12 bytes of string, or 4 of it, the index of a buffer and the offset in it.
+    /// Read a view of 16 bytes: the length, then a string of up to 12 bytes, or the first 4 bytes of a longer one, the index
+    /// of its buffer and its offset there.
     ///
-    /// SAFETY: the array has views, and `i` is below offset + length.
+    /// SAFETY: the array holds views, and `i` is below offset + length.
     unsafe fn view(&self, i: usize) -> &[u8] {
         let view = unsafe { self.buffer::<[u32; 4]>(1).add(i) };
         let [len, _, buffer, offset] = unsafe { *view };
@@ -217,7 +218,7 @@ impl Array {
     }
 }
 
-/// Move a struct of the interface; the one left behind counts as released.
+/// Move a struct of the interface out of its place; what stays there counts as released.
 ///
 /// SAFETY: the pointer is to a valid struct.
 unsafe fn take<T>(from: *mut T, mark_released: impl FnOnce(&mut T)) -> T {

@@ -1,22 +1,21 @@
-//! A bounded memory of pieces and their tokens, for one thread.
+//! A bounded cache of recent words and their token ids, for one thread.
 
-use crate::encode::{Id, Merging};
 use crate::table::{Key, Seed};
 
-/// Pairs of slots for short pieces: those of frequent words stay within a core's own cache.
+/// Number of slot pairs for short words. Those of frequent words stay within a core's own cache.
 const SHORT_PAIRS: usize = 1 << 14;
-/// Slots for long pieces, and the most bytes that one may have.
+/// Number of slots for long words.
 const LONG_SLOTS: usize = 1 << 12;
+/// Longer words, in bytes, are not cached.
 const MAX_LONG: usize = 128;
-/// Pieces of more tokens are not kept.
+/// Short words of more ids are not cached.
 const MAX_IDS: usize = 7;
 
-/// The tokens of pieces seen lately. A short piece may be in two slots, a long one in one; new ones put old ones out.
+/// The ids of recent words. A short word may be in either of two slots, a long word in one; new words replace old ones.
 pub struct Cache<I> {
     short: Vec<[Short<I>; 2]>,
     long: Vec<Long<I>>,
     seed: Seed,
-    merging: Merging,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -28,28 +27,22 @@ struct Short<I> {
 
 #[derive(Clone, Default)]
 struct Long<I> {
-    piece: Box<[u8]>,
+    word: Box<[u8]>,
     ids: Box<[I]>,
 }
 
-impl<I: Id> Default for Cache<I> {
+impl<I: Copy + Default> Default for Cache<I> {
     fn default() -> Self {
         Cache {
             short: vec![Default::default(); SHORT_PAIRS],
             long: vec![Long::default(); LONG_SLOTS],
             seed: Seed::of_process(),
-            merging: Merging::default(),
         }
     }
 }
 
-impl<I: Id> Cache<I> {
-    /// Memory to merge a piece in.
-    pub fn merging(&mut self) -> &mut Merging {
-        &mut self.merging
-    }
-
-    /// Append the ids of a short piece if they are here.
+impl<I: Copy> Cache<I> {
+    /// Append the ids of a short word to `ids`; return false if the cache does not have it.
     #[inline]
     pub fn copy(&self, key: Key, ids: &mut Vec<I>) -> bool {
         let [newer, older] = &self.short[key.hash(self.seed) % SHORT_PAIRS];
@@ -65,7 +58,7 @@ impl<I: Id> Cache<I> {
         true
     }
 
-    /// Keep the ids of a short piece that is not here.
+    /// Cache the ids of a short word that `copy` did not find.
     pub fn keep(&mut self, key: Key, ids: &[I]) {
         if ids.len() <= MAX_IDS {
             let [newer, older] = &mut self.short[key.hash(self.seed) % SHORT_PAIRS];
@@ -76,33 +69,33 @@ impl<I: Id> Cache<I> {
         }
     }
 
-    /// Append the ids of a long piece if they are here.
-    pub fn copy_long(&self, piece: &[u8], ids: &mut Vec<I>) -> bool {
-        if piece.len() > MAX_LONG {
+    /// Append the ids of a long word to `ids`; return false if the cache does not have it.
+    pub fn copy_long(&self, word: &[u8], ids: &mut Vec<I>) -> bool {
+        if word.len() > MAX_LONG {
             return false;
         }
-        let slot = &self.long[self.long_slot(piece)];
-        let here = *slot.piece == *piece;
-        if here {
+        let slot = &self.long[self.long_slot(word)];
+        let found = *slot.word == *word;
+        if found {
             ids.extend_from_slice(&slot.ids);
         }
-        here
+        found
     }
 
-    /// Keep the ids of a long piece.
-    pub fn keep_long(&mut self, piece: &[u8], ids: &[I]) {
-        if piece.len() <= MAX_LONG {
-            let slot = self.long_slot(piece);
-            self.long[slot] = Long { piece: piece.into(), ids: ids.into() };
+    /// Cache the ids of a long word.
+    pub fn keep_long(&mut self, word: &[u8], ids: &[I]) {
+        if word.len() <= MAX_LONG {
+            let slot = self.long_slot(word);
+            self.long[slot] = Long { word: word.into(), ids: ids.into() };
         }
     }
 
-    /// By the first bytes, the last ones and the length: long pieces are few, and a wrong guess costs a merge.
-    fn long_slot(&self, piece: &[u8]) -> usize {
-        let len = piece.len();
-        let first = u64::from_le_bytes(*piece.first_chunk().expect("a long piece has more than 15 bytes"));
-        let last = u64::from_le_bytes(*piece.last_chunk().expect("a long piece has more than 15 bytes"));
-        let middle = u64::from_le_bytes(*piece[len / 2 - 4..].first_chunk().expect("as above"));
+    /// Hash the first, middle and last bytes and the length: long words are rare, and a collision only costs a merge.
+    fn long_slot(&self, word: &[u8]) -> usize {
+        let len = word.len();
+        let first = u64::from_le_bytes(*word.first_chunk().expect("a long word has more than 15 bytes"));
+        let last = u64::from_le_bytes(*word.last_chunk().expect("a long word has more than 15 bytes"));
+        let middle = u64::from_le_bytes(*word[len / 2 - 4..].first_chunk().expect("as above"));
         self.seed.mix(first ^ middle.rotate_left(29), last ^ len as u64) % LONG_SLOTS
     }
 }

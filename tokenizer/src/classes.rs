@@ -1,10 +1,10 @@
-//! The four kinds of characters that split patterns tell apart, by table.
+//! The kinds of characters that GPT-4's split pattern distinguishes, by table.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
 
-/// Kind of a character, as the regex crate's Unicode tables define it.
+/// The kind of a character, by the regex crate's Unicode tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -14,7 +14,7 @@ pub enum Kind {
     Letter,
     /// `\p{N}`
     Number,
-    /// `\s` but `\r` and `\n`
+    /// `\s` except `\r` and `\n`
     Space,
     /// `\r` and `\n`
     Newline,
@@ -22,14 +22,14 @@ pub enum Kind {
 
 const PAGE: usize = 256;
 
-/// Two-stage table: the page of a code point, then its place within the page. Equal pages are stored once.
+/// A two-stage table: the page of a code point, then its index within the page. Equal pages are stored once.
 pub struct Kinds {
     page: Vec<u16>,
     kinds: Vec<Kind>,
 }
 
 impl Kinds {
-    /// The table, made from the regex crate's own when first asked for.
+    /// The table, built from the regex crate's own on first use.
     pub fn table() -> &'static Kinds {
         static TABLE: LazyLock<Kinds> = LazyLock::new(Kinds::new);
         &TABLE
@@ -68,7 +68,7 @@ impl Kinds {
     }
 }
 
-/// The ranges of characters of a class, first and last inclusive.
+/// The ranges of characters of a class, both ends inclusive.
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("the classes are constants of this file");
     match hir.into_kind() {

@@ -9,13 +9,12 @@ use rayon::prelude::*;
 use crate::table::{Key, ShortMap};
 use crate::{Counts, Error, Splitter, parallel};
 
-/// Texts of more bytes are cut into parts that several threads count.
-const PART_BYTES: usize = 1 << 20;
+/// Longer texts, in bytes, are cut into chunks for several threads.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Count the words that `pattern` cuts `texts` into, in parallel.
 ///
-/// The result does not depend on the number of threads (None = rayon's) nor on how words are spread over texts; the order
-/// of the words in it does.
+/// `num_threads`: None means rayon's default. It changes the order of the words in the result, but no count.
 pub fn count(texts: &[&str], pattern: &str, num_threads: Option<usize>) -> Result<Counts, Error> {
     let splitter = Splitter::new(pattern)?;
     parallel::with_threads(num_threads, |n| {
@@ -30,20 +29,20 @@ fn count_texts<'a>(texts: &[&'a str], splitter: &Splitter) -> Result<Words<'a>, 
     Ok(words)
 }
 
-/// Every thread counts into its own table; the tables are added up at the end.
+/// Count into one table per thread and add the tables up.
 fn count_parallel<'a>(texts: &[&'a str], splitter: &Splitter, num_threads: usize) -> Result<Words<'a>, Error> {
-    let parts: Vec<&str> = texts.iter().flat_map(|text| splitter.parts(text, PART_BYTES)).collect();
+    let chunks: Vec<&str> = texts.iter().flat_map(|text| splitter.chunks(text, CHUNK_BYTES)).collect();
     let tables: Vec<Mutex<Words>> = (0..num_threads).map(|_| Default::default()).collect();
-    parallel::ranges(&parts, 16 * num_threads).into_par_iter().try_for_each(|range| {
+    parallel::ranges(&chunks, 16 * num_threads).into_par_iter().try_for_each(|range| {
         let table = &tables[rayon::current_thread_index().expect("this is one of the pool's threads")];
         let mut words = table.lock().expect("nobody else locks this thread's table");
-        parts[range].iter().try_for_each(|text| words.add_text(text, splitter))
+        chunks[range].iter().try_for_each(|text| words.add_text(text, splitter))
     })?;
     let tables = tables.into_par_iter().map(|table| table.into_inner().expect("no thread panicked"));
     Ok(tables.reduce(Words::default, Words::add))
 }
 
-/// Counted words; the long ones borrow from the texts.
+/// A table of words and their counts. The long words borrow from the texts.
 struct Words<'a> {
     short: ShortMap<i64>,
     long: HashMap<&'a [u8], i64, RandomState>,

@@ -1,11 +1,12 @@
-//! Words with their counts, and their compact sorted form for disk and network.
+//! Word counts, and sorted counts: their compact form for disk and network.
 //!
-//! The sorted form is [`MAGIC`], then the words in the order of their bytes, each as: the number of bytes that it shares
-//! with the word before, the number of the others, the others, its count; then the number of words as 8 bytes, least first.
-//! Numbers are varints (LEB128). Sorted forms are merged in one pass over all of them, without a table of words.
+//! Sorted counts begin with [`MAGIC`]. The words follow in the order of their bytes, each as the number of bytes shared
+//! with the word before, the number of other bytes, these bytes, and the word's count; these numbers are varints (LEB128).
+//! The number of words ends them, as 8 bytes, little-endian. One pass merges many sorted counts without a table of words.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 use crate::Error;
 
@@ -19,17 +20,17 @@ pub struct Counts {
     counts: Vec<i64>,
 }
 
-/// What a minimum count has cut.
+/// The words that [`merge`] dropped because they were too rare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// Different words that occurred too rarely.
+    /// The number of distinct words.
     pub words: u64,
-    /// How often they occurred, all together.
+    /// The sum of their counts.
     pub occurrences: i64,
 }
 
 impl Counts {
-    /// No words, room for some.
+    /// Make empty counts with room for `words` words.
     pub fn with_capacity(words: usize) -> Counts {
         Counts {
             bytes: Vec::with_capacity(8 * words),
@@ -38,7 +39,7 @@ impl Counts {
         }
     }
 
-    /// Append a word.
+    /// Append a word and its count.
     #[inline]
     pub fn push(&mut self, word: &[u8], count: i64) {
         self.bytes.extend_from_slice(word);
@@ -56,13 +57,13 @@ impl Counts {
         self.counts.is_empty()
     }
 
-    /// The number of bytes of all words, each taken once.
+    /// The total length of the words in bytes.
     pub fn num_bytes(&self) -> usize {
         self.bytes.len()
     }
 
     /// The words and their counts, in no particular order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], i64)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], i64)> {
         (0..self.len()).map(|i| (self.word(i), self.counts[i]))
     }
 
@@ -71,7 +72,7 @@ impl Counts {
         &self.bytes[start..self.ends[index]]
     }
 
-    /// The sorted form, in `num_parts` parts: the hash of a word says which one it is in, on every machine the same.
+    /// Return sorted counts in `num_parts` parts. A word's hash chooses its part, on every machine the same one.
     pub fn to_sorted(&self, num_parts: usize) -> Vec<Vec<u8>> {
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
         order.sort_unstable_by(|&a, &b| self.word(a as usize).cmp(self.word(b as usize)));
@@ -84,7 +85,7 @@ impl Counts {
         parts.into_iter().map(Writer::finish).collect()
     }
 
-    /// Read one part or more of a sorted form. Equal words of different parts stay apart.
+    /// Read sorted counts. Equal words of different parts stay separate.
     pub fn from_sorted(parts: &[&[u8]]) -> Result<Counts, Error> {
         let mut counts = Counts::default();
         for part in parts {
@@ -97,15 +98,7 @@ impl Counts {
     }
 }
 
-impl<W: AsRef<[u8]>> FromIterator<(W, i64)> for Counts {
-    fn from_iter<I: IntoIterator<Item = (W, i64)>>(words: I) -> Counts {
-        let mut counts = Counts::default();
-        words.into_iter().for_each(|(word, n)| counts.push(word.as_ref(), n));
-        counts
-    }
-}
-
-/// Add up sorted forms into one, without the words that occur less than `min_count` times in all of them together.
+/// Add sorted counts up, and drop the words whose sum is below `min_count`.
 pub fn merge(sorted: &[&[u8]], min_count: i64) -> Result<(Vec<u8>, Cut), Error> {
     let mut readers = sorted.iter().map(|bytes| Reader::new(bytes)).collect::<Result<Vec<_>, _>>()?;
     let mut heap: BinaryHeap<Reverse<(Vec<u8>, usize, i64)>> = BinaryHeap::new();
@@ -140,7 +133,7 @@ pub fn merge(sorted: &[&[u8]], min_count: i64) -> Result<(Vec<u8>, Cut), Error> 
                 *n = count;
             }
             None => {
-                std::collections::binary_heap::PeekMut::pop(top);
+                PeekMut::pop(top);
             }
         }
     }
@@ -148,7 +141,7 @@ pub fn merge(sorted: &[&[u8]], min_count: i64) -> Result<(Vec<u8>, Cut), Error> 
     Ok((writer.finish(), cut))
 }
 
-/// FNV-1a: slow and simple, but the same everywhere and for ever.
+/// FNV-1a: slow and simple, but the same on every machine and in every version.
 fn fnv(word: &[u8]) -> u64 {
     word.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01B3))
 }
@@ -202,7 +195,7 @@ impl<'a> Reader<'a> {
         Ok(Reader { rest, left: u64::from_le_bytes(*words), word: Vec::new() })
     }
 
-    /// Read the next word into `word` and return its count; None after the last one.
+    /// Read the next word into `word` and return its count; None after the last word.
     fn next(&mut self) -> Result<Option<i64>, Error> {
         if self.left == 0 {
             return if self.rest.is_empty() { Ok(None) } else { Err(broken("there is more after the last word")) };

@@ -1,19 +1,21 @@
+//! What can go wrong.
+
 use std::fmt;
 
-/// What a caller did wrong, in words for them.
+/// Why an input is refused, in words for the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The split pattern does not compile.
     Pattern(String),
-    /// The regex engine gave up on a text (a backtracking limit).
+    /// The regex engine reached its backtracking limit on a text.
     Split(String),
-    /// The vocabulary cannot hold the 256 bytes, or its ids do not fit 32 bits.
+    /// The vocabulary has no room for the 256 single bytes, or its ids do not fit 32 bits.
     VocabSize(usize),
-    /// A word has a negative count, or the sum of all pair counts does not fit 64 bits.
+    /// A count is negative or too large, or sorted counts are broken.
     Count(String),
     /// An Arrow column cannot be read.
     Arrow(String),
-    /// The vocabulary of an encoder is not one.
+    /// The tokens do not make a vocabulary.
     Tokens(String),
 }
 

@@ -1,9 +1,9 @@
-//! The Python module `raychat_bpe`; `raychat_bpe.pyi` documents it.
+//! The Python module `raychat_bpe`, documented in `raychat_bpe.pyi`.
 
 use std::ffi::CStr;
 
 use numpy::{Element, IntoPyArray};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -30,7 +30,7 @@ impl<'py> FromPyObject<'_, 'py> for Texts {
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Texts> {
         if object.hasattr("__arrow_c_stream__")? {
             let capsule = object.call_method0("__arrow_c_stream__")?;
-            // SAFETY: the capsule's name says what it holds, and nobody else takes it.
+            // SAFETY: the capsule's name guarantees its contents, and nothing else consumes it.
             Ok(Texts::Arrow(unsafe { Column::from_stream(pointer(&capsule, c"arrow_array_stream")?)? }))
         } else if object.hasattr("__arrow_c_array__")? {
             let capsules = object.call_method0("__arrow_c_array__")?.cast_into::<PyTuple>()?;
@@ -46,7 +46,7 @@ impl<'py> FromPyObject<'_, 'py> for Texts {
 }
 
 fn pointer<T>(capsule: &Bound<'_, PyAny>, name: &CStr) -> PyResult<*mut T> {
-    // SAFETY: this checks that it is a capsule of this name.
+    // SAFETY: the call checks that the object is a capsule of this name.
     let pointer = unsafe { ffi::PyCapsule_GetPointer(capsule.as_ptr(), name.as_ptr()) };
     if pointer.is_null() { Err(PyErr::fetch(capsule.py())) } else { Ok(pointer.cast()) }
 }
@@ -72,30 +72,6 @@ impl Counts {
     }
 
     #[staticmethod]
-    fn from_dict(counts: &Bound<'_, PyDict>) -> PyResult<Counts> {
-        let mut words = crate::Counts::with_capacity(counts.len());
-        for (word, n) in counts {
-            let n = n.extract()?;
-            if let Ok(bytes) = word.cast::<PyBytes>() {
-                words.push(bytes.as_bytes(), n);
-            } else if let Ok(text) = word.extract::<PyBackedStr>() {
-                words.push(text.as_bytes(), n);
-            } else {
-                return Err(PyTypeError::new_err("a word must be bytes or str"));
-            }
-        }
-        Ok(Counts(words))
-    }
-
-    fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let dict = PyDict::new(py);
-        for (word, n) in self.0.iter() {
-            dict.set_item(PyBytes::new(py, word), n)?;
-        }
-        Ok(dict)
-    }
-
-    #[staticmethod]
     fn from_sorted(py: Python<'_>, parts: Vec<Bound<'_, PyBytes>>) -> PyResult<Counts> {
         let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
         Ok(Counts(py.detach(|| crate::Counts::from_sorted(&parts))?))
@@ -112,17 +88,6 @@ impl Counts {
 }
 
 #[pyfunction]
-#[pyo3(signature = (texts, pattern, num_threads = None))]
-fn count<'py>(
-    py: Python<'py>,
-    texts: Texts,
-    pattern: &str,
-    num_threads: Option<usize>,
-) -> PyResult<Bound<'py, PyDict>> {
-    Counts::new(py, texts, pattern, num_threads)?.to_dict(py)
-}
-
-#[pyfunction]
 #[pyo3(signature = (parts, min_count = 1))]
 fn merge<'py>(
     py: Python<'py>,
@@ -134,18 +99,8 @@ fn merge<'py>(
     Ok((PyBytes::new(py, &merged), cut.words, cut.occurrences))
 }
 
-#[derive(FromPyObject)]
-enum AnyCounts<'py> {
-    Counts(Bound<'py, Counts>),
-    Dict(Bound<'py, PyDict>),
-}
-
 #[pyfunction]
-fn train<'py>(py: Python<'py>, counts: AnyCounts<'py>, vocab_size: usize) -> PyResult<Bound<'py, PyList>> {
-    let counts = match counts {
-        AnyCounts::Counts(counts) => counts,
-        AnyCounts::Dict(dict) => Bound::new(py, Counts::from_dict(&dict)?)?,
-    };
+fn train<'py>(py: Python<'py>, counts: &Bound<'py, Counts>, vocab_size: usize) -> PyResult<Bound<'py, PyList>> {
     let counts = &counts.get().0;
     let tokens = py.detach(|| crate::train(counts, vocab_size))?;
     PyList::new(py, tokens.iter().map(|token| PyBytes::new(py, token)))
@@ -157,7 +112,7 @@ struct PyEncoder {
     specials: Vec<(String, u32)>,
 }
 
-/// By the type of the ids.
+/// The encoder with the smallest id type that fits.
 enum Inner {
     U16(Encoder<u16>),
     U32(Encoder<u32>),
@@ -242,7 +197,6 @@ fn encode_batch<'py, I: Id + Element>(
 fn raychat_bpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Counts>()?;
     module.add_class::<PyEncoder>()?;
-    module.add_function(wrap_pyfunction!(count, module)?)?;
     module.add_function(wrap_pyfunction!(merge, module)?)?;
     module.add_function(wrap_pyfunction!(train, module)?)
 }

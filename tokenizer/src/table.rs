@@ -1,4 +1,4 @@
-//! Words as keys: hash tables for the short ones, which are nearly all, hold the words themselves.
+//! Hash tables of short words. Nearly all words are short, and their keys hold the words themselves.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -6,12 +6,12 @@ use std::sync::LazyLock;
 /// Words of up to this many bytes fit a [`Key`].
 pub const MAX_SHORT: usize = 15;
 
-/// A word of 1 to 15 bytes: the bytes, zeros, and the length in the last byte. The zero key is no word.
+/// A word of 1 to 15 bytes: its bytes, zeros, and its length in the last byte. The zero key stands for no word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Key(u64, u64);
 
 impl Key {
-    /// The key of `text[start..end]`, None if it is too long.
+    /// The key of the word `text[start..end]`, None if the word is too long.
     #[inline]
     pub fn new(text: &[u8], start: usize, end: usize) -> Option<Key> {
         let len = end - start;
@@ -36,7 +36,7 @@ impl Key {
         (self.1 >> 56) as usize
     }
 
-    /// The word, with zeros after it.
+    /// The word, padded with zeros.
     #[inline]
     pub fn bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
@@ -46,20 +46,20 @@ impl Key {
         bytes
     }
 
-    /// Tell whether this is a word and not the zero key.
+    /// Tell whether this is not the zero key.
     #[inline]
     pub fn is_word(self) -> bool {
         self.1 != 0
     }
 
-    /// A hash, other ones in every process, lest someone writes a text of words with equal hashes.
+    /// A hash that differs between processes, so that nobody can prepare a text of words with equal hashes.
     #[inline]
     pub fn hash(self, seed: Seed) -> usize {
         seed.mix(self.0, self.1)
     }
 }
 
-/// What hashes depend on.
+/// The secret that hashes depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Seed(u64, u64);
 
@@ -73,7 +73,7 @@ impl Seed {
         *SEED
     }
 
-    /// Hash two words (folded multiplication, as in wyhash).
+    /// Hash two integers by folded multiplication, as in wyhash.
     #[inline]
     pub fn mix(self, a: u64, b: u64) -> usize {
         let product = (a ^ self.0) as u128 * (b ^ self.1) as u128;
@@ -107,7 +107,7 @@ impl<V: Copy + Default> ShortMap<V> {
         found.is_word().then_some(value)
     }
 
-    /// The value of a word, to be changed; the default one if the word is new.
+    /// The value of a word for changing. A new word gets the default value.
     #[inline]
     pub fn entry(&mut self, key: Key) -> &mut V {
         let mut slot = self.slot(key);
@@ -122,12 +122,12 @@ impl<V: Copy + Default> ShortMap<V> {
         &mut self.slots[slot].1
     }
 
-    /// All words and their values, in no order.
+    /// The words and their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Key, V)> {
         self.slots.iter().copied().filter(|(key, _)| key.is_word())
     }
 
-    /// Where the word is, or would be.
+    /// The slot where the word is, or would go.
     #[inline]
     fn slot(&self, key: Key) -> usize {
         let mask = self.slots.len() - 1;
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_differ_in_zeros_differ() {
+    fn trailing_zeros_distinguish_words() {
         assert_ne!(Key::new(b"a", 0, 1), Key::new(b"a\0", 0, 2));
         assert!(Key::new(b"\0", 0, 1).unwrap().is_word());
     }

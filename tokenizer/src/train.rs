@@ -1,37 +1,30 @@
 //! Learn byte-pair merges from counted words.
 //!
-//! The words lie one after the other in one array of cells, a cell a byte. Every occurrence of a pair of neighbouring
-//! tokens is the place of its first byte. A merge visits the places of its pair, joins the cells, and collects the pairs
-//! that this makes; each of these holds the new token, so that its places and its count are known once and for all, but for
-//! those that later merges take away. These are not kept track of: a count in the heap is the most that the pair can have,
-//! and when it comes up its places are looked at again. If fewer are left than it says, it goes back with the right count.
+//! The words lie one after the other in one array of cells, one cell per byte. A pair of neighbouring tokens has a list of
+//! places, the cells where it begins. A merge visits the places of its pair, joins the cells, and collects the new pairs.
+//! Each of these contains the new token, so no later merge adds places to it; later merges only remove places.
+//!
+//! Removals are not tracked: a count in the heap is an upper bound. When a pair comes to the top, its places are checked
+//! again, and a pair that has lost some goes back into the heap with its exact count.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::collections::HashMap;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use crate::cells::{self, Cell, END, INSIDE};
 use crate::{Counts, Error};
 
 type Pair = (u32, u32);
 
-/// In a cell that is neither the first nor the last of its token.
-const INSIDE: u32 = u32::MAX;
-/// In the cells before, between and after words.
-const END: u32 = u32::MAX - 1;
-
-/// Learn tokens until there are `vocab_size` of them or no pair is left; return their bytes in the order of their ids.
+/// Learn tokens until there are `vocab_size` or no pair is left; return their bytes in the order of their ids.
 ///
-/// The first 256 are the single bytes. The most frequent pair is merged first; of equally frequent ones that with the
-/// smaller first token, then the smaller second one. The order of the words does not matter, and equal words add up.
+/// The first 256 tokens are the single bytes. Each merge takes the most frequent pair; among equally frequent pairs the
+/// one with the smaller first token, then the smaller second token. The order of the words does not matter.
 pub fn train(words: &Counts, vocab_size: usize) -> Result<Vec<Vec<u8>>, Error> {
     if !(256..END as usize).contains(&vocab_size) {
         return Err(Error::VocabSize(vocab_size));
     }
-    check_counts(words)?;
-    let mut trainer = Trainer::new(words, vocab_size);
+    let mut trainer = Trainer::new(words, vocab_size)?;
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     while tokens.len() < vocab_size {
         let Some(candidate) = trainer.most_frequent() else {
@@ -44,39 +37,13 @@ pub fn train(words: &Counts, vocab_size: usize) -> Result<Vec<Vec<u8>>, Error> {
     Ok(tokens)
 }
 
-fn check_counts(words: &Counts) -> Result<(), Error> {
-    if words.num_bytes() + words.len() >= END as usize {
-        return Err(Error::Count("the words have more than 2^32 bytes: leave the rare ones out".into()));
-    }
-    let mut total: i64 = 0;
-    for (word, n) in words.iter() {
-        if n < 0 {
-            return Err(Error::Count(format!("a word has the negative count {n}")));
-        }
-        total = (word.len() as i64)
-            .checked_mul(n)
-            .and_then(|bytes| total.checked_add(bytes))
-            .ok_or_else(|| Error::Count("the words have more than 2^63 bytes, occurrence by occurrence".into()))?;
-    }
-    Ok(())
-}
-
-/// One byte of one word.
-#[derive(Clone, Copy)]
-struct Cell {
-    /// The token, in its first and its last cell; else `INSIDE` or `END`.
-    token: u32,
-    /// Index of the word's count in `weights`.
-    weight: u32,
-}
-
-/// A pair that may be merged. The largest is the one to merge: most frequent, then smallest.
+/// A pair that may be merged. The greatest candidate is merged next: the most frequent, then the smallest pair.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    /// How often it occurred when it was last counted; not less often than now.
+    /// Occurrences when last counted: at least as many as now.
     count: i64,
     pair: Reverse<Pair>,
-    /// Its places in `Trainer::places`, ascending.
+    /// The range of its places in `Trainer::places`, which are ascending.
     start: usize,
     len: usize,
 }
@@ -87,53 +54,53 @@ impl Candidate {
     }
 }
 
-/// Pairs of the new token with one other, while they are collected.
+/// A pair of the new token and one other token, while its places are collected.
 #[derive(Clone, Copy, Default)]
-struct Made {
+struct NewPair {
     count: i64,
     len: u32,
-    /// Where in `places` the next one goes.
+    /// Where in `places` its next place goes.
     next: usize,
 }
 
 struct Trainer {
     cells: Vec<Cell>,
-    /// The different counts of words.
+    /// The distinct word counts.
     weights: Vec<i64>,
-    /// Bytes of each token.
+    /// The length of each token in bytes.
     lengths: Vec<u32>,
-    /// Places of all pairs, those of one pair side by side.
+    /// The places of all pairs; those of one pair are contiguous.
     places: Vec<u32>,
     heap: BinaryHeap<Candidate>,
-    /// By token: the pairs of it with the new token, to the left and to the right of it. Empty between merges.
-    left: Vec<Made>,
-    right: Vec<Made>,
-    /// Tokens that have a pair in `left` and in `right`.
+    /// By token: its pair with the new token, as the left and as the right token. Empty between merges.
+    left: Vec<NewPair>,
+    right: Vec<NewPair>,
+    /// The tokens that have a pair in `left`, and in `right`.
     in_left: Vec<u32>,
     in_right: Vec<u32>,
 }
 
 impl Trainer {
-    fn new(words: &Counts, vocab_size: usize) -> Trainer {
-        let (cells, weights) = lay_out(words);
+    fn new(words: &Counts, vocab_size: usize) -> Result<Trainer, Error> {
+        let (cells, weights) = cells::lay_out(words)?;
         let mut trainer = Trainer {
             cells,
             weights,
             lengths: vec![1; 256],
             places: Vec::new(),
             heap: BinaryHeap::new(),
-            left: vec![Made::default(); vocab_size],
-            right: vec![Made::default(); vocab_size],
+            left: vec![NewPair::default(); vocab_size],
+            right: vec![NewPair::default(); vocab_size],
             in_left: Vec::new(),
             in_right: Vec::new(),
         };
-        trainer.find_first_pairs();
-        trainer
+        trainer.find_byte_pairs();
+        Ok(trainer)
     }
 
-    /// Find the pairs of bytes.
-    fn find_first_pairs(&mut self) {
-        let mut made = vec![Made::default(); 1 << 16];
+    /// Find all pairs of bytes.
+    fn find_byte_pairs(&mut self) {
+        let mut made = vec![NewPair::default(); 1 << 16];
         let pairs = || self.cells.windows(2).enumerate().filter(|(_, two)| two[0].token < END && two[1].token < END);
         let index = |two: &[Cell]| (two[0].token << 8 | two[1].token) as usize;
         for (_, two) in pairs() {
@@ -163,7 +130,7 @@ impl Trainer {
         self.heap = candidates.into();
     }
 
-    /// Take the pair to merge next off the heap, its places being those that are left. None if no pair is left.
+    /// Take the next pair to merge off the heap, with its exact count and places. None when no pair is left.
     fn most_frequent(&mut self) -> Option<Candidate> {
         loop {
             let mut top = self.heap.pop()?;
@@ -174,15 +141,15 @@ impl Trainer {
             for i in 0..places.len() {
                 let place = places[i];
                 let cell = self.cells[place as usize];
-                // Without a branch, for which places are left is hard to foresee.
-                let left = cell.token == a && self.cells[place as usize + length].token == b;
+                // Without a branch: which places are left is hard to predict.
+                let is_left = cell.token == a && self.cells[place as usize + length].token == b;
                 places[len] = place;
-                len += left as usize;
-                count += if left { self.weights[cell.weight as usize] } else { 0 };
+                len += is_left as usize;
+                count += if is_left { self.weights[cell.weight as usize] } else { 0 };
             }
-            let right = count == top.count;
+            let exact = count == top.count;
             (top.count, top.len) = (count, len);
-            match (right, count) {
+            match (exact, count) {
                 (_, 0) => {}
                 (true, _) => return Some(top),
                 (false, _) => self.heap.push(top),
@@ -190,7 +157,7 @@ impl Trainer {
         }
     }
 
-    /// Make a new token of the pair, wherever it occurs.
+    /// Make a new token of the pair wherever it occurs.
     fn merge(&mut self, candidate: Candidate) {
         let Reverse((a, b)) = candidate.pair;
         let new = self.lengths.len() as u32;
@@ -201,8 +168,9 @@ impl Trainer {
         self.store(merged, new);
     }
 
-    /// Join the cells of the pair from left to right; return where in `places` those places are that were joined. In a row
-    /// of equal tokens every second one is.
+    /// Join the cells of the pair from left to right; return the range in `places` of the joined places.
+    ///
+    /// In a run of equal tokens, every second place is joined.
     fn join(&mut self, range: Range<usize>, (a, b): Pair, new: u32) -> Range<usize> {
         let (first, both) = (self.lengths[a as usize] as usize, self.lengths[new as usize] as usize);
         let mut end = range.start;
@@ -222,7 +190,7 @@ impl Trainer {
         range.start..end
     }
 
-    /// Count the pairs that the new token is in, into `left` and `right`.
+    /// Count the pairs of the new token into `left` and `right`.
     fn collect(&mut self, merged: Range<usize>, new: u32) {
         for i in merged {
             let (weight, [before, after]) = self.neighbours(self.places[i], new);
@@ -241,7 +209,7 @@ impl Trainer {
         }
     }
 
-    /// Store the places of the pairs that were collected, and put these on the heap.
+    /// Store the places of the collected pairs and push these pairs onto the heap.
     fn store(&mut self, merged: Range<usize>, new: u32) {
         let mut end = self.places.len();
         for (left, made, seen) in [(true, &mut self.left, &self.in_left), (false, &mut self.right, &self.in_right)] {
@@ -268,12 +236,13 @@ impl Trainer {
                 pair.next += 1;
             }
         }
-        self.in_left.drain(..).for_each(|token| self.left[token as usize] = Made::default());
-        self.in_right.drain(..).for_each(|token| self.right[token as usize] = Made::default());
+        self.in_left.drain(..).for_each(|token| self.left[token as usize] = NewPair::default());
+        self.in_right.drain(..).for_each(|token| self.right[token as usize] = NewPair::default());
     }
 
-    /// The count of the word that the new token at `place` is in, and the tokens before and after it. Two new tokens side by
-    /// side are one pair, that of the first with the one after it: to the second, there is nothing before it.
+    /// Return the count of the word around the new token at `place`, and the tokens before and after it.
+    ///
+    /// Two new tokens side by side are one pair, counted at the first: the second sees `END` before it.
     #[inline]
     fn neighbours(&self, place: u32, new: u32) -> (i64, [u32; 2]) {
         let place = place as usize;
@@ -282,35 +251,4 @@ impl Trainer {
         let weight = self.weights[self.cells[place].weight as usize];
         (weight, [if before == new { END } else { before }, after])
     }
-}
-
-/// Write the words into cells, and their different counts into a list. Words that never occur teach nothing.
-///
-/// Words with equal ends are neighbours, for they are merged alike: so the places of a pair lie close together in memory.
-fn lay_out(words: &Counts) -> (Vec<Cell>, Vec<i64>) {
-    let between = Cell { token: END, weight: 0 };
-    let mut cells = Vec::with_capacity(words.num_bytes() + words.len() + 1);
-    cells.push(between);
-    let mut weights = Vec::new();
-    let mut index: HashMap<i64, u32, foldhash::fast::RandomState> = HashMap::default();
-    let mut order: Vec<(u64, &[u8], i64)> = words
-        .iter()
-        .filter(|&(word, n)| n > 0 && word.len() > 1)
-        .map(|(word, n)| (last_bytes(word), word, n))
-        .collect();
-    order.par_sort_unstable_by_key(|&(key, ..)| key);
-    for (_, word, n) in order {
-        let weight = *index.entry(n).or_insert_with(|| {
-            weights.push(n);
-            weights.len() as u32 - 1
-        });
-        cells.extend(word.iter().map(|&byte| Cell { token: byte as u32, weight }));
-        cells.push(between);
-    }
-    (cells, weights)
-}
-
-/// The last eight bytes of a word, the last one weighing most.
-fn last_bytes(word: &[u8]) -> u64 {
-    word.iter().rev().take(8).fold((0, 64), |(key, shift), &byte| (key | (byte as u64) << (shift - 8), shift - 8)).0
 }

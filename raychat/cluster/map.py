@@ -1,0 +1,149 @@
+"""The one fan-out: calls spread over actors, results in order. Counting, evaluations and rollouts run on it."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
+
+from raychat.cluster import Cluster
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_SILENCE_S = 30.0  # without any result, before a message says what is awaited
+_CALLS_AHEAD = 16  # per actor: how far calls run ahead of the oldest unfinished one
+_DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError)  # the process or node ended, or a result was lost with it
+
+
+class FanOut:
+    """Spread calls over actors that each hold one plain object; with 0 actors, call it in this process without Ray.
+
+    Repeating a call on another actor must change nothing: when an actor dies, another one takes its place and its call.
+    A fan-out can be pickled and used in another process. Its first actors live as long as the process that started
+    them, replacements as long as the process that uses it.
+    """
+
+    def __init__(
+        self, build: Callable[[], Any], num_actors: int, *, name: str, gpus: float = 0, max_failures: int
+    ) -> None:
+        """Start the actors without waiting for them.
+
+        Args:
+            build: makes the object; picklable, runs in the actor.
+            name: what messages call the fan-out.
+            gpus: GPUs of each actor.
+            max_failures: deaths in a row, without a finished call, before the fan-out gives up.
+        """
+        self._build, self._num_actors, self._name = build, num_actors, name
+        self._gpus, self._max_failures = gpus, max_failures
+        self._starting = [self._start() for _ in range(num_actors)]
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[Any, int | None]] = {}  # reference to a result: (actor, its call; None = starts)
+
+    def map(self, call: Callable[[Any, Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
+        """Yield `call(held, item)` for each item in order, as soon as it and those before it have finished.
+
+        An error, or closing the generator early, ends the actors and what they are doing.
+
+        Raises:
+            RuntimeError: actors keep dying; the last death is its cause.
+            Exception: whatever a call raises.
+        """
+        if self._num_actors == 0:
+            for item in items:
+                yield call(self._held, item)
+            return
+        assert self._starting or self._running or self._idle, f"{self._name} is closed"
+        shipped = ray.put(call)
+        waiting, results, failures = deque(range(len(items))), dict[int, Result](), 0
+        try:
+            for head in range(len(items)):
+                while True:
+                    for actor, number, outcome in self._finished(0 if head in results else _SILENCE_S):
+                        if isinstance(outcome, _DEATHS):
+                            failures += 1
+                            self._replace(actor, outcome, failures)
+                            waiting.extendleft([] if number is None else [number])
+                            continue
+                        self._idle.append(actor)
+                        if number is not None:
+                            results[number], failures = outcome, 0
+                    while self._idle and waiting and waiting[0] < head + _CALLS_AHEAD * self._num_actors:
+                        actor, number = self._idle.pop(), waiting.popleft()
+                        self._running[actor.call.remote(shipped, items[number])] = (actor, number)
+                    if head in results:
+                        break
+                yield results.pop(head)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the actors that this process knows."""
+        for actor in [*self._starting, *self._idle, *(actor for actor, _ in self._running.values())]:
+            ray.kill(actor)
+        self._starting, self._idle, self._running = [], [], {}
+
+    @cached_property
+    def _held(self) -> Any:
+        return self._build()
+
+    def _start(self) -> Any:
+        return ray.remote(num_cpus=1, num_gpus=self._gpus)(_Holder).remote(self._build)
+
+    def _finished(self, timeout_s: float) -> Generator[tuple[Any, int | None, Any], None, None]:
+        """Yield (actor, call, result or death) of what has finished; wait for the first at most `timeout_s`."""
+        # Queue calls only on ready actors: one still waiting for resources would hold its call forever.
+        for actor in self._starting:
+            self._running[actor.__ray_ready__.remote()] = (actor, None)
+        self._starting = []
+        if not self._running:
+            return
+        ready, _ = ray.wait(list(self._running), timeout=timeout_s)
+        if not ready and timeout_s:
+            starting = sum(number is None for _, number in self._running.values())
+            print(
+                f"{self._name}: no result for {timeout_s:.0f} s; waiting for {len(self._running) - starting} actors at "
+                f"work and {starting} that start or wait for room on the cluster",
+                flush=True,
+            )
+        for reference in ready:
+            try:
+                outcome = ray.get(reference)
+            except _DEATHS as death:
+                outcome = death
+            yield *self._running.pop(reference), outcome
+
+    def _replace(self, actor: Any, death: Exception, failures: int) -> None:
+        ray.kill(actor)  # it may only be unreachable, and must stop then
+        if failures > self._max_failures:
+            raise RuntimeError(f"{self._name}: actors keep dying, {failures} in a row: {death}") from death
+        print(f"{self._name}: an actor died and is replaced, its call is repeated: {death}", flush=True)
+        self._starting.append(self._start())
+
+
+class _Holder:
+    """The actor: holds the object and makes the calls."""
+
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._held = build()
+
+    def call(self, call: Callable[[Any, Any], Any], item: Any) -> Any:
+        return call(self._held, item)
+
+
+def num_cores(cluster: Cluster) -> int:
+    """Return how many calls of one thread the cluster computes at once; 0 = in this process.
+
+    A cluster of one machine may have been told of more CPUs than it has.
+    """
+    if cluster.workers == 0:
+        return 0
+    cluster.connect()
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    return max(1, min(cpus, os.cpu_count() or 1) if alone else cpus - cluster.workers)

@@ -1,0 +1,54 @@
+"""What loop, engine, evaluations and checkpoints need of a model, and the learning rates that a model brings along."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from raychat.model.cache import KVCache, Slots
+
+
+class AdamW(NamedTuple):
+    """How AdamW updates a parameter."""
+
+    lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    batch_scaled: bool = True  # whether lr grows with the batch (`lr_scale`)
+
+
+class Muon(NamedTuple):
+    """How Muon updates a matrix; momentum and weight decay follow the schedule."""
+
+    lr: float
+
+
+class Model(nn.Module, ABC):
+    """A language model. Everything outside raychat/model uses this face alone; see `registry` for the classes."""
+
+    config: Any  # a frozen dataclass with at least sequence_len, vocab_size and n_embd
+
+    @abstractmethod
+    def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:
+        """Compute fp32 logits (B, T, V) of every next token from ids (B, T); a cache holds what came before."""
+
+    @abstractmethod
+    def init_weights(self, seed: int = 0) -> None:
+        """Draw the initial weights, equal on every rank and device."""
+
+    @abstractmethod
+    def place(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Move to a device and set the dtype that activations are computed in."""
+
+    @abstractmethod
+    def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
+        """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the context)."""
+
+    @abstractmethod
+    def flops_per_token(self) -> int:
+        """Count the FLOPs of forward and backward per trained token."""
+
+    @abstractmethod
+    def optimizer_rates(self) -> dict[str, AdamW | Muon]:
+        """Return how each parameter is updated, by its name, before `lr_scale` and the schedule."""

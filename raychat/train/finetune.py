@@ -1,0 +1,67 @@
+"""What midtraining and SFT are made of: a parent's recipe, and conversations from tasks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from raychat import checkpoint, paths, tasks
+from raychat.data import corpus
+from raychat.data.pack import Packing, conversations
+from raychat.recipe import Recipe
+from raychat.tasks import Problem
+from raychat.tokenizer import Tokenizer
+from raychat.train.stage import Stage
+
+_VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MIN_VAL in all
+_MIN_VAL = 50
+
+
+def child_recipe(parent: str, storage: str, **changes: Any) -> Recipe:
+    """Return the recipe of a stage that starts from the checkpoint `parent`: the parent's, with these changes.
+
+    A change of None leaves the parent's value. Weight decay is 0: the base stage's cosine ended there.
+    """
+    inherited = checkpoint.read_meta(parent).recipe
+    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling"))
+    own |= {"parent": paths.relative(parent, storage), "weight_decay": 0.0}
+    own |= {key: value for key, value in changes.items() if value is not None}
+    return replace(inherited, **own)
+
+
+def packings(stage: Stage, *, masked: bool) -> tuple[Packing, Packing]:
+    """Return how the conversations of the stage's tasks are packed, for training and for validation.
+
+    masked: whether only the assistant's tokens carry loss, in padded rows (SFT); else every token of full rows (mid).
+    """
+    recipe = stage.recipe
+    assert recipe.task_data is not None
+    tokenizer, root = Tokenizer.load(stage.tokenizer), corpus.task_root(recipe.task_data, stage.storage)
+    train, val = (
+        conversations(problems, tokenizer, recipe.sequence_len, stage.storage, masked=masked)
+        for problems in load_mixture(recipe.tasks, root, recipe.seed)
+    )
+    return train, val
+
+
+def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    """Load training tasks and mix them; `gsm8k*4` takes one four times. Return what to train and what to validate on.
+
+    Raises:
+        ValueError: A task is unknown or has no data, the number behind a `*` is not a whole one, or there are too few
+            problems in all.
+    """
+    parts = []
+    for entry in names:
+        name, star, repeat = entry.partition("*")
+        if star and not repeat.isdigit():
+            raise ValueError(f"task {entry!r}: expected NAME or NAME*N with a whole number N, such as gsm8k*4")
+        parts.append((tasks.load(name, root, "train"), int(repeat) if star else 1))
+    total = sum(len(task.problems) for task, _ in parts)
+    if total < 2 * _MIN_VAL:
+        raise ValueError(
+            f"{', '.join(names)} have {total} conversations together, expected {2 * _MIN_VAL} or more: {_MIN_VAL} are "
+            "held out for validation; name more --tasks"
+        )
+    halves = [tasks.hold_out(task, max(_VAL_FRAC, _MIN_VAL / total)) for task, _ in parts]
+    train = [(part, repeat) for (part, _), (_, repeat) in zip(halves, parts, strict=True)]
+    return tasks.mixture(train, seed), tasks.mixture([(part, 1) for _, part in halves], seed)

@@ -1,0 +1,62 @@
+"""What base, mid and SFT train on: rows of token shards. They differ only in the values given here and in `Stage`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from raychat import dist
+from raychat.data.batches import Step, steps_of, validation_batches
+from raychat.data.shards import TokenRows
+from raychat.device import compiled
+from raychat.evals.bpb import bits_per_byte, unigram_bpb
+from raychat.train.memory import device_rows
+from raychat.train.stage import Learner, Metrics
+
+UNIGRAM_ROWS = 4096  # training rows that the unigram model is counted on
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Folders of token shards, possibly still growing."""
+
+    train: str
+    val: str
+    max_val_rows: int | None = None  # rows of an evaluation; None = all
+
+    def __call__(self, learner: Learner) -> "TokenFeed":
+        return TokenFeed(self, learner)
+
+
+class TokenFeed:
+    """One worker's share of the rows; a `Feed`."""
+
+    def __init__(self, source: TokenSource, learner: Learner) -> None:
+        recipe = learner.stage.recipe
+        self._learner, self._source, self._recipe = learner, source, recipe
+        self.forward = compiled(learner.model)
+        self.tokens_per_step = recipe.rows_per_step * recipe.sequence_len
+        self._rows, self._val_rows = TokenRows(source.train), TokenRows(source.val)
+        self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
+        rows = learner.stage.runtime.device_rows or device_rows(learner.model, learner.device, dist.world().size)
+        self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
+        self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
+
+    def steps(self, start: int) -> Iterator[Step]:
+        """Yield step `start` and all that follow."""
+        return steps_of(self._rows, rows_per_step=self._recipe.rows_per_step, start=start, **self._split)
+
+    def evaluate(self) -> Metrics:
+        """Return the validation rows' bits per byte. Collective."""
+        batches = validation_batches(self._val_rows, self._num_val, **self._split)
+        return {"val_bpb": bits_per_byte(self.forward, batches, self._token_bytes)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the bits per byte of the unigram model of the same tokens, which a model must beat to have learnt."""
+        steps = self._learner.stage.steps
+        seen = min(self._rows.available(), steps * self._recipe.rows_per_step, UNIGRAM_ROWS)
+        train, val = self._rows.rows(np.arange(seen)), self._val_rows.rows(np.arange(self._num_val))
+        bpb = unigram_bpb(train, val, self._learner.tokenizer.token_bytes())
+        return {"unigram_bpb": bpb, "val_rows": self._source.val}

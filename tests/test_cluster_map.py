@@ -1,0 +1,57 @@
+"""The fan-out: ordered, bounded and lazy, ended early; the deaths of actors are tested where actors are used."""
+
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from raychat.cluster import Cluster
+from raychat.cluster.map import FanOut, num_cores
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
+
+
+def test_without_actors_calls_are_made_here_when_asked_for() -> None:
+    made: list[int] = []
+
+    def call(held: list[int], item: int) -> int:
+        held.append(item)
+        return 10 * item
+
+    results = FanOut(lambda: made, 0, name="here", max_failures=0).map(call, [1, 2, 3])
+    assert next(results) == 10
+    assert made == [1]
+    assert list(results) == [20, 30]
+    assert num_cores(Cluster(workers=0)) == 0
+
+
+@pytest.mark.ray
+def test_results_come_in_order_and_one_fan_out_maps_again(ray_cluster: None) -> None:
+    def call(factor: int, item: int) -> int:
+        time.sleep(0.2 if item == 0 else 0)  # the first is the last to finish
+        return factor * item
+
+    with closing(FanOut(lambda: 3, 2, name="order", max_failures=0)) as actors:
+        assert list(actors.map(call, range(50))) == list(range(0, 150, 3))
+        assert list(actors.map(call, [7])) == [21]
+
+
+@pytest.mark.ray
+def test_calls_run_ahead_within_bounds_and_end_with_the_results(tmp_path: Path, ray_cluster: None) -> None:
+    def call(_: None, item: int) -> int:
+        (tmp_path / str(item)).touch()
+        time.sleep(1 if item == 0 else 0)
+        return item
+
+    actors = FanOut(type(None), 2, name="bounded", max_failures=0)
+    with closing(actors.map(call, range(200))) as results:
+        assert next(results) == 0
+        started = len(list(tmp_path.iterdir()))
+    assert 2 < started < 100
+    time.sleep(0.5)
+    assert len(list(tmp_path.iterdir())) < 100
+    with pytest.raises(AssertionError, match="bounded is closed"):
+        next(actors.map(call, [1]))

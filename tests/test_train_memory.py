@@ -1,0 +1,92 @@
+"""Rows of a micro-batch follow from memory: against what the compiler's partitioner keeps, and for the presets."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jobs.speedrun import PRESETS
+from raychat.model import attention, registry
+from raychat.model.base import Model
+from raychat.model.loss import token_nll
+from raychat.train import memory, scaling
+
+GIB = 2**30
+
+
+def on_meta(depth: int, **sizes: Any) -> Model:
+    shape = scaling.from_depth(depth, **sizes).model()
+    with torch.device("meta"):
+        return registry.build(registry.architecture("GPT", **shape)).place(torch.device("meta"), torch.bfloat16)
+
+
+def kept_bytes_per_row(model: Model) -> int:
+    """Sum what the min-cut partitioner keeps of one row for the backward pass, weights and their casts left out."""
+    aot = pytest.importorskip("torch._functorch.aot_autograd")
+    partitioners = pytest.importorskip("torch._functorch.partitioners")
+    fake = pytest.importorskip("torch._subclasses.fake_tensor")
+    T = model.config.sequence_len
+    found: list[int] = []
+
+    def forward(graph: Any, inputs: Any) -> Any:
+        *_, output = graph.graph.nodes
+        values = [node.meta["val"] for node in output.args[0][1:] if node.op != "placeholder"]
+        rows = [value for value in values if isinstance(value, Tensor) and T in value.shape]
+        found.append(sum(value.numel() * value.element_size() for value in rows))
+        return graph
+
+    with fake.FakeTensorMode(allow_non_fake_inputs=True):
+        plain = registry.build(registry.architecture_of(model))
+        own = dict(model.named_parameters())
+        names = [name for name, _ in plain.named_parameters()]
+        params = [torch.nn.Parameter(torch.empty(p.shape, dtype=own[n].dtype)) for n, p in plain.named_parameters()]
+        idx = torch.zeros(1, T, dtype=torch.int64)
+
+        def loss(idx: Tensor, *values: Tensor) -> Tensor:
+            plain._rotary = None  # type: ignore[assignment]  # made inside the traced function, as all else
+            attention._window_mask.cache_clear()
+            logits = torch.func.functional_call(plain, dict(zip(names, values, strict=True)), (idx,))
+            return token_nll(logits, idx).sum()
+
+        compiled = aot.aot_function(
+            loss,
+            fw_compiler=forward,
+            bw_compiler=lambda graph, inputs: graph,
+            partition_fn=partitioners.min_cut_rematerialization_partition,
+        )
+        compiled(idx, *params)
+    attention._window_mask.cache_clear()
+    return found[0]
+
+
+def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
+    model = on_meta(4, sequence_len=224, vocab_size=8192)
+    counted, estimated = kept_bytes_per_row(model), memory._row_bytes(model, torch.bfloat16)
+    assert counted <= estimated <= 1.5 * counted
+
+
+@pytest.mark.parametrize("preset", ["d20", "d24", "d32"])
+@pytest.mark.parametrize("workers", [1, 8])
+def test_presets_fit_an_80_gb_gpu(preset: str, workers: int) -> None:
+    args = PRESETS[preset]().base_train
+    model = on_meta(args.depth, sequence_len=args.sequence_len)
+    rows = memory.rows_that_fit(model, 80 * GIB, workers, torch.bfloat16)
+    need = memory._fixed_bytes(model, workers, torch.bfloat16) + rows * memory._row_bytes(model, torch.bfloat16)
+    assert need < 0.9 * 80 * GIB < need + rows * memory._row_bytes(model, torch.bfloat16)
+
+
+def test_d20_at_32_rows_does_not_fit_an_80_gb_gpu() -> None:
+    """The partitioner's own count of such a step is 99 GiB."""
+    model = on_meta(20)
+    need = memory._fixed_bytes(model, 1, torch.bfloat16) + 32 * memory._row_bytes(model, torch.bfloat16)
+    assert need / GIB == pytest.approx(99, rel=0.05)
+    assert memory.rows_that_fit(model, 80 * GIB, 1, torch.bfloat16) == 16
+
+
+def test_less_memory_gives_fewer_rows_but_at_least_one() -> None:
+    model = on_meta(12)
+    rows = [memory.rows_that_fit(model, size * GIB, 8, torch.bfloat16) for size in (1, 8, 24, 80, 141)]
+    assert rows == sorted(rows)
+    assert rows[0] == 1
+    assert memory.device_rows(model, torch.device("cpu"), 8) == 4096 // 2048
