@@ -20,21 +20,23 @@ class Args:
     run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
     stage: Literal["rl", "sft", "mid"] | None = None  # None = the latest that the run has reached
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in
-    port: int = 8000  # 0 = a free one (with --cluster.workers 0 only)
+    port: int = 8000  # 0 = a free one; a cluster that already runs Ray Serve keeps its host and port
     max_sequences: int = 16  # that one replica generates at once
-    min_replicas: int = 1  # model replicas kept when nobody asks
+    min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
-    cluster: Cluster = field(default_factory=Cluster)  # workers 0 = no Ray; else replicas count, not workers
+    cluster: Cluster = field(default_factory=Cluster)  # workers: 0 = without Ray; other numbers mean nothing here
 
 
 def run(args: Args) -> None:
     """Serve until interrupted."""
-    from raychat.cluster.serve import serve_here, serve_on_ray
-
     storage = args.cluster.storage()
     if args.cluster.workers == 0:
+        from raychat.serve.run import serve_here
+
         serve_here(storage, args.run, args.stage, args.max_sequences, args.host, args.port)
         return
+    from raychat.cluster.serve import serve_on_ray
+
     settings = {
         "run": args.run,
         "stage": args.stage,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 from tiny import byte_tokenizer, scripted_model
 
 from jobs.chat_cli import Args, run
@@ -20,7 +21,7 @@ def checkpoint(raychat_home: Path) -> None:
     call = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
     answer = [SPECIAL["<|output_end|>"], *"é!".encode(), SPECIAL["<|assistant_end|>"]]
     model = scripted_model([[SPECIAL["<|assistant_start|>"], *call], answer], sequence_len=100)
-    save_checkpoint(str(raychat_home / "runs" / "r" / "sft"), 1, model, None, TOKENIZER, {})
+    save_checkpoint(str(raychat_home / "runs" / "r" / "sft"), model, None, TOKENIZER, toy.meta(3, model))
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, *lines: str) -> str:

@@ -1,9 +1,12 @@
-"""The API as the real `openai` client sees it: over HTTP alone for the details, and over Ray Serve for the whole."""
+"""The API as the real `openai` client sees it, over HTTP without Ray, and `jobs/serve.py --cluster.workers 0`."""
 
+import contextlib
 import json
-import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,17 +16,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import yaml
+import toy
 from tiny import byte_tokenizer, http_server, random_model, scripted_model
 
 from raychat.checkpoint import save_checkpoint
 from raychat.engine.engine import Engine
 from raychat.serve.service import ChatService
 from raychat.serve.types import ModelCard
-from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
-
-# Read when Ray starts: a replica that is stopped need not wait 30 s for a load balancer to notice.
-os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "0")
 
 REPO = Path(__file__).parent.parent
 TOKENIZER = byte_tokenizer()
@@ -64,9 +63,6 @@ def sampled() -> Iterator[openai.OpenAI]:
 
 SAYS = "a <<6*7=42>>é🙂xyz"
 NUM_TOKENS = 2 + 5 + 4 + 6 + 3 + 1  # text, call, forced answer, two characters, text, end
-
-
-# ---------------------------------------------------------------------------------------------- answers
 
 
 def test_whole_answer(scripted: openai.OpenAI) -> None:
@@ -157,9 +153,6 @@ def test_answer_can_be_sent_back(scripted: openai.OpenAI) -> None:
     assert ask(scripted, messages=[*ASK, answer, *ASK]).choices[0].message.content == SAYS
 
 
-# ---------------------------------------------------------------------------------------------- models, health, page
-
-
 def test_models(scripted: openai.OpenAI) -> None:
     assert [m.id for m in scripted.models.list()] == ["tiny-sft"]
     assert scripted.models.retrieve("tiny-sft").owned_by == "raychat"
@@ -183,9 +176,6 @@ def test_page_works_offline() -> None:
     assert "@import" not in page
     links = [part.split('"')[0] for part in page.split('href="')[1:]]
     assert all(link.startswith("data:") for link in links)
-
-
-# ---------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
@@ -245,14 +235,16 @@ def test_what_is_no_json_and_no_route(scripted: openai.OpenAI) -> None:
     assert "GET /v1/nowhere" in missing.json()["error"]["message"]
 
 
-# ---------------------------------------------------------------------------------------------- the engine behind
-
-
-def slow_service(step_s: float) -> ChatService:
+def slow_service(step_s: float, max_sequences: int = 4) -> ChatService:
     """A service whose model says the alphabet over and over, and takes at least `step_s` a token."""
     model = scripted_model([[START, *range(97, 123), 97]], sequence_len=1024)
     model.register_forward_pre_hook(lambda module, args: time.sleep(step_s))
-    return service(model)
+    return service(model, max_sequences=max_sequences)
+
+
+def num_open(service: ChatService) -> int:
+    """Requests that wait or run."""
+    return len(service._loop._streams)
 
 
 def wait_until(true: Any, timeout_s: float = 10) -> bool:
@@ -269,12 +261,12 @@ def test_disconnect_cancels_the_request(stream: bool) -> None:
         if stream:
             answer = ask(client(url), stream=True)
             next(answer), next(answer)
-            assert slow.num_open == 1
+            assert num_open(slow) == 1
             answer.close()
         else:
             with pytest.raises(openai.APITimeoutError):
                 ask(client(url).with_options(timeout=0.3))
-        assert wait_until(lambda: slow.num_open == 0, timeout_s=3)  # by itself it would go on for 10 s
+        assert wait_until(lambda: num_open(slow) == 0, timeout_s=3)  # by itself it would go on for 10 s
 
 
 def test_requests_run_together() -> None:
@@ -284,7 +276,7 @@ def test_requests_run_together() -> None:
         first = ask(client(url), stream=True, max_tokens=100)
         next(first), next(first)
         assert ask(client(url), max_tokens=5).choices[0].message.content == "abcde"
-        assert slow.num_open == 1
+        assert num_open(slow) == 1
         rest = "".join(c.choices[0].delta.content or "" for c in first)
         assert rest.endswith("".join(chr(97 + i % 26) for i in range(100))[-70:])
 
@@ -316,151 +308,68 @@ def test_failure_in_the_middle_of_a_stream_reaches_the_client() -> None:
             list(stream)
 
 
-# ---------------------------------------------------------------------------------------------- on Ray Serve
-
-LETTERS = 26  # of the endless alphabet
-
-
-@pytest.fixture(scope="module")
-def trained_tokenizer() -> Tokenizer:
-    import raychat_bpe
-
-    text = "the quick brown fox jumps over the lazy dog and the dog says hello to the fox " * 3
-    return Tokenizer.train(raychat_bpe.Counts([text], SPLIT_PATTERN), 300)
-
-
-def write_chat_run(home: Path, tokenizer: Tokenizer, run: str = "tiny", stage: str = "sft") -> None:
-    """Write a checkpoint that says the alphabet over and over, as long as its context of 4096 tokens lasts."""
-    script = [tokenizer.special["<|assistant_start|>"], *range(97, 97 + LETTERS), 97]
-    model = scripted_model([script], sequence_len=4096, vocab_size=tokenizer.vocab_size)
-    save_checkpoint(str(home / "runs" / run / stage), 3, model, None, tokenizer, {})
+@contextlib.contextmanager
+def more_streams_than_slots(api: openai.OpenAI) -> Iterator[None]:
+    """Fill the one slot of a server with an answer that is being streamed, and let three more requests wait."""
+    first = ask(api, stream=True)
+    next(first)
+    waiting = [threading.Thread(target=lambda: ask(api, stream=True).close(), daemon=True) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.3)
+    yield
+    assert all(thread.is_alive() for thread in waiting)
+    first.close()
+    for thread in waiting:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def health(api: openai.OpenAI) -> int:
+    """Return the status of /health, which must answer within a second."""
+    return httpx.get(str(api.base_url).removesuffix("v1/") + "health", timeout=1).status_code
 
 
-@pytest.fixture(scope="module")
-def served(
-    ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[openai.OpenAI]:
-    """The application under Ray Serve, one replica of one sequence."""
-    from ray import serve
-
-    from raychat.cluster.serve import build
-
-    home, port = tmp_path_factory.mktemp("served"), free_port()
-    write_chat_run(home, trained_tokenizer)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build({"storage_path": str(home), "max_sequences": "1", "max_replicas": 1}), name="raychat")
-    yield client(f"http://127.0.0.1:{port}")
-    serve.shutdown()
+def test_health_answers_while_streams_fill_the_engine() -> None:
+    with http_server(slow_service(0.02, max_sequences=1)) as url, more_streams_than_slots(client(url)):
+        assert [health(client(url)) for _ in range(5)] == [200] * 5
 
 
-@pytest.mark.ray
-def test_ray_serve_answers(served: openai.OpenAI) -> None:
-    assert [m.id for m in served.models.list()] == ["tiny-sft"]
-    answer = ask(served, max_tokens=20)
-    assert answer.choices[0].message.content == "abcdefghijklmnopqrst"
-    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 20)
-    chunks = list(ask(served, max_tokens=200, stream=True))
-    text = "".join(chr(97 + i % LETTERS) for i in range(200))
-    assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
+JOB_WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None  # `import ray` fails
+sys.argv = ["jobs/serve.py", "--cluster.workers", "0", *sys.argv[1:]]
+import runpy
+runpy.run_path("jobs/serve.py", run_name="__main__")
+"""
 
 
-@pytest.mark.ray
-def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
-    url = str(served.base_url).removesuffix("/v1/")
-    assert httpx.get(f"{url}/health").json()["status"] == "ok"
-    assert "<title>raychat</title>" in httpx.get(url).text
-    with pytest.raises(openai.BadRequestError, match="temperature"):
-        ask(served, temperature=9, stream=True)
-    with pytest.raises(openai.BadRequestError, match="4096, the context"):
-        ask(served, messages=[{"role": "user", "content": "hello " * 5000}])
+def test_job_serves_without_ray_until_interrupted(raychat_home: Path) -> None:
+    script = scripted_model([[START, *b"Hi", END]], sequence_len=64)
+    save_checkpoint(str(raychat_home / "runs" / "r" / "sft"), script, None, TOKENIZER, toy.meta(3, script))
+    command = [sys.executable, "-c", JOB_WITHOUT_RAY, "--port", "0"]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        assert job.stdout
+        output = ""
+        while not (url := re.search(r"chat at (http://127\.0\.0\.1:\d+),", output)):
+            line = job.stdout.readline()
+            assert line, output
+            output += line
+        assert httpx.get(f"{url[1]}/health", timeout=60).json() == {"status": "ok", "model": "r-sft"}
+        assert ask(client(url[1]), model="r-sft").choices[0].message.content == "Hi"
+        job.send_signal(signal.SIGINT)
+        output += job.stdout.read()
+    assert job.returncode == 0, output
+    assert "Traceback" not in output
 
 
-@pytest.mark.ray
-def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI) -> None:
-    """The replica runs one sequence: the next question is answered long before the dropped one would have ended."""
-    start = time.monotonic()
-    ask(served, max_tokens=200)
-    whole_s = (time.monotonic() - start) * 4000 / 200  # what a dropped answer of 4000 tokens would take, at least
-    dropped = ask(served, stream=True)
-    next(dropped), next(dropped)
-    dropped.close()
-    start = time.monotonic()
-    assert ask(served, max_tokens=3).choices[0].message.content == "abc"
-    assert time.monotonic() - start < max(whole_s / 2, 1)
-
-
-@pytest.mark.ray
-def test_ending_leaves_the_other_applications_of_a_joined_cluster(
-    served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path
-) -> None:
-    """The last test of `served`, whose application it replaces and ends."""
-    from ray import serve
-
-    from raychat.cluster import Cluster
-    from raychat.cluster.serve import serve_on_ray
-
-    @serve.deployment
-    class Other:
-        pass
-
-    write_chat_run(raychat_home, trained_tokenizer)
-    serve.run(Other.bind(), name="other", route_prefix="/other")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def end_it() -> None:
-        while signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]:
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=end_it, daemon=True).start()
-    try:
-        settings = {"storage_path": str(raychat_home), "max_sequences": 1, "max_replicas": 1}
-        serve_on_ray(settings, "127.0.0.1", free_port(), Cluster())
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert list(serve.status().applications) == ["other"]
-
-
-def test_build_says_what_is_wrong(raychat_home: Path) -> None:
-    from raychat.cluster.serve import build
-
-    with pytest.raises(ValueError, match=r"runs='1': no such setting; expected one of run, stage"):
-        build({"runs": "1"})
-    with pytest.raises(ValueError, match="max_sequences='many'"):
-        build({"max_sequences": "many"})
-    with pytest.raises(ValueError, match="make speedrun-tiny"):
-        build({})
-    with pytest.raises(ValueError, match="stage='base'"):
-        build({"stage": "base"})
-
-
-def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
-    from raychat.cluster.serve import build
-
-    write_chat_run(raychat_home, trained_tokenizer, run="other", stage="rl")
-    app = build({})
-    (model,) = app._bound_deployment.init_args
-    path, card, max_sequences = model._bound_deployment.init_args
-    assert path == str(raychat_home / "runs" / "other" / "rl" / "step_000003")
-    assert (card.id, card.max_model_len, max_sequences) == ("other-rl", 4096, 16)
-
-
-def test_serve_config_is_what_serve_and_build_take() -> None:
-    from ray.serve.schema import ServeDeploySchema
-
-    from raychat.cluster.serve import ServeArgs, build
-
-    config = yaml.safe_load((REPO / "serve_config.yaml").read_text())
-    parsed = ServeDeploySchema.model_validate(config)
-    assert set(config) <= set(ServeDeploySchema.model_fields)  # Ray ignores what it does not know
-    assert (parsed.http_options.host, parsed.http_options.port) == ("127.0.0.1", 8000)
-    (app,) = parsed.applications
-    assert app.import_path == f"{build.__module__}:{build.__name__}"
-    ServeArgs.model_validate(app.args)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_port_in_use_is_an_error_before_anything_is_loaded(raychat_home: Path, workers: str) -> None:
+    """There is no checkpoint either, but that is not what the job complains about."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "jobs/serve.py", "--port", port, "--cluster.workers", workers]
+        job = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100)
+    assert job.returncode == 1
+    assert re.search(rf"ValueError: cannot listen on 127\.0\.0\.1:{port}: .*in use.* --port N", job.stderr)
+    assert "Started a local Ray instance" not in job.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from test_serve import END, SPECIAL, START, service, slow_service, wait_until
+from test_serve import END, SPECIAL, START, num_open, service, slow_service, wait_until
 from tiny import http_server, scripted_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -171,10 +171,10 @@ def test_stop_button(browser: Browser) -> None:
         browser.type("The alphabet, please")
         browser.wait("document.querySelector('.assistant .text')?.textContent.length > 5")
         assert browser.evaluate("document.getElementById('send').getAttribute('aria-label')") == "Stop"
-        assert slow.num_open == 1
+        assert num_open(slow) == 1
         browser.click("#send")
         browser.wait("document.querySelector('.note')?.textContent.includes('stopped')")
-        assert wait_until(lambda: slow.num_open == 0, timeout_s=5)
+        assert wait_until(lambda: num_open(slow) == 0, timeout_s=5)
         said = browser.evaluate("said.map((m) => m.content)")
         assert said[0] == "The alphabet, please"
         assert said[1].startswith("abcdef")

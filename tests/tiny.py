@@ -1,8 +1,7 @@
-"""Small real models for the tests of engine and serving: a random one, and one that says what it is told to."""
+"""Small real models for the tests of engine and serving: a random one, and one that follows a script."""
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ import uvicorn
 
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.serve.http import Backend, make_app
+from raychat.serve.run import listen
 from raychat.tokenizer import Tokenizer
 
 
@@ -62,14 +62,12 @@ def scripted_model(scripts: list[list[int]], sequence_len: int = 128, vocab_size
 @contextlib.contextmanager
 def http_server(backend: Backend) -> Iterator[str]:
     """Serve a backend by HTTP from a thread of this process; yield its URL."""
-    server = uvicorn.Server(uvicorn.Config(make_app(backend), host="127.0.0.1", port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(make_app(backend), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

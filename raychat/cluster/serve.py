@@ -1,10 +1,11 @@
-"""The Ray Serve application: a thin ingress that speaks HTTP, and model replicas that hold one engine each.
+"""The Ray Serve application: an ingress that speaks HTTP, and model replicas that hold one engine each.
 
 serve run serve_config.yaml                        on this machine
 serve deploy serve_config.yaml                     on a running cluster
 serve run raychat.cluster.serve:build run=tiny max_sequences=8
 """
 
+import asyncio
 import os
 import signal
 import threading
@@ -12,26 +13,28 @@ from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import ray
-import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from raychat.cluster import Cluster
 from raychat.runs import find_checkpoint
 from raychat.serve.http import make_app
+from raychat.serve.run import READY, listen
 from raychat.serve.service import ChatService, card_of
-from raychat.serve.types import ChatRequest, Failure, ModelCard, Piece
+from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard
 
 APPLICATION = "raychat"  # its name on Ray Serve
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
-GRACE_S = 120.0  # a replica that is to go may finish its answers for so long
-QUEUE_PER_SEQUENCE = 8  # requests that may wait for a replica, per sequence of one; more are turned away with 429
+GRACE_S = 120.0  # for a replica that stops to finish its answers
+HEALTH_PERIOD_S = 1.0  # Serve replaces a replica after three failed checks
+QUEUE_PER_SEQUENCE = 8  # requests that may wait, per sequence of one replica; Serve refuses more of them, with 429
 
 
 class ServeArgs(BaseModel):
@@ -49,36 +52,43 @@ class ServeArgs(BaseModel):
     gpus_per_replica: float | None = Field(default=None, ge=0)  # None = 1 where the cluster has GPUs, else 0
 
 
-class Model:
+class ModelReplica:
     """A replica: holds one `ChatService` and forwards to it."""
 
     def __init__(self, path: str, card: ModelCard, max_sequences: int) -> None:
         self._service = ChatService.load(path, card, max_sequences)
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Piece | Failure, None]:
-        async for piece in self._service.stream(request):
-            yield piece
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
+        return self._service.stream(request)
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica where this raises, and through the handle by /health."""
+        """Serve calls this and replaces the replica when it raises."""
         await self._service.check()
 
 
 class RemoteService:
-    """The model as the ingress sees it: a `ChatService` in another process."""
+    """The model as the ingress sees it: a `ChatService` behind a Serve handle."""
 
     def __init__(self, model: DeploymentHandle, card: ModelCard) -> None:
         self.card = card
         self._model = model
 
     async def check(self) -> None:
-        await self._model.check_health.remote()
+        """Raise RuntimeError when Serve knows no healthy replica. A request to one would wait behind the streams.
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Piece | Failure, None]:
+        A model that Serve has scaled down to no replica is healthy: the next request starts one.
+        """
+        status = await asyncio.to_thread(serve.status)
+        model = status.applications[self._model.app_name].deployments[self._model.deployment_name]
+        running = sum(count for state, count in model.replica_states.items() if state == "RUNNING")
+        if model.status != "HEALTHY" and not running:
+            raise RuntimeError(f"no replica runs, the deployment is {model.status.value}. {model.message}")
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
         answer: Any = self._model.options(stream=True).stream.remote(request)
         try:
-            async for piece in answer:
-                yield piece
+            async for delta in answer:
+                yield delta
         except BackPressureError:
             yield Failure(429, "too many requests are waiting; try again in a moment")
         except (ray.exceptions.RayActorError, DeploymentUnavailableError) as e:
@@ -90,13 +100,13 @@ class RemoteService:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Return the application for the checkpoint that `args` (see `ServeArgs`) ask for.
+    """Return the application for the checkpoint that `args` (see `ServeArgs`) select.
 
-    The checkpoint is looked up here and replicas get its path: by `serve run` and jobs/serve.py in the driver, by
-    `serve deploy` in a task of the cluster. The replicas' machines must be able to read that path.
+    `build` finds the checkpoint and hands its path to the replicas, whose machines must be able to read it. `serve run`
+    and jobs/serve.py call it in the driver, `serve deploy` in a task of the cluster.
 
     Raises:
-        ValueError: a setting that is unknown or wrong, or there is no such checkpoint.
+        ValueError: a setting is unknown or wrong, or there is no such checkpoint.
     """
     settings = _settings(args)
     found = find_checkpoint(Cluster(storage_path=settings.storage_path).storage(), settings.run, settings.stage)
@@ -107,17 +117,18 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=settings.max_sequences,
         max_queued_requests=QUEUE_PER_SEQUENCE * settings.max_sequences,
         graceful_shutdown_timeout_s=GRACE_S,
+        health_check_period_s=HEALTH_PERIOD_S,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=max(settings.max_replicas, settings.min_replicas),
             target_ongoing_requests=max(1.0, 0.75 * settings.max_sequences),
         ),
-    )(Model)
+    )(ModelReplica)
 
     def web() -> FastAPI:
-        """Called in the ingress replica."""
+        """Make the web application in the ingress replica."""
         here = serve.get_replica_context()
-        return make_app(RemoteService(serve.get_deployment_handle(Model.__name__, here.app_name), card))
+        return make_app(RemoteService(serve.get_deployment_handle(ModelReplica.__name__, here.app_name), card))
 
     ingress = serve.deployment(
         name="Ingress",
@@ -133,11 +144,11 @@ def _settings(args: dict[str, Any]) -> ServeArgs:
     try:
         return ServeArgs.model_validate(args)
     except ValidationError as e:
-        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}={x['input']!r}: {_what_is_wrong(x)}" for x in e.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}={x['input']!r}: {_problem(x)}" for x in e.errors())
         raise ValueError(f"wrong setting of the application: {wrong}") from None
 
 
-def _what_is_wrong(error: ErrorDetails) -> str:
+def _problem(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         return f"no such setting; expected one of {', '.join(ServeArgs.model_fields)}"
     return error["msg"]
@@ -147,13 +158,17 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
     """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
 
     A cluster that was joined keeps Ray Serve and its other applications.
+
+    Raises:
+        ValueError: the port is taken, or as `build`.
     """
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    if not joined:
+        port = _free_port(host, port)  # fail before Ray starts
     cluster.connect()
-    app = build(settings)
-    serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
-    serve.run(app, name=APPLICATION)
-    print(f"chat at http://{host}:{port}, the API is below /v1; Ctrl-C ends", flush=True)
+    host, port = _start_serve(host, port)
+    serve.run(build(settings), name=APPLICATION)
+    print(READY.format(host, port), flush=True)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -164,9 +179,21 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
         serve.shutdown()
 
 
-def serve_here(storage: str, run: str | None, stage: str | None, max_sequences: int, host: str, port: int) -> None:
-    """Serve one engine from this process, without Ray; run, stage: as in `find_checkpoint`."""
-    found = find_checkpoint(storage, run, stage)
-    service = ChatService.load(found.path, card_of(found), max_sequences)
-    print(f"serving {found.name} from {found.path}", flush=True)
-    uvicorn.run(make_app(service), host=host, port=port)
+def _start_serve(host: str, port: int) -> tuple[str, int]:
+    """Start Ray Serve, or keep the one that the cluster runs; return the address that it listens on."""
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        return running.http_config.host, running.http_config.port
+    # Ask first: Serve's proxies set SO_REUSEPORT, so two clusters on one machine would share the port silently.
+    on_head = ray.remote(_free_port).options(num_cpus=0, resources={"node:__internal_head__": 0.001})
+    try:
+        port = ray.get(on_head.remote(host, port))
+    except ray.exceptions.RayTaskError as e:
+        raise e.cause from None
+    serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
+    return host, port
+
+
+def _free_port(host: str, port: int) -> int:
+    with listen(host, port) as server:
+        return int(server.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The OpenAI API and the chat page over HTTP, for whatever backend answers the requests."""
+"""The OpenAI API and the chat page over HTTP, for any backend that answers chat requests."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from importlib.resources import files
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,34 +16,34 @@ from starlette.exceptions import HTTPException
 
 from raychat.engine.engine import Finish
 from raychat.serve.types import (
-    Answer,
+    AssistantMessage,
     ChatChunk,
     ChatCompletion,
     ChatRequest,
     Choice,
     ChunkChoice,
+    Delta,
     Failure,
     ModelCard,
     ModelList,
-    Piece,
     Usage,
     no_such_model,
 )
 
 HEALTH_TIMEOUT_S = 10.0
-CLIENT_GONE = 499  # as nginx logs a client that closed its request
-RETRY_AFTER_S = 2  # what a client that was turned away is told
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that went away
+RETRY_AFTER_S = 2  # in answers with status 429 and 503
 
-Pieces = AsyncGenerator[Piece | Failure, None]
+Deltas = AsyncGenerator[Delta | Failure, None]
 
 
 class Backend(Protocol):
-    """What answers requests: a `ChatService`, or one in another process."""
+    """What answers requests: a `ChatService`, in this process or another."""
 
     card: ModelCard
 
-    def stream(self, request: ChatRequest) -> Pieces: ...
-    async def check(self) -> None: ...  # raises when there is nobody to answer
+    def stream(self, request: ChatRequest) -> Deltas: ...
+    async def check(self) -> None: ...  # raises when no model can answer
 
 
 def make_app(backend: Backend) -> FastAPI:
@@ -75,89 +75,66 @@ def make_app(backend: Backend) -> FastAPI:
     async def chat_completions(request: ChatRequest, http: Request) -> Any:
         return await _answer(backend, request, http)
 
-    _say_errors_as_openai_does(app)
+    _handle_errors(app)
     return app
 
 
-# ---------------------------------------------------------------------------------------------- answers
-
-
-class _Head(NamedTuple):
-    """What all parts of one answer share."""
-
-    id: str
-    created: int  # Unix time
-    model: str
-
-
 async def _answer(backend: Backend, request: ChatRequest, http: Request) -> Response | ChatCompletion:
-    """Wait for the first piece, so that what is wrong with a request is an HTTP status; then stream or collect."""
-    head = _Head(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), backend.card.id)
-    pieces = backend.stream(request)
-    first = await anext(pieces)
+    """Wait for the first delta, so that an error before it is an HTTP status; then stream or collect the rest."""
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": backend.card.id}
+    deltas = backend.stream(request)
+    first = await anext(deltas)
     if isinstance(first, Failure):
         return _error(first)
     if not request.stream:
-        return await _collected(head, first, pieces, http)
-    events = _events(head, first, pieces, request.include_usage)
+        return await _completion(head, first, deltas, http)
+    events = _events(head, first, deltas, request.include_usage)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _all(first: Piece, rest: Pieces) -> Pieces:
-    """Yield all pieces; when nobody wants more of them, the backend is told."""
-    yield first
-    async with contextlib.aclosing(rest) as pieces:
-        async for piece in pieces:
-            yield piece
-
-
-async def _collected(head: _Head, first: Piece, rest: Pieces, http: Request) -> Response | ChatCompletion:
-    text, tokens, finish = "", 0, None
-    async with contextlib.aclosing(_all(first, rest)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Failure):
-                return _error(piece)
+async def _completion(head: dict[str, Any], first: Delta, rest: Deltas, http: Request) -> Response | ChatCompletion:
+    """Return the whole answer; closing `rest` cancels the request when the client is gone."""
+    text, last = first.text, first
+    async with contextlib.aclosing(rest):
+        async for delta in rest:
+            if isinstance(delta, Failure):
+                return _error(delta)
             if await http.is_disconnected():
-                return Response(status_code=CLIENT_GONE)  # nobody reads it
-            text, tokens, finish = text + piece.text, tokens + piece.num_tokens, piece.finish
-    choice = Choice(message=Answer(content=text), finish_reason=finish or "length")
-    return ChatCompletion(**head._asdict(), choices=[choice], usage=_usage(first, tokens))
+                return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
+            text, last = text + delta.text, delta
+    choice = Choice(message=AssistantMessage(content=text), finish_reason=last.finish or "length")
+    return ChatCompletion(**head, choices=[choice], usage=_usage(last))
 
 
-async def _events(head: _Head, first: Piece, rest: Pieces, include_usage: bool) -> AsyncIterator[str]:
-    """Yield the server-sent events of a streamed answer."""
+async def _events(head: dict[str, Any], first: Delta, rest: Deltas, include_usage: bool) -> AsyncIterator[str]:
+    """Yield a streamed answer as server-sent events, those of one delta together."""
+
+    def event(choices: list[ChunkChoice], usage: Usage | None = None) -> str:
+        return f"data: {ChatChunk(**head, choices=choices, usage=usage).model_dump_json()}\n\n"
 
     def chunk(delta: dict[str, str], finish: Finish | None = None) -> str:
-        return _event(ChatChunk(**head._asdict(), choices=[ChunkChoice(delta=delta, finish_reason=finish)]))
+        return event([ChunkChoice(delta=delta, finish_reason=finish)])
 
-    yield chunk({"role": "assistant", "content": ""})
-    tokens = 0
-    async with contextlib.aclosing(_all(first, rest)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Failure):
-                yield f"data: {json.dumps(piece.body())}\n\n"
+    def chunks(delta: Delta) -> str:
+        text = chunk({"content": delta.text}) if delta.text else ""
+        return text + (chunk({}, delta.finish) if delta.finish else "")
+
+    yield chunk({"role": "assistant", "content": ""}) + chunks(first)
+    last = first
+    async with contextlib.aclosing(rest):
+        async for delta in rest:
+            if isinstance(delta, Failure):
+                yield f"data: {json.dumps(delta.body())}\n\n"
                 return
-            tokens += piece.num_tokens
-            if piece.text:
-                yield chunk({"content": piece.text})
-            if piece.finish:
-                yield chunk({}, piece.finish)
-    if include_usage:
-        yield _event(ChatChunk(**head._asdict(), choices=[], usage=_usage(first, tokens)))
-    yield "data: [DONE]\n\n"
+            yield chunks(delta)
+            last = delta
+    yield (event([], _usage(last)) if include_usage else "") + "data: [DONE]\n\n"
 
 
-def _event(chunk: ChatChunk) -> str:
-    return f"data: {chunk.model_dump_json()}\n\n"
-
-
-def _usage(piece: Piece, tokens: int) -> Usage:
-    prompt = piece.prompt_tokens
-    return Usage(prompt_tokens=prompt, completion_tokens=tokens, total_tokens=prompt + tokens)
-
-
-# ---------------------------------------------------------------------------------------------- errors
+def _usage(last: Delta) -> Usage:
+    prompt, completion = last.prompt_tokens, last.completion_tokens
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def _error(failure: Failure) -> JSONResponse:
@@ -165,7 +142,9 @@ def _error(failure: Failure) -> JSONResponse:
     return JSONResponse(failure.body(), status_code=failure.status, headers=headers)
 
 
-def _say_errors_as_openai_does(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI) -> None:
+    """Answer every error in the format of the OpenAI API."""
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return _error(_invalid(error.errors()[0]))
@@ -180,10 +159,10 @@ def _say_errors_as_openai_does(app: FastAPI) -> None:
 
 
 def _invalid(error: dict[str, Any]) -> Failure:
-    """Return the first thing that pydantic found wrong with a request's body."""
+    """Return the failure for the first error that pydantic found in a request's body."""
     if error["type"] == "json_invalid":
         return Failure(400, f"the body is not JSON: {error['ctx']['error']}")
-    place = ".".join(map(str, error["loc"][1:]))  # after "body"
-    if error["type"] == "unsupported":  # our own words, which name the field
-        return Failure(400, error["msg"], place or error["ctx"]["param"])
-    return Failure(400, f"{place}: {error['msg']}", place or None)
+    field = ".".join(map(str, error["loc"][1:]))  # after "body"
+    if error["type"] == "unsupported":  # an error of types.py, whose message names the field
+        return Failure(400, error["msg"], field or error["ctx"]["param"])
+    return Failure(400, f"{field}: {error['msg']}", field or None)

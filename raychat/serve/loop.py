@@ -1,10 +1,10 @@
-"""An engine in a thread of its own: passes through the model never hold up the event loop, nor it them."""
+"""An engine in a thread of its own, so that passes through the model never block the event loop."""
 
 import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from raychat.engine.engine import Engine, Event
@@ -12,75 +12,48 @@ from raychat.engine.sampling import SamplingParams
 
 
 class EngineLoop:
-    """Step an engine as long as it is busy, and hand its events to the coroutines that asked.
+    """Step an engine while it is busy and hand its events to the coroutines that wait for them.
 
-    Only the thread touches the engine; all else reaches it as commands, between two steps.
+    Only the thread touches the engine. Coroutines send it commands, which it runs between two steps.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.error: BaseException | None = None  # what ended the engine; from then on every request fails with it
+        self.error: BaseException | None = None  # what ended the engine; every later request fails with it
         self._engine = engine
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._streams: dict[int, _Stream] = {}  # by request id; those that are still open
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[int, EventStream] = {}  # of the requests that wait or run, by request id
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    @property
-    def num_open(self) -> int:
-        """Requests that are waiting or running."""
-        return len(self._streams)
-
-    async def events(self, prompt: Sequence[int], params: SamplingParams) -> AsyncGenerator[list[Event], None]:
-        """Yield a request's events, each time all that came since the last; closing the iterator cancels the request.
-
-        Raises:
-            ValueError: as `Engine.add`.
-            RuntimeError: the engine has failed; the cause is attached.
-        """
-        stream = _Stream()
+    def add(self, prompt: Sequence[int], params: SamplingParams) -> "EventStream":
+        """Queue a request and return the stream of its events; call it in a coroutine."""
+        stream = EventStream()
         self._commands.put(partial(self._add, prompt, params, stream))
-        finished = False
-        try:
-            while not finished:
-                events = await stream.take()
-                finished = events[-1].finish is not None
-                yield events
-        finally:
-            if not finished:
-                self._commands.put(partial(self._cancel, stream))
+        return stream
 
-    def close(self) -> None:
-        """End the thread after the step it is in."""
-        self._commands.put(None)
-        self._thread.join()
-
-    # ---------------------------------------------------------------------------------------------- in the thread
+    def cancel(self, stream: "EventStream") -> None:
+        """Drop a request before the next step; a finished one is left alone."""
+        self._commands.put(partial(self._cancel, stream))
 
     def _run(self) -> None:
-        while self._obey():
+        while True:
+            self._run_commands()
             if self.error is None and self._engine.busy:
                 try:
                     self._step()
                 except Exception as e:
                     self._fail(e)
 
-    def _obey(self) -> bool:
-        """Run all commands there are, waiting for one when there is nothing else to do; False = the last one came."""
-        wait = self.error is not None or not self._engine.busy
-        while True:
-            try:
-                command = self._commands.get(block=wait)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
-            wait = False
+    def _run_commands(self) -> None:
+        """Run all queued commands; wait for one when the engine has nothing to do."""
+        idle = self.error is not None or not self._engine.busy
+        with contextlib.suppress(queue.Empty):
+            self._commands.get(block=idle)()
+            while True:
+                self._commands.get_nowait()()
 
     def _step(self) -> None:
         for event in self._engine.step():
-            stream = self._streams[event.id]
-            stream.put(event)
+            self._streams[event.id].put(event)
             if event.finish:
                 del self._streams[event.id]
 
@@ -90,7 +63,7 @@ class EngineLoop:
             stream.put(_engine_failed(error))
         self._streams.clear()
 
-    def _add(self, prompt: Sequence[int], params: SamplingParams, stream: "_Stream") -> None:
+    def _add(self, prompt: Sequence[int], params: SamplingParams, stream: "EventStream") -> None:
         try:
             if self.error is not None:
                 raise _engine_failed(self.error)
@@ -100,7 +73,7 @@ class EngineLoop:
         else:
             self._streams[stream.id] = stream
 
-    def _cancel(self, stream: "_Stream") -> None:
+    def _cancel(self, stream: "EventStream") -> None:
         if self._streams.pop(stream.id, None):
             self._engine.cancel(stream.id)
 
@@ -111,31 +84,30 @@ def _engine_failed(cause: BaseException) -> RuntimeError:
     return error
 
 
-class _Stream:
-    """Events on their way from the engine's thread to one coroutine."""
+class EventStream:
+    """The events of one request, on their way from the engine's thread to one coroutine."""
 
     def __init__(self) -> None:
-        self.id = 0  # of the request, once the engine knows it
+        self.id = 0  # of the request, once the engine has it
         self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        self._items: list[Event | Exception] = []
+        self._items: asyncio.Queue[Event | Exception] = asyncio.Queue()
 
     def put(self, item: Event | Exception) -> None:
-        """Called in the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to read it
-            self._loop.call_soon_threadsafe(self._append, item)
-
-    def _append(self, item: Event | Exception) -> None:
-        self._items.append(item)
-        self._arrived.set()
+        """Add an event, or the error that ends the stream, from the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody reads it
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
     async def take(self) -> list[Event]:
-        """Return what has come, at least one event."""
-        await self._arrived.wait()
-        self._arrived.clear()
-        items, self._items = self._items, []
-        events = [item for item in items if isinstance(item, Event)]
+        """Wait for at least one event and return all that came since the last call.
+
+        Raises:
+            ValueError: as `Engine.add`.
+            RuntimeError: the engine has failed; the cause is attached.
+        """
+        items = [await self._items.get()]
+        while not self._items.empty():
+            items.append(self._items.get_nowait())
         for item in items:
             if isinstance(item, Exception):
                 raise item
-        return events
+        return [item for item in items if isinstance(item, Event)]

@@ -1,6 +1,8 @@
-"""Requests, answers and errors of the OpenAI API, as far as they are served, and what ingress and model exchange.
+"""Requests, answers and errors of the OpenAI API, as far as raychat serves it.
 
-Reference: https://platform.openai.com/docs/api-reference/chat. `top_k` is an extension that vLLM and others share.
+`top_k` is an extension that vLLM and others share.
+
+Source: https://platform.openai.com/docs/api-reference/chat
 """
 
 import json
@@ -9,12 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from raychat.chat.notation import content_of
+from raychat.chat.template import Message
 from raychat.engine.engine import Finish
 
 MAX_STOP_STRINGS = 4
 
-# What clients send along although it asks for nothing: accepted at these values (and null), refused at others, because
-# an answer that ignores what was asked for is worse than an error.
+# Fields that clients send although raychat does not serve them. They are accepted at null and at these values, which
+# ask for nothing. Any other value is refused: an answer that ignores part of a request is worse than an error.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0,),
@@ -27,21 +31,21 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "service_tier": ("auto", "default"),
-    "refusal": (),  # the next ones come with assistant messages that a client sends back
+    "refusal": (),  # from here on: fields of an earlier answer that a client sends back
     "annotations": ([],),
     "tool_calls": ([],),
 }
-# What says nothing about the answer.
+# Fields that do not concern the answer.
 _IGNORED = ("user", "metadata", "store", "name", "safety_identifier", "prompt_cache_key")
 
 
 class _Strict(BaseModel):
-    """A model whose unknown fields must be null, neutral or known to be without effect."""
+    """Refuse unknown fields, unless they are null, neutral or without effect."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     @model_validator(mode="after")
-    def _refuse_what_is_not_served(self) -> "_Strict":
+    def _refuse_unserved_fields(self) -> "_Strict":
         for name, value in (self.model_extra or {}).items():
             if value is None or name in _IGNORED or any(value == v for v in _NEUTRAL.get(name, ())):
                 continue
@@ -59,13 +63,13 @@ def _list(name: str, value: Any) -> list[Any]:
 
 
 class TextPart(BaseModel):
-    """A part of a message; only text is understood."""
+    """A part of a message; only text is served."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class ChatMessage(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -76,13 +80,15 @@ class Message(_Strict):
     def _one_part(cls, content: Any) -> Any:
         return [{"type": "text", "text": content}] if isinstance(content, str) else _list("content", content)
 
-    @property
-    def text(self) -> str:
-        return "".join(part.text for part in self.content)
+    def for_template(self) -> Message:
+        """Return the message as `raychat.chat` takes it: tool calls in an earlier answer become parts again."""
+        text = "".join(part.text for part in self.content)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content_of(text) if role == "assistant" else text}
 
 
 class StreamOptions(_Strict):
-    """What a stream holds besides the text."""
+    """What a stream sends besides the text."""
 
     include_usage: bool = False
 
@@ -93,14 +99,14 @@ StopString = Annotated[str, Field(min_length=1)]
 class ChatRequest(_Strict):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
-    model: str | None = None  # an id that /v1/models lists, "raychat", or nothing: the model that is served
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str | None = None  # the id that /v1/models lists, or "raychat"; None = the same model
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)  # None = 1
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)  # None = as many as the context has room for
+    max_tokens: int | None = Field(default=None, ge=1)  # None = until the context is full
     max_completion_tokens: int | None = Field(default=None, ge=1)  # newer name of max_tokens, wins over it
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)  # or a string, or null
@@ -115,20 +121,17 @@ class ChatRequest(_Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-# ---------------------------------------------------------------------------------------------- ingress and model
-
-
-class Piece(NamedTuple):
-    """Some more of an answer, on its way from the model to the ingress."""
+class Delta(NamedTuple):
+    """What an answer has gained since the last delta, on its way from the model to HTTP."""
 
     text: str  # never ends inside a character; may be empty
-    num_tokens: int  # that the piece stands for, tool calls and stop token included
     prompt_tokens: int
-    finish: Finish | None  # set in the last piece
+    completion_tokens: int  # of the answer so far, tool calls and stop token included
+    finish: Finish | None  # set in the last delta
 
 
 class Failure(NamedTuple):
-    """Why there is no answer, or no more of it; comes in place of a piece, as the last."""
+    """Why an answer did not begin or broke off; takes the place of the last delta."""
 
     status: int  # of HTTP
     message: str
@@ -142,9 +145,6 @@ class Failure(NamedTuple):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-# ---------------------------------------------------------------------------------------------- answers
-
-
 class Usage(BaseModel):
     """Tokens of a request and its answer."""
 
@@ -153,7 +153,7 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Answer(BaseModel):
+class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
@@ -161,7 +161,7 @@ class Answer(BaseModel):
 
 class Choice(BaseModel):
     index: Literal[0] = 0
-    message: Answer
+    message: AssistantMessage
     logprobs: None = None
     finish_reason: Finish
 
@@ -185,7 +185,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One server-sent event of a streamed answer; the one with the usage has no choices."""
+    """One server-sent event of a streamed answer; the event with the usage has no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -196,7 +196,7 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that is served."""
+    """The served model, as clients see it."""
 
     id: str  # <run>-<stage>
     object: Literal["model"] = "model"
@@ -211,6 +211,6 @@ class ModelList(BaseModel):
 
 
 def no_such_model(name: str, card: ModelCard) -> Failure:
-    """Return the error for a model that is not the one served."""
+    """Return the error for a request to a model that is not served here."""
     message = f"the model {name!r} does not exist; this server has {card.id!r}"
     return Failure(404, message, "model", "model_not_found")

@@ -1,0 +1,219 @@
+"""The application on Ray Serve, as the real `openai` client sees it, and its settings."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import toy
+import yaml
+from test_serve import REPO, ask, client, health, more_streams_than_slots, wait_until
+from tiny import scripted_model
+
+from raychat.checkpoint import save_checkpoint
+from raychat.serve.run import listen
+from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
+
+LETTERS = 26  # of the endless alphabet
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer() -> Tokenizer:
+    import raychat_bpe
+
+    text = "the quick brown fox jumps over the lazy dog and the dog says hello to the fox " * 3
+    return Tokenizer.train(raychat_bpe.Counts([text], SPLIT_PATTERN), 300)
+
+
+def write_chat_run(home: Path, tokenizer: Tokenizer, run: str = "tiny", stage: str = "sft") -> None:
+    """Write a checkpoint that says the alphabet over and over, as long as its context of 4096 tokens lasts."""
+    script = [tokenizer.special["<|assistant_start|>"], *range(97, 97 + LETTERS), 97]
+    model = scripted_model([script], sequence_len=4096, vocab_size=tokenizer.vocab_size)
+    save_checkpoint(str(home / "runs" / run / stage), model, None, tokenizer, toy.meta(3, model))
+
+
+def free_port() -> int:
+    with listen("127.0.0.1", 0) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.ray
+def test_port_in_use_on_a_joined_cluster_is_an_error(ray_cluster: None, raychat_home: Path) -> None:
+    """The first test that uses Serve. The other server shares its port, as the proxies of another cluster do."""
+    from raychat.cluster import Cluster
+    from raychat.cluster.serve import serve_on_ray
+
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*in use.* --port N"):
+            serve_on_ray({}, "127.0.0.1", port, Cluster())
+
+
+@pytest.fixture(scope="module")
+def served(
+    ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
+    """The application under Ray Serve, one replica of one sequence."""
+    from ray import serve
+
+    from raychat.cluster.serve import build
+
+    home, port = tmp_path_factory.mktemp("served"), free_port()
+    write_chat_run(home, trained_tokenizer)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build({"storage_path": str(home), "max_sequences": "1", "max_replicas": 1}), name="raychat")
+    yield client(f"http://127.0.0.1:{port}")
+    serve.shutdown()
+
+
+@pytest.mark.ray
+def test_ray_serve_answers(served: openai.OpenAI) -> None:
+    assert [m.id for m in served.models.list()] == ["tiny-sft"]
+    answer = ask(served, max_tokens=20)
+    assert answer.choices[0].message.content == "abcdefghijklmnopqrst"
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 20)
+    chunks = list(ask(served, max_tokens=200, stream=True))
+    text = "".join(chr(97 + i % LETTERS) for i in range(200))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == text
+
+
+@pytest.mark.ray
+def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
+    url = str(served.base_url).removesuffix("/v1/")
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    assert "<title>raychat</title>" in httpx.get(url).text
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        ask(served, temperature=9, stream=True)
+    with pytest.raises(openai.BadRequestError, match="4096, the context"):
+        ask(served, messages=[{"role": "user", "content": "hello " * 5000}])
+
+
+@pytest.mark.ray
+def test_health_answers_while_streams_fill_the_replica(served: openai.OpenAI) -> None:
+    with more_streams_than_slots(served):
+        assert [health(served) for _ in range(5)] == [200] * 5
+
+
+@pytest.mark.ray
+def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI) -> None:
+    """The replica runs one sequence: the next question is answered long before the dropped one would have ended."""
+    start = time.monotonic()
+    ask(served, max_tokens=200)
+    whole_s = (time.monotonic() - start) * 4000 / 200  # what a dropped answer of 4000 tokens would take, at least
+    dropped = ask(served, stream=True)
+    next(dropped), next(dropped)
+    dropped.close()
+    start = time.monotonic()
+    assert ask(served, max_tokens=3).choices[0].message.content == "abc"
+    assert time.monotonic() - start < max(whole_s / 2, 1)
+
+
+@pytest.mark.ray
+def test_killed_replica_turns_health_503_until_it_is_replaced(served: openai.OpenAI) -> None:
+    import ray
+
+    (replica,) = (
+        actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if "#ModelReplica#" in actor["name"]
+    )
+    assert health(served) == 200
+    ray.kill(ray.get_actor(replica, namespace="serve"))
+    assert wait_until(lambda: health(served) == 503, timeout_s=20)
+    assert wait_until(lambda: health(served) == 200, timeout_s=60)
+    assert ask(served, max_tokens=3).choices[0].message.content == "abc"
+
+
+@pytest.mark.ray
+def test_failed_engine_turns_health_503(served: openai.OpenAI, trained_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """NaN has no most likely token to sample: the engine fails at the first request."""
+    from ray import serve
+
+    from raychat.cluster.serve import build
+
+    script = scripted_model([], sequence_len=64, vocab_size=trained_tokenizer.vocab_size)
+    script.lm_head.weight.data.fill_(float("nan"))
+    save_checkpoint(str(tmp_path / "runs" / "nan" / "sft"), script, None, trained_tokenizer, toy.meta(3, script))
+    app = build({"storage_path": str(tmp_path), "max_replicas": 1})
+    serve.run(app, name="nan", route_prefix="/nan")
+    api = client(str(served.base_url).removesuffix("/v1/") + "/nan")
+    assert health(api) == 200
+    with pytest.raises(openai.InternalServerError, match="the engine has failed"):
+        ask(api, model="nan-sft", temperature=1)
+    assert wait_until(lambda: health(api) == 503, timeout_s=20)
+    serve.delete("nan")
+
+
+@pytest.mark.ray
+def test_ending_leaves_the_other_applications_of_a_joined_cluster(
+    served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path
+) -> None:
+    """The last test of `served`, whose application it replaces and ends."""
+    from ray import serve
+
+    from raychat.cluster import Cluster
+    from raychat.cluster.serve import serve_on_ray
+
+    @serve.deployment
+    class Other:
+        pass
+
+    write_chat_run(raychat_home, trained_tokenizer)
+    serve.run(Other.bind(), name="other", route_prefix="/other")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end_it() -> None:
+        while signal.getsignal(signal.SIGTERM) is handlers[signal.SIGTERM]:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_it, daemon=True).start()
+    try:
+        settings = {"storage_path": str(raychat_home), "max_sequences": 1, "max_replicas": 1}
+        serve_on_ray(settings, "127.0.0.1", free_port(), Cluster())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert list(serve.status().applications) == ["other"]
+
+
+def test_build_says_what_is_wrong(raychat_home: Path) -> None:
+    from raychat.cluster.serve import build
+
+    with pytest.raises(ValueError, match=r"runs='1': no such setting; expected one of run, stage"):
+        build({"runs": "1"})
+    with pytest.raises(ValueError, match="max_sequences='many'"):
+        build({"max_sequences": "many"})
+    with pytest.raises(ValueError, match="make speedrun-tiny"):
+        build({})
+    with pytest.raises(ValueError, match="stage='base'"):
+        build({"stage": "base"})
+
+
+def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
+    from raychat.cluster.serve import build
+
+    write_chat_run(raychat_home, trained_tokenizer, run="other", stage="rl")
+    app = build({})
+    (model,) = app._bound_deployment.init_args
+    path, card, max_sequences = model._bound_deployment.init_args
+    assert path == str(raychat_home / "runs" / "other" / "rl" / "step_000003")
+    assert (card.id, card.max_model_len, max_sequences) == ("other-rl", 4096, 16)
+
+
+def test_serve_config_is_what_serve_and_build_take() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from raychat.cluster.serve import ServeArgs, build
+
+    config = yaml.safe_load((REPO / "serve_config.yaml").read_text())
+    parsed = ServeDeploySchema.model_validate(config)
+    assert set(config) <= set(ServeDeploySchema.model_fields)  # Ray ignores what it does not know
+    assert (parsed.http_options.host, parsed.http_options.port) == ("127.0.0.1", 8000)
+    (app,) = parsed.applications
+    assert app.import_path == f"{build.__module__}:{build.__name__}"
+    ServeArgs.model_validate(app.args)
