@@ -30,7 +30,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = [str(root / "a.txt"), str(root / "b.txt")]
     for stage in ("base", "sft"):
         folder = str(root / "storage" / "runs" / "t" / stage)
-        checkpoint.save_checkpoint(folder, 5, toy.model(CONFIG), None, byte_tokenizer(), {"settings": {"data": data}})
+        model = toy.model(CONFIG)
+        checkpoint.save_checkpoint(folder, model, None, byte_tokenizer(), toy.meta(5, model, data=tuple(data)))
 
     items = root / "bundle" / "eval_data" / "colours.jsonl"
     items.parent.mkdir(parents=True)
@@ -82,10 +83,9 @@ def test_evaluation_is_made_once_per_checkpoint_and_settings(
     assert base_eval.run(base_args(made, storage, max_items=4)) == first
     assert "evaluated already" in capsys.readouterr().out
     assert base_eval.run(base_args(made, storage, max_items=3))["core_tasks"]["colours"]["num_items"] == 3
-    meta = {"settings": {"data": [str(made / "a.txt"), str(made / "b.txt")]}}
-    checkpoint.save_checkpoint(
-        storage.run_folder("t", "base"), 9, toy.model(CONFIG, seed=1), None, byte_tokenizer(), meta
-    )
+    model = toy.model(CONFIG, seed=1)
+    meta = toy.meta(9, model, data=(str(made / "a.txt"), str(made / "b.txt")))
+    checkpoint.save_checkpoint(storage.run_folder("t", "base"), model, None, byte_tokenizer(), meta)
     again = base_eval.run(base_args(made, storage, max_items=3))
     assert (again["step"], again["val_bpb"] != first["val_bpb"]) == (9, True)
 

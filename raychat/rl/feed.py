@@ -130,8 +130,8 @@ class RolloutFeed:
         rank, size = dist.world()
         indices = chosen(len(self._val_task.problems), self._source.num_eval)
         greedy = Sampling(max_new_tokens=self._source.params.max_new_tokens)
-        graded = generate(self._current_sampler().engine, self._val_task, indices[rank::size], greedy)
-        parts = dist.gather([problem.reward for problem in graded])
+        mine = generate(self._current_sampler().engine, self._val_task, indices[rank::size], greedy)
+        parts = dist.gather([graded.reward for graded in mine])
         return {"val_reward": sum(sum(part) for part in parts) / len(indices)}
 
     def _val_bpb(self, rows: TokenRows) -> float:
