@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from raychat import checkpoint
 from raychat.device import device
@@ -14,6 +14,8 @@ from raychat.tokenizer import Tokenizer
 SEED = 1234
 MAX_SEQUENCES = 32  # generated at once
 ITEMS_PER_CALL = 32  # items of a CORE task, or problems of a chat task
+
+T = TypeVar("T")
 
 
 class LoadedModel:
@@ -45,13 +47,13 @@ class Evaluation(NamedTuple):
     finish: Callable[[list[Any]], dict[str, Any]]  # results of the calls, in order -> the figures in eval.json
 
 
-def chunks(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Cut indices into chunks of at most `size`.
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Cut a sequence into chunks of at most `size`.
 
     >>> chunks([3, 1, 4, 1, 5], 2)
     [[3, 1], [4, 1], [5]]
     """
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def chosen(num_items: int, max_items: int | None) -> list[int]:

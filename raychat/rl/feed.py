@@ -15,7 +15,7 @@ from raychat.data.shards import TokenRows
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
-from raychat.evals.evaluation import chosen
+from raychat.evals.evaluation import chosen, chunks
 from raychat.evals.generate import Group, Question
 from raychat.log import read_metrics
 from raychat.rl.sampler import Pool, Sampler
@@ -94,8 +94,7 @@ class RolloutFeed:
     def _rollouts(self, number: int) -> list[Group]:
         """Return all groups of a step, on every worker: made by the pool that rank 0 drives, or by the workers."""
         rank, size = dist.world()
-        questions, n = self._questions(number), self._source.questions_per_call
-        calls = [questions[i : i + n] for i in range(0, len(questions), n)]
+        calls = chunks(self._questions(number), self._source.questions_per_call)
         mine: dict[int, list[Group]] = {}
         if self._source.pool is None:
             sampler = self._current_sampler()
