@@ -31,8 +31,10 @@ def run(args: Args) -> dict[str, Any]:
         ValueError: there is no base checkpoint.
         FileNotFoundError: the bundle does not exist.
     """
+    from functools import partial
+
     from raychat import checkpoint, paths
-    from raychat.cluster.evaluate import evaluate_stage
+    from raychat.cluster.map import actors_per_worker
     from raychat.cluster.prepare import documents, prepare
     from raychat.data import corpus
     from raychat.data.shards import TokenRows
@@ -41,6 +43,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.evals.bundle import load_bundle
     from raychat.evals.core import core_evaluation
     from raychat.evals.evaluation import Evaluation
+    from raychat.evals.run import evaluate_stage
 
     storage = args.cluster.storage()
 
@@ -69,7 +72,9 @@ def run(args: Args) -> dict[str, Any]:
         "eval_tokens": args.eval_tokens,
         "prompts": args.prompts,
     }
-    found = evaluate_stage(args.cluster.run_folder(args.run, "base"), settings, describe, args.cluster)
+    found = evaluate_stage(
+        args.cluster.run_folder(args.run, "base"), settings, describe, partial(actors_per_worker, args.cluster)
+    )
     for label, task in found["core_tasks"].items():
         accuracy, centred = task["accuracy"], task["centred"]
         print(f"  {label:40} accuracy {accuracy:.4f}  centred {centred:+.4f}  ({task['num_items']} items)")

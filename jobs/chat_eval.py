@@ -43,10 +43,13 @@ def run(args: Args) -> dict[str, Any]:
     Raises:
         ValueError: the stage has no checkpoint, or a task of `--tasks` has no data.
     """
-    from raychat.cluster.evaluate import evaluate_stage
+    from functools import partial
+
+    from raychat.cluster.map import actors_per_worker
     from raychat.data import corpus
     from raychat.evals import chat, samples
     from raychat.evals.evaluation import Evaluation
+    from raychat.evals.run import evaluate_stage
 
     def describe(path: str) -> list[Evaluation]:
         root = corpus.task_root(args.task_data, args.cluster.storage())
@@ -67,7 +70,9 @@ def run(args: Args) -> dict[str, Any]:
     }
     if args.max_new_tokens is not None:  # an eval.json from before this setting still counts
         settings["max_new_tokens"] = args.max_new_tokens
-    found = evaluate_stage(args.cluster.run_folder(args.run, args.stage), settings, describe, args.cluster)
+    found = evaluate_stage(
+        args.cluster.run_folder(args.run, args.stage), settings, describe, partial(actors_per_worker, args.cluster)
+    )
     for name, accuracy in found["accuracy"].items():
         chance, num = found["chance"][name], found["num_problems"][name]
         print(f"  {name:20} {accuracy:.4f}  (guessing {chance:.2f}, {num} problems)")

@@ -5,6 +5,7 @@ python jobs/tok_train.py --run d20 --data climbmix --num-shards 9 --cluster.work
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,20 +45,23 @@ def run(args: Args) -> dict[str, Any]:
         print(f"tokenizer of {args.run}: done already, {done['vocab_size']:,} tokens ({done['fingerprint']})")
         return done
 
-    from raychat.cluster.count import count_words
+    from raychat.cluster.map import actors_per_core
     from raychat.data import corpus, reading
+    from raychat.data.count import count_words
     from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
     started = time.monotonic()
     train, _ = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
-    counted = count_words(
-        reading.blocks(train),
-        args.cluster,
-        pattern=SPLIT_PATTERN,
-        max_chars=args.max_chars,
-        doc_cap=args.doc_cap,
-        min_count=args.min_count,
-    )
+    blocks = reading.blocks(train)
+    with closing(actors_per_core(args.cluster, len(blocks), name="count words")) as actors:
+        counted = count_words(
+            blocks,
+            actors,
+            pattern=SPLIT_PATTERN,
+            max_chars=args.max_chars,
+            doc_cap=args.doc_cap,
+            min_count=args.min_count,
+        )
     count_s = time.monotonic() - started
     tokenizer = Tokenizer.train(counted.counts, args.vocab_size)
     summary = {

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
+from raychat.actors import InProcess
 from raychat.cluster import Cluster
-from raychat.cluster.map import FanOut, num_cores
+from raychat.cluster.map import FanOut, actors_per_core, actors_per_worker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
 
@@ -21,11 +22,13 @@ def test_without_actors_calls_are_made_here_when_asked_for() -> None:
         held.append(item)
         return 10 * item
 
-    results = FanOut(lambda: made, 0, name="here", max_failures=0).map(call, [1, 2, 3])
+    results = InProcess(lambda: made).map(call, [1, 2, 3])
     assert next(results) == 10
     assert made == [1]
     assert list(results) == [20, 30]
-    assert num_cores(Cluster(workers=0)) == 0
+    here = Cluster(workers=0)
+    assert isinstance(actors_per_core(here, 3, name="here"), InProcess)
+    assert isinstance(actors_per_worker(here, list, 3, name="here"), InProcess)
 
 
 @pytest.mark.ray

@@ -12,8 +12,8 @@ import pytest
 import regex
 
 from jobs import tok_train
-from raychat.cluster import Cluster, count
-from raychat.data import reading
+from raychat.cluster import Cluster
+from raychat.data import count, reading
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXTS = [f"Document {i}: the cat's {word} sat on {i * 7} mats.\n" * 3 for i in range(60) for word in ("naïve", "猫")]

@@ -3,16 +3,14 @@
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 
+from raychat.actors import Actors, InProcess, Item, Result
 from raychat.cluster import Cluster
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 _SILENCE_S = 30.0  # without any result, before a message says what is awaited
 _CALLS_AHEAD = 16  # per actor: how far calls run ahead of the oldest unfinished one
@@ -20,7 +18,7 @@ _DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError)  # the process or n
 
 
 class FanOut:
-    """Spread calls over actors that each hold one plain object; with 0 actors, call it in this process without Ray.
+    """Spread calls over actors that each hold one plain object (`raychat.actors.Actors`).
 
     Repeating a call on another actor must change nothing: when an actor dies, another one takes its place and its call.
     A fan-out can be pickled and used in another process. Its first actors live as long as the process that started
@@ -53,10 +51,6 @@ class FanOut:
             RuntimeError: actors keep dying; the last death is its cause.
             Exception: whatever a call raises.
         """
-        if self._num_actors == 0:
-            for item in items:
-                yield call(self._held, item)
-            return
         assert self._starting or self._running or self._idle, f"{self._name} is closed"
         shipped = ray.put(call)
         waiting, results, failures = deque(range(len(items))), dict[int, Result](), 0
@@ -86,10 +80,6 @@ class FanOut:
         for actor in [*self._starting, *self._idle, *(actor for actor, _ in self._running.values())]:
             ray.kill(actor)
         self._starting, self._idle, self._running = [], [], {}
-
-    @cached_property
-    def _held(self) -> Any:
-        return self._build()
 
     def _start(self) -> Any:
         return ray.remote(num_cpus=1, num_gpus=self._gpus)(_Holder).remote(self._build)
@@ -141,13 +131,40 @@ class _Holder:
         return call(self._held, item)
 
 
+def actors_per_core(cluster: Cluster, num_calls: int, *, name: str) -> Actors:
+    """Return actors that hold nothing, for calls of one thread: one for each core; with 0 workers this process."""
+    if cluster.workers == 0:
+        return InProcess(type(None))
+    return FanOut(type(None), min(num_calls, num_cores(cluster)), name=name, max_failures=cluster.max_failures)
+
+
+def actors_per_worker(cluster: Cluster, build: Callable[[], Any], num_calls: int, *, name: str) -> Actors:
+    """Return actors that hold what `build` returns: one for each worker, with its GPUs and its share of the cores."""
+    if cluster.workers == 0:
+        return InProcess(build)
+    cluster.connect()
+    num_threads = max(1, (os.cpu_count() or 1) // cluster.workers)
+    return FanOut(
+        partial(_with_threads, num_threads, build),
+        min(cluster.workers, num_calls),
+        name=name,
+        gpus=cluster.gpus(),
+        max_failures=cluster.max_failures,
+    )
+
+
+def _with_threads(num_threads: int, build: Callable[[], Any]) -> Any:
+    import torch  # not by actors that count
+
+    torch.set_num_threads(num_threads)
+    return build()
+
+
 def num_cores(cluster: Cluster) -> int:
-    """Return how many calls of one thread the cluster computes at once; 0 = in this process.
+    """Return how many calls of one thread the cluster computes at once.
 
     A cluster of one machine may have been told of more CPUs than it has.
     """
-    if cluster.workers == 0:
-        return 0
     cluster.connect()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     alone = sum(node["Alive"] for node in ray.nodes()) == 1

@@ -18,7 +18,7 @@ SHARES = (3, 3, 4)  # of the problems of one, two and three steps
 LARGEST = {"+": 30, "-": 30, "*": 9}  # operand
 
 
-class Step(NamedTuple):
+class ProblemStep(NamedTuple):
     """A sentence with a field {calculation}, and the calculation: names of its operands, "r" the last step's result."""
 
     sentence: str
@@ -32,7 +32,7 @@ class ProblemTemplate(NamedTuple):
 
     number: int
     question: str
-    steps: tuple[Step, ...]
+    steps: tuple[ProblemStep, ...]
 
 
 class WordProblem(NamedTuple):
@@ -66,7 +66,7 @@ def _template(number: int, question: str, *sentences: str) -> ProblemTemplate:
     steps = []
     for sentence in sentences:
         (operands,) = CALCULATION.findall(sentence)
-        steps.append(Step(CALCULATION.sub("{calculation}", sentence), *operands))
+        steps.append(ProblemStep(CALCULATION.sub("{calculation}", sentence), *operands))
     return ProblemTemplate(number, question, tuple(steps))
 
 

@@ -65,16 +65,8 @@ def from_depth(
     >>> from_depth(24).n_embd, from_depth(24).batch_tokens == 2**20
     (1536, True)
     """
-    given: dict[str, float | None] = {
-        "depth": depth,
-        "head_dim": head_dim,
-        "sequence_len": sequence_len,
-        "vocab_size": vocab_size,
-    }
-    given |= {"ratio": ratio, "batch_tokens": batch_tokens, "steps": steps}
-    for name, value in given.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    _check_positive(depth=depth, head_dim=head_dim, sequence_len=sequence_len, vocab_size=vocab_size)
+    _check_positive(ratio=ratio, batch_tokens=batch_tokens, steps=steps)
     if batch_tokens is not None and batch_tokens % sequence_len:
         raise ValueError(
             f"batch_tokens must be a multiple of sequence_len {sequence_len}, got {batch_tokens}: "
@@ -106,6 +98,12 @@ def from_depth(
         lr_scale=lr_scale,
         weight_decay=min(WEIGHT_DECAY_REF * lr_scale * tokens_ref / tokens, MAX_WEIGHT_DECAY),
     )
+
+
+def _check_positive(**sizes: float | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _width(depth: int, head_dim: int | None = None) -> tuple[int, int]:

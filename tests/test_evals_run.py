@@ -13,9 +13,10 @@ from tiny import byte_tokenizer
 
 from raychat import checkpoint
 from raychat.cluster import Cluster
-from raychat.cluster.evaluate import evaluate
+from raychat.cluster.map import actors_per_worker
 from raychat.evals import bpb, samples
 from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.run import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def joined(name: str, work: Sequence[Any]) -> Evaluation:
 
 
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
-    found = evaluate(path, evaluations, Cluster(workers=0))
+    found = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
     assert found.keys() == {"val_bpb", "samples"}
     loaded = LoadedModel.load(path)
     assert found["val_bpb"] == evaluations[0].finish([call(loaded) for call in evaluations[0].calls])["val_bpb"]
@@ -50,18 +51,18 @@ def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
 
 def test_no_checkpoint_is_an_error(tmp_path: Path, evaluations: list[Evaluation]) -> None:
     with pytest.raises(ValueError, match="is no checkpoint"):
-        evaluate(str(tmp_path / "step_000001"), evaluations, Cluster(workers=0))
+        evaluate(str(tmp_path / "step_000001"), evaluations, partial(actors_per_worker, Cluster(workers=0)))
 
 
 def test_two_figures_of_one_name_are_an_error(path: str, evaluations: list[Evaluation]) -> None:
     with pytest.raises(ValueError, match="two evaluations give val_bpb"):
-        evaluate(path, [evaluations[0], evaluations[0]], Cluster(workers=0))
+        evaluate(path, [evaluations[0], evaluations[0]], partial(actors_per_worker, Cluster(workers=0)))
 
 
 @pytest.mark.ray
 def test_number_of_actors_does_not_matter(path: str, evaluations: list[Evaluation], ray_cluster: None) -> None:
-    here = evaluate(path, evaluations, Cluster(workers=0))
-    there = evaluate(path, evaluations, Cluster(workers=2, gpus_per_worker=0))
+    here = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
+    there = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=2, gpus_per_worker=0)))
     assert there["samples"] == here["samples"]
     # rounding of matrix products may differ with the threads of a process
     assert there["val_bpb"] == pytest.approx(here["val_bpb"], rel=1e-6)
@@ -80,7 +81,7 @@ def test_piece_of_a_dead_actor_is_done_again(
         return number * loaded.model.config.n_layer
 
     work = [partial(number_or_death, number=i) for i in range(6)]
-    found = evaluate(path, [joined("numbers", work)], Cluster(workers=2, gpus_per_worker=0))
+    found = evaluate(path, [joined("numbers", work)], partial(actors_per_worker, Cluster(workers=2, gpus_per_worker=0)))
     assert found["numbers"] == [0, 2, 4, 6, 8, 10]
     assert marker.exists()
     assert "an actor died and is replaced" in capfd.readouterr().out
@@ -95,4 +96,4 @@ def test_error_in_the_work_is_raised_here(path: str, ray_cluster: None) -> None:
 
     work = [partial(fail, number=i) for i in range(3)]
     with pytest.raises(ArithmeticError, match="piece 1 is wrong"):
-        evaluate(path, [joined("numbers", work)], Cluster(workers=1, gpus_per_worker=0))
+        evaluate(path, [joined("numbers", work)], partial(actors_per_worker, Cluster(workers=1, gpus_per_worker=0)))

@@ -1,47 +1,38 @@
-"""Evaluations over Ray actors, each holding one `LoadedModel`; the figures do not depend on how many there are."""
+"""Run evaluations over actors, each holding one `LoadedModel`; the figures do not depend on how many there are."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any
-
-import torch
+from typing import Any, Protocol
 
 from raychat import checkpoint, paths
-from raychat.cluster import Cluster
-from raychat.cluster.map import FanOut
+from raychat.actors import Actors
 from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.log import Progress
 
 
-def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> dict[str, Any]:
+class OpenActors(Protocol):
+    """Make actors that hold what `build` returns, for `num_calls` calls."""
+
+    def __call__(self, build: Callable[[], Any], num_calls: int, *, name: str) -> Actors: ...
+
+
+def evaluate(path: str, evaluations: Sequence[Evaluation], open_actors: OpenActors) -> dict[str, Any]:
     """Evaluate the checkpoint at `path`; return the figures of all evaluations, joined.
 
-    The calls are spread over `cluster.workers` actors, which must all be able to read `path`; with 0 workers this
-    process makes them.
+    The calls are spread over actors, which must all be able to read `path`.
 
     Raises:
         ValueError: `path` is no checkpoint, or two evaluations give a figure of the same name.
-        RuntimeError: actors keep dying, more than `cluster.max_failures` times in a row.
+        RuntimeError: actors keep dying.
         Exception: whatever a call raises.
     """
     checkpoint.read_meta(path)
     calls = [call for evaluation in evaluations for call in evaluation.calls]
     name = f"evaluate {', '.join(evaluation.name for evaluation in evaluations)}"
-    num_threads, gpus = torch.get_num_threads(), 0
-    if cluster.workers:
-        cluster.connect()
-        num_threads, gpus = max(1, (os.cpu_count() or 1) // cluster.workers), cluster.gpus()
-    actors = FanOut(
-        partial(_load, path, num_threads),
-        min(cluster.workers, len(calls)),
-        name=name,
-        gpus=gpus,
-        max_failures=cluster.max_failures,
-    )
+    actors = open_actors(partial(LoadedModel.load, path), len(calls), name=name)
     with closing(actors), Progress(name, len(calls)) as progress:
         results = list(progress.track(actors.map(lambda loaded, call: call(loaded), calls)))
     found: dict[str, Any] = {}
@@ -55,7 +46,7 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], cluster: Cluster) -> 
 
 
 def evaluate_stage(
-    folder: str, settings: dict[str, Any], describe: Callable[[str], Sequence[Evaluation]], cluster: Cluster
+    folder: str, settings: dict[str, Any], describe: Callable[[str], Sequence[Evaluation]], open_actors: OpenActors
 ) -> dict[str, Any]:
     """Evaluate a stage's newest checkpoint and write `eval.json` into its folder, unless it is there already.
 
@@ -63,9 +54,10 @@ def evaluate_stage(
         folder: of the stage, on the storage.
         settings: what the figures depend on besides the checkpoint; plain values.
         describe: from the checkpoint's path to its evaluations; called only when there is something to do.
+        open_actors: makes the actors that evaluate.
 
     Returns:
-        The figures, `checkpoint`, `step`, `settings`, `wall_s` and `workers`.
+        The figures, `checkpoint`, `step`, `settings` and `wall_s`.
 
     Raises:
         ValueError: the stage has no checkpoint yet.
@@ -81,14 +73,9 @@ def evaluate_stage(
             print(f"evaluated already: {file}")
             return done
     started = time.monotonic()
-    found = evaluate(path, describe(path), cluster)
+    found = evaluate(path, describe(path), open_actors)
     wall_s = round(time.monotonic() - started, 3)
     step = checkpoint.read_meta(path).step
-    result = {**asked, "step": step, "wall_s": wall_s, "workers": cluster.workers, **found}
+    result = {**asked, "step": step, "wall_s": wall_s, **found}
     paths.write_json(file, result)
     return result
-
-
-def _load(path: str, num_threads: int) -> LoadedModel:
-    torch.set_num_threads(num_threads)
-    return LoadedModel.load(path)

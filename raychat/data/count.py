@@ -1,8 +1,7 @@
-"""Count the words of a corpus over the cluster: actors count a block at a time, and their counts are added up here."""
+"""Count the words of a corpus: actors count a block at a time, and this process adds their counts up."""
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
@@ -11,14 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import raychat_bpe
 
-from raychat.cluster import Cluster
-from raychat.cluster.map import FanOut, num_cores
+from raychat.actors import Actors
 from raychat.data import reading
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 
 FAN_IN = 16  # sorted counts that are added up at a time
-_MAX_ACTORS = 64  # they count faster than their counts can be added up in one process
 
 
 class Counted(NamedTuple):
@@ -40,7 +37,7 @@ class Size(NamedTuple):
 
 def count_words(
     blocks: Sequence[reading.Block],
-    cluster: Cluster,
+    actors: Actors,
     *,
     pattern: str,
     max_chars: int,
@@ -53,16 +50,15 @@ def count_words(
 
     Args:
         blocks: in the corpus's order.
+        actors: count the blocks; what they hold is not used.
         pattern: how to split text into words.
         max_chars: characters to count in all, after cropping.
         doc_cap: characters of a document that count; the rest is cropped.
         min_count: words that occur less often in all blocks together are left out.
     """
     count = partial(_count, pattern=pattern, doc_cap=doc_cap)
-    num_actors = min(len(blocks), num_cores(cluster), _MAX_ACTORS)
-    actors = FanOut(type(None), num_actors, name="count words", max_failures=cluster.max_failures)
     sums, chars, documents, started = _Tree(), 0, 0, time.monotonic()
-    with closing(actors), Progress("count words", len(blocks), unit="block") as progress:
+    with Progress("count words", len(blocks), unit="block") as progress:
         counted = actors.map(lambda _, block: count(block, max_chars), blocks)
         for step, (block, (size, words)) in enumerate(zip(blocks, counted, strict=False), start=1):
             if chars + size.chars > max_chars:  # the last block: only its first documents
