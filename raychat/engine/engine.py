@@ -7,9 +7,9 @@ the rounding of matrix products of different batch sizes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,21 +18,10 @@ from torch import Tensor
 from raychat.chat.tools import calculator
 from raychat.engine.sampling import DEFAULT, SamplingParams, sample
 from raychat.engine.tool import Tool, ToolUse
-from raychat.model.cache import KVCache
+from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length"]
-
-
-class Model(Protocol):
-    """What the engine needs of a model."""
-
-    config: Any  # .sequence_len (the context) and .vocab_size
-
-    def __call__(self, idx: Tensor, cache: Any) -> Tensor: ...
-    def new_cache(self, num_slots: int) -> KVCache: ...
-    def state_dict(self) -> Mapping[str, Tensor]: ...
-    def parameters(self) -> Iterable[Tensor]: ...
 
 
 class Event(NamedTuple):
