@@ -14,7 +14,6 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,7 @@ from raychat import dist, paths
 from raychat.device import compute_dtype
 from raychat.model.base import Model
 from raychat.model.registry import MODELS, build
+from raychat.optim import MuonAdamW
 from raychat.recipe import Recipe, Runtime, from_format_1
 from raychat.tokenizer import Tokenizer
 
@@ -42,13 +42,6 @@ class Meta:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the latest evaluation
     wall_s: float = 0.0  # spent on the stage so far
     commit: str | None = None  # of the code that wrote it
-
-
-class Sharded(Protocol):
-    """What a checkpoint needs of an optimizer."""
-
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, pieces: Mapping[str, Tensor]) -> None: ...
 
 
 def all_in(folder: str) -> list[str]:
@@ -73,7 +66,7 @@ def latest_of(run_folder: str, stages: Sequence[str]) -> str:
 
 
 def save_checkpoint(
-    folder: str, model: Model, optimizer: Sharded | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
+    folder: str, model: Model, optimizer: MuonAdamW | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
 ) -> str:
     """Write `folder`/step_<step>; every worker must call it. Return its path.
 
@@ -169,7 +162,7 @@ def load_weights(path: str, model: Model) -> None:
     model.load_state_dict(got)
 
 
-def load_optimizer(path: str, optimizer: Sharded) -> None:
+def load_optimizer(path: str, optimizer: MuonAdamW) -> None:
     """Give an optimizer the state that a checkpoint holds, whatever number of workers wrote it."""
     optimizer.load_state(_Pieces(path))
 

@@ -1,5 +1,7 @@
 """The key/value cache: what a model remembers of the sequences it continues."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,22 +13,11 @@ class KVCache:
     asking for it never waits for the device.
     """
 
-    def __init__(
-        self,
-        *,
-        n_layer: int,
-        n_kv_head: int,
-        head_dim: int,
-        n_embd: int,
-        num_slots: int,
-        max_len: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        shape = (n_layer, num_slots, max_len, n_kv_head, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.previous = torch.zeros((num_slots, n_embd), device=device, dtype=dtype)  # last un-smeared embedding
+    def __init__(self, config: Any, num_slots: int, max_len: int, like: Tensor) -> None:
+        """Make room for `num_slots` sequences of up to `max_len` tokens, with the device and dtype of `like`."""
+        shape = (config.n_layer, num_slots, max_len, config.n_kv_head, config.head_dim)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.previous = like.new_zeros(num_slots, config.n_embd)  # last un-smeared embedding
         self.lengths = torch.zeros(num_slots, dtype=torch.int64)
         self.max_len = max_len
 

@@ -212,18 +212,8 @@ class GPT(Model):
         return self
 
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
-        """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the model's context)."""
-        config = self.config
-        return KVCache(
-            n_layer=config.n_layer,
-            n_kv_head=config.n_kv_head,
-            head_dim=config.head_dim,
-            n_embd=config.n_embd,
-            num_slots=num_slots,
-            max_len=max_len or config.sequence_len,
-            device=self.wte.weight.device,
-            dtype=self.wte.weight.dtype,
-        )
+        """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the context)."""
+        return KVCache(self.config, num_slots, max_len or self.config.sequence_len, like=self.wte.weight.detach())
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of forward and backward per token: 6 per matmul weight, 12 H D per key that a query sees."""

@@ -6,7 +6,7 @@ worker's part of that sum, updates what it owns and asks for the rest, and what 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,26 +24,6 @@ class StepRates(NamedTuple):
     lr: float
     momentum: float
     weight_decay: float
-
-
-class ParamGroup(Protocol):
-    """Parameters whose gradients are summed, and results gathered, in one go."""
-
-    def reduce(self) -> Wait:
-        """Begin to sum the gradients over the workers."""
-        ...
-
-    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
-        """Update what this worker owns, given its part of the sum; begin to share; return what waits for the rest."""
-        ...
-
-    def slot_names(self) -> list[str]:
-        """Return the names of all state, whoever owns it: `<parameter>/<slot>`."""
-        ...
-
-    def slots(self) -> Iterator[Slot]:
-        """Yield this worker's part of the state, not copied."""
-        ...
 
 
 class AdamRows:
@@ -151,6 +131,9 @@ class Matrices:
         for i, name in enumerate(self._names[self._own]):
             for slot, stack in (("momentum", self._momentum), ("variance", self._variance)):
                 yield Slot(f"{name}/{slot}", stack[i], 0, stack.size(1))
+
+
+ParamGroup = ShardedAdam | ReplicatedAdam | Matrices
 
 
 def gradient(p: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The one loop. Stages differ in what they pass to it: batches, schedule, number of steps, hooks, where it starts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -9,22 +8,16 @@ from torch import Tensor, nn
 from raychat import dist
 from raychat.data.batches import Batch, Step
 from raychat.model.loss import token_nll
+from raychat.optim import MuonAdamW
 from raychat.optim.schedule import Schedule
 
 # Called after every step with the number of steps done, the step's loss, (), and the step.
 Hook = Callable[[int, Tensor, Step], None]
 
 
-class Optimizer(Protocol):
-    """What the loop needs of an optimizer: it sums the gradients of all workers itself."""
-
-    def step(self, lr: float, momentum: float, weight_decay: float) -> None: ...
-    def zero_grad(self) -> None: ...
-
-
 def train(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: MuonAdamW,
     batches: Iterator[Step],
     *,
     steps: int,
