@@ -24,7 +24,7 @@ from raychat import dist, paths
 from raychat.device import compute_dtype
 from raychat.model.base import Model
 from raychat.model.registry import MODELS, build
-from raychat.optim import MuonAdamW
+from raychat.optim import Optimizer
 from raychat.recipe import Recipe, Runtime, from_format_1
 from raychat.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def latest_of(run_folder: str, stages: Sequence[str]) -> str:
 
 
 def save_checkpoint(
-    folder: str, model: Model, optimizer: MuonAdamW | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
+    folder: str, model: Model, optimizer: Optimizer | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
 ) -> str:
     """Write `folder`/step_<step>; every worker must call it. Return its path.
 
@@ -162,7 +162,7 @@ def load_weights(path: str, model: Model) -> None:
     model.load_state_dict(got)
 
 
-def load_optimizer(path: str, optimizer: MuonAdamW) -> None:
+def load_optimizer(path: str, optimizer: Optimizer) -> None:
     """Give an optimizer the state that a checkpoint holds, whatever number of workers wrote it."""
     optimizer.load_state(_Pieces(path))
 

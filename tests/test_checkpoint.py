@@ -8,7 +8,8 @@ import toy
 
 from raychat import checkpoint, paths
 from raychat.model.base import Model
-from raychat.optim import MuonAdamW, build_optimizer
+from raychat.optim import build_optimizer
+from raychat.optim.muon_adamw import MuonAdamW
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from raychat.model.rates import rates_of
-from raychat.optim import MuonAdamW
+from raychat.optim.muon_adamw import MuonAdamW
 from raychat.optim.updates import POLAR_STEPS, adamw_, equilibrated, muon_, polar, rescaled
 
 DIM = 32

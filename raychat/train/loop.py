@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raychat import dist
 from raychat.data.batches import Batch, Step
 from raychat.model.loss import token_nll
-from raychat.optim import MuonAdamW
+from raychat.optim import Optimizer
 from raychat.optim.schedule import Schedule
 
 # Called after every step with the number of steps done, the step's loss, (), and the step.
@@ -17,7 +17,7 @@ Hook = Callable[[int, Tensor, Step], None]
 
 def train(
     model: nn.Module,
-    optimizer: MuonAdamW,
+    optimizer: Optimizer,
     batches: Iterator[Step],
     *,
     steps: int,

@@ -19,7 +19,7 @@ from raychat.device import device as default_device
 from raychat.log import MetricsLog, Report, Throttle
 from raychat.model import flops, registry
 from raychat.model.base import Model
-from raychat.optim import MuonAdamW, build_optimizer
+from raychat.optim import Optimizer, build_optimizer
 from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime, differences
 from raychat.tokenizer import Tokenizer
@@ -149,7 +149,7 @@ def run(stage: Stage, report: Report) -> dict[str, Any]:
     return around.close()
 
 
-def _start(stage: Stage, device: torch.device) -> tuple[Model, MuonAdamW]:
+def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     """Build the model and the optimizer as the stage begins: freshly drawn, or its parent's weights and momenta."""
     recipe = stage.recipe
     if stage.parent is None:
@@ -172,7 +172,7 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, MuonAdamW]:
 class _Around:
     """The hooks of one worker, and what they share."""
 
-    def __init__(self, learner: Learner, optimizer: MuonAdamW, feed: Feed, report: Report) -> None:
+    def __init__(self, learner: Learner, optimizer: Optimizer, feed: Feed, report: Report) -> None:
         self.feed = feed
         self._stage, self._model, self._optimizer, self._learner = learner.stage, learner.model, optimizer, learner
         self._report, self._schedule = report, learner.stage.schedule(learner.stage.steps)
