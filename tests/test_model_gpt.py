@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from raychat.model import flops
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.model.loss import token_nll
 
@@ -347,7 +346,7 @@ def test_flops_per_token_by_hand() -> None:
         sequence_len=512, vocab_size=128, n_layer=2, n_head=2, n_kv_head=2, n_embd=64, window_pattern="SL", smear=False
     )
     matmul = 2 * 12 * 64 * 64 + 128 * 64 + 12 * 2  # blocks, lm_head, one gate
-    assert flops.per_token(GPT(config)) == 6 * matmul + 12 * 2 * 32 * (128 + 512)
+    assert GPT(config).flops_per_token() == 6 * matmul + 12 * 2 * 32 * (128 + 512)
 
 
 @pytest.mark.parametrize(
