@@ -60,7 +60,7 @@ class Runtime:
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:
-    """Name the fields in which two recipes differ, with both values; what either does not know is no difference."""
+    """Name the fields in which two recipes differ, with both values, without those that one of them does not know."""
     found = []
     for name, old in asdict(there).items():
         new = getattr(now, name)
