@@ -15,7 +15,7 @@ class ArrowArray(Protocol):
 
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
 
-# Strings, or an Arrow column of strings, read in place; a null is an empty text. This name exists for type checkers only.
+# Strings, or an Arrow column of strings, read in place; a null is an empty text. Only type checkers see this name.
 Texts: TypeAlias = Sequence[str] | ArrowStream | ArrowArray
 
 @final
@@ -55,8 +55,8 @@ def merge(parts: Sequence[bytes], min_count: int = 1) -> tuple[bytes, int, int]:
 def train(counts: Counts, vocab_size: int) -> list[bytes]:
     """Learn byte-pair merges from counted words and return the tokens in the order of their ids.
 
-    The first 256 tokens are the single bytes; token 256 + k comes from the k-th merge. Each merge takes the most frequent
-    pair, among equally frequent pairs the one with the smaller ids. Fewer tokens result when no pair is left.
+    The first 256 tokens are the single bytes; token 256 + k comes from the k-th merge. Each merge takes the most
+    frequent pair, among equally frequent pairs the one with the smaller ids. Fewer tokens result when no pair is left.
 
     Raises:
         ValueError: If vocab_size is below 256, or the words have too many bytes in all.
