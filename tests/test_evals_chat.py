@@ -20,7 +20,8 @@ from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.evals.generate import prompt
 from raychat.evals.scoring import logits_of
 from raychat.model.gpt import GPTConfig
-from raychat.tasks import Problem, Task, choice_problem
+from raychat.tasks import Problem, Task
+from raychat.tasks.choices import choice_problem
 
 CONFIG = GPTConfig(sequence_len=128, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from raychat import tasks
 from raychat.chat import tools
-from raychat.tasks import Problem, Task, extract_code, final_number, hold_out, mixture
+from raychat.tasks import Problem, Task, hold_out, mixture
+from raychat.tasks.choices import choice_problem
+from raychat.tasks.gsm8k import final_number
+from raychat.tasks.humaneval import extract_code
 from raychat.tasks.spelling import letters_reward
 from raychat.tasks.talks import identity_messages
 
@@ -99,9 +102,9 @@ def test_only_the_bare_letter_earns_the_reward(root):
 
 def test_an_answer_that_is_no_choice_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
-        tasks.choice_problem("?", ["a", "b"], ["A", "B"], "C")
+        choice_problem("?", ["a", "b"], ["A", "B"], "C")
     with pytest.raises(ValueError, match="do not fit"):
-        tasks.choice_problem("?", ["a", "b"], ["A", "B", "C"], "C")
+        choice_problem("?", ["a", "b"], ["A", "B", "C"], "C")
 
 
 def test_calculator_calls_become_tool_parts(root):
@@ -176,7 +179,7 @@ def test_code_is_taken_from_the_first_fence():
 
 
 def test_spelling_bee_counts_with_the_tool(root):
-    for problem in tasks.spelling_bee(root, "test", num=50).problems:
+    for problem in tasks.spelling_bee(root, "test").problems[:50]:
         parts = problem.messages[-1]["content"]
         call, output = (next(p["text"] for p in parts if p["type"] == kind) for kind in ("python", "python_output"))
         assert tools.calculator(call) == output == str(problem.reference)
@@ -186,7 +189,7 @@ def test_spelling_bee_counts_with_the_tool(root):
 def test_spelling_bee_asks_for_letters_of_the_word_and_for_others(root):
     """Four letters in five are drawn from the word, by occurrence; the fifth from the whole alphabet."""
     drawn, chances = [], []
-    for problem in tasks.spelling_bee(root, "train", num=2000).problems:
+    for problem in tasks.spelling_bee(root, "train").problems[:3000]:
         call = next(part["text"] for part in problem.messages[-1]["content"] if part["type"] == "python")
         word, letter = re.fullmatch(r'"(.+)"\.count\("(.)"\)', call).groups()
         assert problem.reference == word.count(letter)
@@ -203,9 +206,9 @@ def test_spelling_bee_asks_for_letters_of_the_word_and_for_others(root):
 
 
 def test_spelling_references_earn_their_rewards(root):
-    bee, spell = tasks.spelling_bee(root, "train", num=50), tasks.simple_spelling(root, "train", num=50)
-    assert all(bee.reward(p, p.messages[-1]["content"][-1]["text"]) == 1.0 for p in bee.problems)
-    assert all(spell.reward(p, p.messages[-1]["content"]) == 1.0 for p in spell.problems)
+    bee, spell = tasks.spelling_bee(root, "train"), tasks.simple_spelling(root, "train")
+    assert all(bee.reward(p, p.messages[-1]["content"][-1]["text"]) == 1.0 for p in bee.problems[:50])
+    assert all(spell.reward(p, p.messages[-1]["content"]) == 1.0 for p in spell.problems[:50])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,7 @@ def test_no_word_is_both_trained_on_and_tested(root):
 def test_the_folders_own_words_are_used(tmp_path):
     (tmp_path / "spelling").mkdir()
     (tmp_path / "spelling" / "words.txt").write_text("fox\nhen\nowl\nstone\ncat\ndog\n")
-    found = tasks.simple_spelling(str(tmp_path), "train", num=100).problems
+    found = tasks.simple_spelling(str(tmp_path), "train").problems
     assert {problem.reference for problem in found} <= {"fox", "hen", "owl", "stone", "cat", "dog"}
 
 
@@ -264,7 +267,7 @@ def test_free_conversations_have_no_reward(root):
 
 
 def test_identity_says_raychat_and_repeats_itself_exactly():
-    once, again = tasks.identity(num=50).problems, tasks.identity(num=50).problems
+    once, again = tasks.identity().problems[:50], tasks.identity().problems[:50]
     assert list(once) == list(again)
     assert len({str(problem) for problem in once}) > 25
     assert any("raychat" in m["content"] for p in once for m in p.messages if m["role"] == "assistant")

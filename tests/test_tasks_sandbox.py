@@ -176,6 +176,11 @@ def test_verdict_is_not_taken_from_a_careless_forgery() -> None:
     assert not run(code).passed
 
 
+def test_report_that_no_parser_can_read_is_a_failure() -> None:
+    code = "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'[' * 60_000 + b'\\n')\n  except OSError: pass"
+    assert error_of(code) == "ended before its last line"
+
+
 def test_many_at_once() -> None:
     before = threading.active_count()
     with ThreadPoolExecutor(8) as pool:

@@ -13,27 +13,18 @@ from typing import Any
 from raychat import paths
 from raychat.report.curves import pictures_of
 from raychat.report.figures import collect
-from raychat.report.html import page
-from raychat.report.markdown import document
-from raychat.report.tables import tables_of
+from raychat.report.markdown import document, page
 
 
 def write(run_folder: str, *, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Write a run's report into its folder and return the content of report.json.
-
-    Args:
-        price_per_hour: US dollars, of all machines together; None = a list price where the GPU has one, else no cost.
-
-    Raises:
-        ValueError: the run has no stage.
-    """
+    """Write a run's report into its folder and return the content of report.json; arguments as in `collect`."""
     report, rows = collect(run_folder, price_per_hour)
     pictures = pictures_of(rows, report["stages"])
-    tables = tables_of(report)
+    text = document(report, pictures)
     folder = paths.join(run_folder, "report")
     for name, svg in pictures.items():
         paths.write_text(paths.join(folder, f"{name}.svg"), svg)
-    paths.write_text(paths.join(folder, "report.md"), document(report, tables, list(pictures)))
-    paths.write_text(paths.join(folder, "report.html"), page(report, tables, pictures))
+    paths.write_text(paths.join(folder, "report.md"), text)
+    paths.write_text(paths.join(folder, "report.html"), page(report["run"], text, pictures))
     paths.write_json(paths.join(folder, "report.json"), report)  # last: it marks the report as complete
     return report

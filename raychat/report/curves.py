@@ -2,16 +2,18 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from raychat.runs import STAGES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Rows = list[dict[str, Any]]
 COLOURS = dict(zip(STAGES, ("#3b6ea8", "#2f8f6b", "#b5742b", "#9a4a78"), strict=True))
 MAX_POINTS = 600  # of a line
+PICTURES = {"loss": "training loss (nats per token)", "val_bpb": "validation bits per byte", "reward": "mean reward"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.0,
@@ -29,24 +31,17 @@ STYLE: Any = {
 def pictures_of(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the pictures by name (`loss`, `val_bpb`, `reward`), without the empty ones."""
     made = {}
-    for name, title, keys in (
-        ("loss", "training loss (nats per token)", ("loss",)),
-        ("val_bpb", "validation bits per byte", ("val_bpb",)),
-        ("reward", "mean reward", ("reward", "val_reward")),
-    ):
+    for name, title in PICTURES.items():
         shown = {stage: series for stage, series in rows.items() if sum(name in row for row in series) > 1}
         if name == "loss":
             shown.pop("rl", None)  # the loss of a policy gradient has no meaning by itself
         if shown:
-            made[name] = _picture(shown, stages, title, keys)
+            made[name] = _picture(shown, stages, title, [name, "val_reward"] if name == "reward" else [name])
     return made
 
 
 def _picture(rows: dict[str, Rows], stages: dict[str, dict[str, Any]], title: str, keys: Sequence[str]) -> str:
     """Draw one panel per stage, side by side."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.1 * len(rows) + 0.4, 2.5), layout="constrained")
         panels = figure.subplots(1, len(rows), squeeze=False)[0]
@@ -66,7 +61,7 @@ def _picture(rows: dict[str, Rows], stages: dict[str, dict[str, Any]], title: st
     return out.getvalue()
 
 
-def _line(axes: "Axes", rows: Rows, key: str, colour: str) -> None:
+def _line(axes: Axes, rows: Rows, key: str, colour: str) -> None:
     """Draw a figure over the steps: few as points, many as a thin line under their running mean."""
     points = [(row["step"], row[key]) for row in rows if key in row]
     if not points:

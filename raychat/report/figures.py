@@ -56,37 +56,29 @@ def stage_figures(
     found: dict[str, Any] = dict.fromkeys(ALWAYS)
     found |= {key: evaluation[key] for key in ("val_bpb", "core", "chatcore") if key in evaluation}
     found |= {key: summary[key] for key in (*ALWAYS, *FROM_SUMMARY) if key in summary}
-    if settings := settings_of(summary):
+    # Older code recorded `settings`.
+    if settings := summary.get("recipe", {}) | summary.get("runtime", {}) or summary.get("settings"):
         found["settings"] = settings
-    found["eval_wall_s"] = evaluation.get("wall_s")
-    found["finished"] = bool(summary)
     if not summary and rows:  # running or interrupted: take what its metrics hold so far
-        found["wall_s"] = rows[-1].get("t")
-        found["steps"] = rows[-1]["step"]
+        found |= {"wall_s": rows[-1].get("t"), "steps": rows[-1]["step"]}
     rates = [row["tok_per_s"] for row in rows if row.get("tok_per_s")]
-    found["tok_per_s"] = statistics.median(rates) if rates else None
     losses = [row["loss"] for row in rows if "loss" in row]
-    found["loss_first"], found["loss_last"] = _ends(losses)
+    found |= {
+        "eval_wall_s": evaluation.get("wall_s"),
+        "finished": bool(summary),
+        "tok_per_s": statistics.median(rates) if rates else None,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": statistics.fmean(losses[-max(1, len(losses) // 20) :]) if losses else None,
+        "core_tasks": evaluation.get("core_tasks", {}),
+    }
     found["cost"] = cost(found, price_per_hour)
-    found["core_tasks"] = evaluation.get("core_tasks", {})
     found["tasks"] = {
-        name: {
-            "accuracy": accuracy,
-            "chance": evaluation.get("chance", {}).get(name),
-            "num_problems": evaluation.get("num_problems", {}).get(name),
-        }
+        name: {"accuracy": accuracy, **{key: evaluation.get(key, {}).get(name) for key in ("chance", "num_problems")}}
         for name, accuracy in evaluation.get("accuracy", {}).items()
     }
     for name, task in (found["core_tasks"] | found["tasks"]).items():
         found[name.lower().replace("-", "_")] = task["accuracy"]
     return found
-
-
-def settings_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return a stage's settings: `recipe` and `runtime` together, or the `settings` that older code recorded."""
-    if "recipe" in summary or "runtime" in summary:
-        return {**summary.get("recipe", {}), **summary.get("runtime", {})}
-    return dict(summary.get("settings", {}))
 
 
 def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
@@ -113,13 +105,6 @@ def tokenizer_figures(folder: str) -> dict[str, Any] | None:
     found["vocab_size"] = trained.get("vocab_size", evaluated.get("vocab_size"))
     found["bytes_per_token"] = {kind: text["bytes_per_token"] for kind, text in evaluated.get("texts", {}).items()}
     return found
-
-
-def _ends(values: list[float]) -> tuple[float | None, float | None]:
-    """Return the first value and the mean of the last twentieth."""
-    if not values:
-        return None, None
-    return values[0], statistics.fmean(values[-max(1, len(values) // 20) :])
 
 
 def _architecture(folders: list[str]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The report's tables and samples as text: Markdown and HTML show the same cells."""
+"""The report's tables, their cells as text."""
 
 from typing import Any, NamedTuple
 
@@ -23,24 +23,6 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
     note: str = ""
-
-
-class Exchange(NamedTuple):
-    """A question (or the beginning of a text) and the model's answer, with reward and task where there is one."""
-
-    question: str
-    answer: str
-    reward: float | None = None
-    task: str = ""
-
-
-def exchanges_of(samples: dict[str, list[dict[str, Any]]]) -> dict[str, list[Exchange]]:
-    """Return a stage's samples by heading; the first ones need none."""
-    return {
-        "": [Exchange(s["prompt"], s["text"]) for s in samples["texts"]],
-        "Answers to problems": [Exchange(s["question"], s["text"], s["reward"], s["task"]) for s in samples["answers"]],
-        "Rollouts of the final model": [Exchange(s["question"], s["answer"], s["reward"]) for s in samples["rollouts"]],
-    }
 
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
@@ -74,21 +56,18 @@ def dollars(value: float | None) -> str:
 
 
 def _results(report: dict[str, Any]) -> Table:
-    stages = report["stages"]
+    stages = [report["stages"].get(name, {"tasks": {}}) for name in STAGES]
+    chances = {name: task["chance"] for stage in stages for name, task in stage["tasks"].items()}
 
-    def row(title: str, key: str) -> list[str]:
-        return [title, *(number(stages[name].get(key)) if name in stages else ABSENT for name in STAGES)]
+    def row(title: str, key: str, task: str | None = None) -> list[str]:
+        found = [stage["tasks"].get(task, {}) if task else stage for stage in stages]
+        return [title, *(number(figures.get(key)) for figures in found)]
 
-    def task_row(task: str) -> list[str]:
-        found = [stages[name]["tasks"].get(task) if name in stages else None for name in STAGES]
-        return [TITLES.get(task, task), *(number(one["accuracy"]) if one else ABSENT for one in found)]
-
-    tasks = dict.fromkeys(task for stage in stages.values() for task in stage["tasks"])
     rows = [
         row("val bpb", "val_bpb"),
         row("unigram bpb", "unigram_bpb"),
         row("CORE", "core"),
-        *map(task_row, tasks),
+        *(row(TITLES.get(task, task), "accuracy", task) for task in chances),
         row("ChatCORE", "chatcore"),
         row("mean reward, first steps", "reward_first"),
         row("mean reward, last steps", "reward_last"),
@@ -98,50 +77,45 @@ def _results(report: dict[str, Any]) -> Table:
         "SFT and RL on the assistant's part of them; unigram bpb is what token frequencies alone reach on that text. "
         "CORE and ChatCORE are mean centred accuracies: 0 = guessing, 1 = perfect."
     )
-    guesses = {name: task["chance"] for stage in stages.values() for name, task in stage["tasks"].items()}
-    guessed = [f"{TITLES.get(name, name)} {chance:.2f}" for name, chance in guesses.items() if chance]
-    if guessed:
+    if guessed := [f"{TITLES.get(task, task)} {chance:.2f}" for task, chance in chances.items() if chance]:
         note += f" Guessing scores {', '.join(guessed)}."
     return Table("Results", ["", *(name.upper() for name in STAGES)], [r for r in rows if set(r[1:]) != {ABSENT}], note)
 
 
 def _time(report: dict[str, Any]) -> Table:
-    tokenizer, total = report["tokenizer"] or {}, report["total"]
-    rows = []
-    if tokenizer.get("wall_s") is not None:
-        rows.append(["tokenizer", *[ABSENT] * 3, duration(tokenizer["wall_s"]), *[ABSENT] * 4])
+    total = report["total"]
+
+    def row(title: str, figures: dict[str, Any]) -> list[str]:
+        return [
+            title,
+            number(figures.get("steps"), ",d"),
+            number(figures.get("tokens"), ",d"),
+            number(figures.get("tok_per_s"), ",.0f"),
+            duration(figures.get("wall_s")),
+            duration(figures.get("eval_wall_s")),
+            number(figures.get("workers"), "d"),
+            figures.get("device") or ABSENT,
+            dollars(figures.get("cost")),
+        ]
+
+    rows = [row("tokenizer", report["tokenizer"])] if (report["tokenizer"] or {}).get("wall_s") is not None else []
     for name, stage in report["stages"].items():
-        unfinished = "" if stage["finished"] else " (unfinished)"
-        rows.append(
-            [
-                name.upper() + unfinished,
-                number(stage.get("steps"), ",d"),
-                number(stage.get("tokens"), ",d"),
-                number(stage["tok_per_s"], ",.0f"),
-                duration(stage["wall_s"]),
-                duration(stage["eval_wall_s"]),
-                number(stage.get("workers"), "d"),
-                stage.get("device") or ABSENT,
-                dollars(stage["cost"]),
-            ]
-        )
-    times = [duration(total["wall_s"]), duration(total["eval_wall_s"])]
-    rows.append(["total", *[ABSENT] * 3, *times, ABSENT, ABSENT, dollars(total["cost"])])
-    header = ["stage", "steps", "tokens", "tok/s", "training", "evaluation", "workers", "device", "cost"]
+        rows.append(row(name.upper() + ("" if stage["finished"] else " (unfinished)"), stage))
+    rows.append(row("total", total))
     notes = {
         "given": f"At ${total['price_per_hour'] or 0:g} an hour.",
         "list": "At a usual on-demand price of these GPUs (raychat/report/figures.py); set --price-per-hour for yours.",
         None: "No price is known for this machine: set --price-per-hour.",
     }
+    header = ["stage", "steps", "tokens", "tok/s", "training", "evaluation", "workers", "device", "cost"]
     return Table("Time and cost", header, rows, notes[total["price"]])
 
 
 def _core(report: dict[str, Any]) -> Table:
-    scored = {name: stage["core_tasks"] for name, stage in report["stages"].items() if stage["core_tasks"]}
     rows = [
         [label, name.upper(), number(task["accuracy"]), number(task["centred"], "+.4f"), number(task["num_items"], "d")]
-        for name, tasks in scored.items()
-        for label, task in tasks.items()
+        for name, stage in report["stages"].items()
+        for label, task in stage["core_tasks"].items()
     ]
     return Table("CORE by task", ["task", "stage", "accuracy", "centred", "items"], rows)
 
@@ -156,19 +130,17 @@ def _tokenizer(report: dict[str, Any]) -> Table:
 def _made_with(report: dict[str, Any]) -> Table:
     machine, model, tokenizer = report["machine"], report["model"] or {}, report["tokenizer"] or {}
     memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
-    rows = [["machine", f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}"]]
-    if machine["gpus"]:
-        rows.append(["GPUs", ", ".join(machine["gpus"])])
-    rows.append(["versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)])
-    if model:
-        sizes = ("n_layer", "n_embd", "n_head", "n_kv_head", "sequence_len", "vocab_size", "window_pattern")
-        rows.append(["model", ", ".join(f"{key} {model[key]}" for key in sizes if key in model)])
-    params = [stage["num_params"] for stage in report["stages"].values() if stage.get("num_params")]
-    if params:
-        rows.append(["parameters", f"{params[0]:,}"])
-    if tokenizer.get("vocab_size"):
-        text = f"{tokenizer['vocab_size']:,} tokens"
-        if tokenizer.get("characters"):
-            text += f", from {tokenizer['characters']:,} characters of {tokenizer['documents']:,} documents"
-        rows.append(["tokenizer", text])
-    return Table("Made with", ["", ""], rows)
+    sizes = ("n_layer", "n_embd", "n_head", "n_kv_head", "sequence_len", "vocab_size", "window_pattern")
+    params = [f"{stage['num_params']:,}" for stage in report["stages"].values() if stage.get("num_params")]
+    tokens = f"{tokenizer['vocab_size']:,} tokens" if tokenizer.get("vocab_size") else ""
+    if tokens and tokenizer.get("characters"):
+        tokens += f", from {tokenizer['characters']:,} characters of {tokenizer['documents']:,} documents"
+    rows = {
+        "machine": f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}",
+        "GPUs": ", ".join(machine["gpus"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
+        "model": ", ".join(f"{key} {model[key]}" for key in sizes if key in model),
+        "parameters": params[0] if params else "",
+        "tokenizer": tokens,
+    }
+    return Table("Made with", ["", ""], [[name, text] for name, text in rows.items() if text])

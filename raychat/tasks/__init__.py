@@ -5,39 +5,15 @@ To add one, write a function of (root, split) that returns a `Task`, and name it
 
 from collections.abc import Callable
 
-from raychat.tasks.choices import arc, choice_problem, choice_reward, mmlu
-from raychat.tasks.gsm8k import final_number, gsm8k
-from raychat.tasks.humaneval import code_answer, code_request, extract_code, humaneval
+from raychat.tasks.choices import arc, mmlu
+from raychat.tasks.gsm8k import gsm8k
+from raychat.tasks.humaneval import humaneval
 from raychat.tasks.source import HUB
 from raychat.tasks.spelling import simple_spelling, spelling_bee
-from raychat.tasks.talks import conversations, identity, identity_messages
+from raychat.tasks.talks import conversations, identity
 from raychat.tasks.task import Problem, Task, hold_out, mixture
 
-__all__ = [
-    "HUB",
-    "TASKS",
-    "Problem",
-    "Task",
-    "arc",
-    "choice_problem",
-    "choice_reward",
-    "code_answer",
-    "code_request",
-    "conversations",
-    "extract_code",
-    "final_number",
-    "gsm8k",
-    "hold_out",
-    "humaneval",
-    "identity",
-    "identity_messages",
-    "load",
-    "mixture",
-    "mmlu",
-    "simple_spelling",
-    "spelling_bee",
-]  # fmt: skip
-
+__all__ = ["HUB", "TASKS", "Problem", "Task", "hold_out", "load", "mixture"]
 
 TASKS: dict[str, Callable[[str, str], Task]] = {
     "arc-easy": lambda root, split: arc(root, "ARC-Easy", split),

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from raychat.tasks.source import Row, load_problems, one_of
-from raychat.tasks.task import Problem, Task
+from raychat.tasks.task import Problem, Task, exchange
 
+ARC_LAYOUT = "{id, question, choices: {text: [...], label: [...]}, answerKey}"
+MMLU_LAYOUT = "{question, subject, choices: [4 strings], answer: 0 to 3}"
 MMLU_LETTERS = ("A", "B", "C", "D")
 
 
@@ -22,8 +24,7 @@ def choice_problem(question: str, choices: Sequence[str], letters: Sequence[str]
         )
     lines = [f"- {choice}={letter}" for choice, letter in zip(choices, letters, strict=True)]
     prompt = "\n".join([f"Question: {question}", *lines, "Answer with the letter only."])
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    return Problem(messages, tuple(letters), answer)
+    return Problem(exchange(prompt, answer), tuple(letters), answer)
 
 
 def choice_reward(problem: Problem, completion: str) -> float:
@@ -36,12 +37,9 @@ def arc(root: str, subset: str, split: str = "test") -> Task:
 
     Source: Clark et al., arXiv:1803.05457; hub data set allenai/ai2_arc.
     """
-    one_of(subset, ("ARC-Easy", "ARC-Challenge"), "ARC")
     one_of(split, ("train", "validation", "test"), subset)
     hub, file = ("allenai/ai2_arc", subset, split), f"ai2_arc/{subset}/{split}.jsonl"
-    layout = "{id, question, choices: {text: [...], label: [...]}, answerKey}"
-    problems = load_problems(root, hub, file, layout, _arc_problem)
-    return Task(subset, problems, 0.25, choice_reward, max_new_tokens=8)
+    return Task(subset, load_problems(root, hub, file, ARC_LAYOUT, _arc_problem), 0.25, choice_reward, max_new_tokens=8)
 
 
 def _arc_problem(row: Row) -> Problem:
@@ -54,10 +52,8 @@ def mmlu(root: str, split: str = "test") -> Task:
     Source: Hendrycks et al., arXiv:2009.03300; hub data set cais/mmlu.
     """
     one_of(split, ("train", "test"), "MMLU")
-    config, name = ("auxiliary_train", "auxiliary_train") if split == "train" else ("all", "test")
-    hub, file = ("cais/mmlu", config, split), f"mmlu/{name}.jsonl"
-    layout = "{question, subject, choices: [4 strings], answer: 0 to 3}"
-    problems = load_problems(root, hub, file, layout, _mmlu_problem)
+    config, file = ("auxiliary_train", "auxiliary_train.jsonl") if split == "train" else ("all", "test.jsonl")
+    problems = load_problems(root, ("cais/mmlu", config, split), f"mmlu/{file}", MMLU_LAYOUT, _mmlu_problem)
     return Task("MMLU", problems, 0.25, choice_reward, max_new_tokens=8)
 
 

@@ -5,8 +5,9 @@ from decimal import Decimal, InvalidOperation
 
 from raychat.chat.notation import content_of
 from raychat.tasks.source import Row, load_problems, one_of
-from raychat.tasks.task import Problem, Task
+from raychat.tasks.task import Problem, Task, exchange
 
+LAYOUT = "{question, answer ending in '#### number'}"
 FINAL = re.compile(r"####\s*\$?\s*(-?\s?\$?[\d.,]+)")
 
 
@@ -16,20 +17,15 @@ def gsm8k(root: str, split: str = "test") -> Task:
     Source: Cobbe et al., arXiv:2110.14168; hub data set openai/gsm8k.
     """
     one_of(split, ("train", "test"), "GSM8K")
-    hub, file = ("openai/gsm8k", "main", split), f"gsm8k/{split}.jsonl"
-    layout = "{question, answer ending in '#### number'}"
-    return Task("GSM8K", load_problems(root, hub, file, layout, _problem), 0.0, number_reward)
+    problems = load_problems(root, ("openai/gsm8k", "main", split), f"gsm8k/{split}.jsonl", LAYOUT, _problem)
+    return Task("GSM8K", problems, 0.0, number_reward)
 
 
 def _problem(row: Row) -> Problem:
     reference = final_number(row["answer"])
     if reference is None:
         raise ValueError(f"a GSM8K answer should end in '#### number', got {row['answer'][-80:]!r}")
-    messages = [
-        {"role": "user", "content": row["question"]},
-        {"role": "assistant", "content": content_of(row["answer"])},
-    ]
-    return Problem(messages, reference=reference)
+    return Problem(exchange(row["question"], content_of(row["answer"])), reference=reference)
 
 
 def answer_line(number: object) -> str:
@@ -44,10 +40,8 @@ def final_number(text: str) -> Decimal | None:
     True
     """
     match = FINAL.search(text)
-    if match is None:
-        return None
     try:
-        return Decimal(re.sub(r"[$,\s]", "", match[1]).rstrip("."))
+        return Decimal(re.sub(r"[$,\s]", "", match[1]).rstrip(".")) if match else None
     except InvalidOperation:
         return None
 

@@ -4,8 +4,9 @@ import re
 
 from raychat.tasks import sandbox
 from raychat.tasks.source import Row, load_problems, one_of
-from raychat.tasks.task import Problem, Task
+from raychat.tasks.task import Problem, Task, exchange
 
+LAYOUT = "{task_id, prompt, entry_point, canonical_solution, test}"
 FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 TIMEOUT_S = 5.0
 MEMORY_BYTES = 512 * 2**20
@@ -17,9 +18,9 @@ def humaneval(root: str, split: str = "test") -> Task:
     Source: Chen et al., arXiv:2107.03374; hub data set openai/openai_humaneval.
     """
     one_of(split, ("test",), "HumanEval")
-    hub, file = ("openai/openai_humaneval", None, split), "humaneval/HumanEval.jsonl.gz"
-    layout = "{task_id, prompt, entry_point, canonical_solution, test}"
-    return Task("HumanEval", load_problems(root, hub, file, layout, _problem), 0.0, code_reward, max_new_tokens=512)
+    hub = ("openai/openai_humaneval", None, split)
+    problems = load_problems(root, hub, "humaneval/HumanEval.jsonl.gz", LAYOUT, _problem)
+    return Task("HumanEval", problems, 0.0, code_reward, max_new_tokens=512)
 
 
 def code_request(prompt: str) -> str:
@@ -34,8 +35,8 @@ def code_answer(code: str) -> str:
 
 def _problem(row: Row) -> Problem:
     answer = code_answer(row["prompt"] + row["canonical_solution"])
-    messages = [{"role": "user", "content": code_request(row["prompt"])}, {"role": "assistant", "content": answer}]
-    return Problem(messages, reference={name: row[name] for name in ("prompt", "entry_point", "test")})
+    reference = {name: row[name] for name in ("prompt", "entry_point", "test")}
+    return Problem(exchange(code_request(row["prompt"]), answer), reference=reference)
 
 
 def extract_code(completion: str) -> str:

@@ -16,12 +16,10 @@ verdict. Without seccomp (macOS, some containers) the network is open, and a war
 
 import contextlib
 import functools
-import json
 import math
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -61,11 +59,8 @@ def run(code: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 << 20) -> 
     >>> run("assert 1 + 1 == 3, 'sum'").error
     'AssertionError: sum'
     """
-    folder = tempfile.mkdtemp(prefix="sandbox-")
-    try:
+    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         return _run_in(Path(folder), code, timeout_s, memory_bytes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Outcome:
@@ -98,12 +93,12 @@ def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Out
         finally:
             os.close(report_write)
         assert process.stdout is not None
-        with process.stdout as stdout:
+        with process.stdout:
             try:
-                output, verdict, stopped = _watch(stdout, report, folder, timeout_s)
+                output, verdict, stopped = _watch(process.stdout, report, folder, timeout_s)
             finally:
                 _kill_group(process)
-    return _judge(output, verdict, stopped, nonce, process.returncode)
+    return _judge(output, verdict, stopped, nonce.encode(), process.returncode)
 
 
 def _watch(stdout: IO[bytes], report: IO[bytes], folder: Path, timeout_s: float) -> tuple[bytes, bytes, str | None]:
@@ -139,10 +134,8 @@ def _too_full(folder: Path) -> bool:
     for root, folders, files in os.walk(folder):
         names += len(folders) + len(files)
         for name in files:
-            try:
+            with contextlib.suppress(OSError):  # the program has removed it
                 total += os.lstat(os.path.join(root, name)).st_blocks * 512
-            except OSError:  # the program has removed it
-                continue
         if total > MAX_FOLDER_BYTES or names > MAX_FOLDER_NAMES:
             return True
     return False
@@ -155,25 +148,18 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _judge(output: bytes, verdict: bytes, stopped: str | None, nonce: str, returncode: int) -> Outcome:
-    guards: tuple[str, ...] = ()
-    ended, error = False, None
-    for number, line in enumerate(verdict.split(b"\n")[:2]):
-        try:
-            message = json.loads(line)
-            if number == 0:
-                guards = tuple(message["guards"])
-            elif message["nonce"] == nonce:
-                ended, error = True, message["error"]
-        except (ValueError, KeyError, TypeError):
-            break
+def _judge(output: bytes, verdict: bytes, stopped: str | None, nonce: bytes, returncode: int) -> Outcome:
+    first, _, rest = verdict.partition(b"\n")  # the child writes its guards, then, after the program, nonce and error
+    guards = tuple(first.decode().split())
     if guards and "seccomp" not in guards:
         _warn_open()
-    if not ended:
-        if stopped is None and returncode < 0 and returncode != -signal.SIGKILL:
-            stopped = f"killed by {signal.Signals(-returncode).name}"
+    if rest.startswith(nonce):
+        error = rest.removeprefix(nonce).decode("utf-8", errors="replace") or None
+    elif stopped is None and returncode < 0 and returncode != -signal.SIGKILL:
+        error = f"killed by {signal.Signals(-returncode).name}"
+    else:
         error = stopped or "ended before its last line"
-    return Outcome(ended and error is None, output.decode("utf-8", errors="replace"), error, guards)
+    return Outcome(error is None, output.decode("utf-8", errors="replace"), error, guards)
 
 
 @functools.cache  # once per process

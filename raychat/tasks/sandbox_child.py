@@ -2,11 +2,11 @@
 
 Standard library only, without raychat: it runs under `python -I -S`, so that it starts in milliseconds.
 Arguments: program file, file descriptor for the report, nonce, memory limit in bytes, CPU limit in seconds.
+Each protection is a function that returns whether it is in force.
 """
 
 import contextlib
 import ctypes
-import json
 import os
 import platform
 import resource
@@ -43,16 +43,10 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
     """Set soft and hard resource limits; return the names of those in force."""
-    wanted = {
-        "AS": memory_bytes,
-        "CPU": cpu_s,
-        "FSIZE": MAX_FILE_BYTES,
-        "NOFILE": MAX_OPEN_FILES,
-        "NPROC": 0,  # does not bind root; the system call filter does
-        "CORE": 0,
-    }
+    limits = {"AS": memory_bytes, "CPU": cpu_s, "FSIZE": MAX_FILE_BYTES, "NOFILE": MAX_OPEN_FILES, "CORE": 0}
+    limits["NPROC"] = 0  # does not bind root; the system call filter does
     taken = []
-    for name, value in wanted.items():
+    for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
             taken.append("rlimit_" + name.lower())
@@ -62,10 +56,7 @@ def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
 
 
 def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
-    """Die with the parent, gain no privileges from set-uid programs, drop all capabilities (of a root user).
-
-    Return whether it is in force.
-    """
+    """Die with the parent, gain no privileges from set-uid programs, drop all capabilities (of a root user)."""
     pr_set_pdeathsig, sigkill, pr_set_no_new_privs = 1, 9, 38
     libc.prctl(pr_set_pdeathsig, sigkill, 0, 0, 0)
     if libc.prctl(pr_set_no_new_privs, 1, 0, 0, 0) != 0:
@@ -78,8 +69,6 @@ def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
 
 def restrict_files(libc: ctypes.CDLL, folder: str) -> bool:
     """Allow reads of the libraries of Python and the system, and reads and writes in `folder`; forbid all other files.
-
-    Return whether it is in force.
 
     Source: Landlock; Linux, Documentation/userspace-api/landlock.rst (rights by ABI version).
     """
@@ -118,8 +107,6 @@ def restrict_files(libc: ctypes.CDLL, folder: str) -> bool:
 def filter_calls(libc: ctypes.CDLL) -> bool:
     """Allow ALLOWED_CALLS, answer EPERM to all other system calls, kill on calls of a foreign architecture.
 
-    Return whether it is in force.
-
     Source: seccomp; Linux, Documentation/userspace-api/seccomp_filter.rst; struct sock_filter is (code, jt, jf, k).
     """
     machine = platform.machine()
@@ -146,17 +133,12 @@ def filter_calls(libc: ctypes.CDLL) -> bool:
 
 def lock_in(memory_bytes: int, cpu_s: int) -> list[str]:
     """Apply every protection that this system has; return the names of those in force."""
-    guards = []
+    guards = limit_resources(memory_bytes, cpu_s)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
-        for name, ok in (
-            ("no_new_privs", forbid_new_privileges(libc)),
-            ("landlock", restrict_files(libc, os.getcwd())),
-        ):
-            guards += [name] if ok else []
-    guards += limit_resources(memory_bytes, cpu_s)
-    if sys.platform == "linux":
-        guards += ["seccomp"] if filter_calls(libc) else []
+        guards += ["no_new_privs"] * forbid_new_privileges(libc)
+        guards += ["landlock"] * restrict_files(libc, os.getcwd())
+        guards += ["seccomp"] * filter_calls(libc)  # last: it also refuses the calls above
     return guards
 
 
@@ -168,8 +150,8 @@ def main() -> None:
     os.unlink(path)
     report = int(report_fd)
     guards = lock_in(int(memory_bytes), int(cpu_s))
-    os.write(report, json.dumps({"guards": guards}).encode() + b"\n")
-    error = None
+    os.write(report, f"{' '.join(guards)}\n".encode())
+    error = ""
     try:
         exec(compile(source, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
         sys.stdout.flush()
@@ -180,7 +162,7 @@ def main() -> None:
             error = type(problem).__name__
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os.write(report, json.dumps({"nonce": nonce, "error": error}).encode() + b"\n")
+    os.write(report, f"{nonce}{error}".encode(errors="backslashreplace"))
     os._exit(0)
 
 

@@ -22,11 +22,8 @@ def load_problems(
     """Return the problems that `make` makes of a data set's rows.
 
     Args:
-        root: "hub", or the local or remote folder that `file` is in.
         hub: repository, config and split.
-        file: JSON lines, see `file_problems`.
         layout: of a row, for messages.
-        make: makes a problem from a row.
     """
     return hub_problems(*hub, make) if root == HUB else file_problems(paths.join(root, file), layout, make)
 
@@ -34,19 +31,14 @@ def load_problems(
 def hub_problems(repo: str, config: str | None, split: str, make: Callable[[Row], Problem]) -> Sequence[Problem]:
     """Return a split of a data set of the hub, which `datasets` downloads once; rows are read when asked for."""
     rows = cast(Sequence[Row], load_dataset(repo, config, split=split))
-
-    def problem(index: int) -> Problem:
-        return make(rows[index])._replace(source=f"{repo}, {split}, row {index}")
-
-    return Lazy(len(rows), problem)
+    return Lazy(len(rows), lambda i: make(rows[i])._replace(source=f"{repo}, {split}, row {i}"))
 
 
 def file_problems(path: str, layout: str, make: Callable[[Row], Problem]) -> list[Problem]:
     """Return the problems of a JSON-lines file, gzipped if its name ends in .gz.
 
     Raises:
-        ValueError: the file is absent, empty or damaged, or a line is not JSON or has another layout. The message holds
-            the path, the line, its beginning and the expected layout.
+        ValueError: the file is absent, empty or damaged, or a line is not JSON or has another layout.
     """
     if not paths.exists(path):
         raise ValueError(
@@ -81,12 +73,7 @@ def _lines(path: str) -> list[bytes]:
     return data.split(b"\n")
 
 
-def one_of(split: str, allowed: Sequence[str], task: str) -> str:
-    """Return `split`.
-
-    Raises:
-        ValueError: the task does not have it.
-    """
+def one_of(split: str, allowed: Sequence[str], task: str) -> None:
+    """Raise ValueError if the task does not have the split."""
     if split not in allowed:
         raise ValueError(f"{task} has no split {split!r}; it has {', '.join(allowed)}")
-    return split

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from raychat import paths
 from raychat.chat.notation import content_of, written_call
-from raychat.chat.template import Message
 from raychat.tasks.gsm8k import answer_line, number_reward
 from raychat.tasks.source import HUB, one_of
-from raychat.tasks.task import Lazy, Problem, Task
+from raychat.tasks.task import Lazy, Problem, Task, exchange
 
 PROBLEMS_PER_WORD = 4
 TEST_SHARE = 10  # one word in ten is for the test split
@@ -28,22 +27,17 @@ COUNT_REQUESTS = (
 SPELL_REQUESTS = ("Spell the word {w}.", "How do you spell {w}?", "Spell {w}.", "What are the letters of {w}?")
 
 
-def spelling_bee(root: str, split: str = "test", num: int | None = None) -> Task:
-    """Return problems that count a letter in a word: spell it, call the tool, answer `#### count`.
-
-    Args:
-        root: "hub", or a folder, see `words`.
-        split: "train" or "test".
-        num: of problems; None = four for each of the split's words.
+def spelling_bee(root: str, split: str = "test") -> Task:
+    """Return problems that count a letter in a word of `words`: spell it, call the tool, answer `#### count`.
 
     Source: nanochat's SpellingBee.
     """
-    return Task("SpellingBee", _problems(root, split, num, "bee", _bee), 0.0, number_reward, max_new_tokens=96)
+    return Task("SpellingBee", _problems(root, split, "bee", _bee), 0.0, number_reward, max_new_tokens=96)
 
 
-def simple_spelling(root: str, split: str = "test", num: int | None = None) -> Task:
-    """Return problems that spell a word, its letters joined by hyphens; arguments as in `spelling_bee`."""
-    return Task("SimpleSpelling", _problems(root, split, num, "spell", _spell), 0.0, letters_reward, max_new_tokens=64)
+def simple_spelling(root: str, split: str = "test") -> Task:
+    """Return problems that spell a word of `words`, its letters joined by hyphens."""
+    return Task("SimpleSpelling", _problems(root, split, "spell", _spell), 0.0, letters_reward, max_new_tokens=64)
 
 
 def words(root: str, split: str) -> list[str]:
@@ -58,26 +52,17 @@ def words(root: str, split: str) -> list[str]:
         text = paths.read_text(path)
     else:
         path, text = "the package's words.txt", Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
-    found = [word for word in text.split() if _is_test(word) == (split == "test")]
+    found = [w for w in text.split() if (zlib.crc32(w.encode()) % TEST_SHARE == 0) == (split == "test")]
     if not found:
         raise ValueError(f"{path} has no words for the {split} split; expected a few dozen words, one per line")
     return found
 
 
-def _is_test(word: str) -> bool:
-    return zlib.crc32(word.encode()) % TEST_SHARE == 0
-
-
-def _problems(
-    root: str, split: str, num: int | None, name: str, make: Callable[[str, random.Random], Problem]
-) -> Sequence[Problem]:
+def _problems(root: str, split: str, name: str, make: Callable[[str, random.Random], Problem]) -> Sequence[Problem]:
     """Return problems; problem i depends only on the words, the split and i."""
     found = words(root, split)
-
-    def problem(i: int) -> Problem:
-        return make(found[i % len(found)], random.Random(f"{name} {split} {i}"))
-
-    return Lazy(PROBLEMS_PER_WORD * len(found) if num is None else num, problem)
+    seed = f"{name} {split}"
+    return Lazy(PROBLEMS_PER_WORD * len(found), lambda i: make(found[i % len(found)], random.Random(f"{seed} {i}")))
 
 
 def _bee(word: str, rng: random.Random) -> Problem:
@@ -86,8 +71,7 @@ def _bee(word: str, rng: random.Random) -> Problem:
     call = written_call(f'"{word}".count("{letter}")', count)
     answer = content_of(f"{word} is spelled {spelled(word)}. {call}\n{answer_line(count)}")
     question = rng.choice(COUNT_REQUESTS).format(c=letter, w=word)
-    messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return Problem(messages, reference=Decimal(count))
+    return Problem(exchange(question, answer), reference=Decimal(count))
 
 
 def spelled(word: str) -> str:
@@ -101,8 +85,7 @@ def spelled(word: str) -> str:
 
 def _spell(word: str, rng: random.Random) -> Problem:
     question = rng.choice(SPELL_REQUESTS).format(w=word)
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": spelled(word)}]
-    return Problem(messages, reference=word)
+    return Problem(exchange(question, spelled(word)), reference=word)
 
 
 def letters_reward(problem: Problem, completion: str) -> float:

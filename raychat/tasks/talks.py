@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 
 from raychat import paths
+from raychat.chat.template import Message
 from raychat.tasks.source import HUB, Row, file_problems, hub_problems, one_of
-from raychat.tasks.task import Lazy, Problem, Task, no_reward
+from raychat.tasks.task import Lazy, Problem, Task, exchange, no_reward
 
 NUM_IDENTITIES = 400
 
@@ -46,8 +47,10 @@ def conversations(root: str, split: str = "train") -> Task:
     Source: Allal et al., arXiv:2502.02737; hub data set HuggingFaceTB/smol-smoltalk.
     """
     one_of(split, ("train", "test"), "conversations")
-    hub = ("HuggingFaceTB/smol-smoltalk", None, split)
-    problems = hub_problems(*hub, _problem) if root == HUB else _chat_problems(root, split)
+    if root == HUB:
+        problems = hub_problems("HuggingFaceTB/smol-smoltalk", None, split, _problem)
+    else:
+        problems = _chat_problems(root, split)
     return Task("Conversations", problems, 0.0, no_reward)
 
 
@@ -67,25 +70,20 @@ def _chat_problems(root: str, split: str) -> list[Problem]:
     return [problem for name in chosen for problem in file_problems(paths.join(folder, name), layout, _problem)]
 
 
-def identity(root: str = "", split: str = "train", num: int = NUM_IDENTITIES) -> Task:
+def identity(root: str = "", split: str = "train") -> Task:
     """Return conversations in which raychat says who it is. They are generated; `root` is not read."""
     one_of(split, ("train", "test"), "identity")
-
-    def problem(i: int) -> Problem:
-        return Problem(identity_messages(random.Random(f"identity {split} {i}")))
-
-    return Task("Identity", Lazy(num, problem), 0.0, no_reward)
+    talks = Lazy(NUM_IDENTITIES, lambda i: Problem(identity_messages(random.Random(f"identity {split} {i}"))))
+    return Task("Identity", talks, 0.0, no_reward)
 
 
-def identity_messages(rng: random.Random) -> list[dict[str, str]]:
+def identity_messages(rng: random.Random) -> list[Message]:
     """Return a conversation of one or two turns about who raychat is."""
     turns: Sequence[tuple[tuple[str, ...], tuple[str, ...]]] = rng.sample(TOPICS, rng.choice((1, 1, 2)))
     greeting = rng.choice(GREETINGS)
     messages = []
     for questions, answers in turns:
-        question = f"{greeting} {rng.choice(questions)}".strip()
         hello = "Hello! " if greeting else ""
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": hello + rng.choice(answers)})
+        messages += exchange(f"{greeting} {rng.choice(questions)}".strip(), hello + rng.choice(answers))
         greeting = ""
     return messages

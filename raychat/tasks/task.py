@@ -4,7 +4,10 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
+
+from raychat.chat.parts import Part
+from raychat.chat.template import Message
 
 
 class Problem(NamedTuple):
@@ -13,7 +16,7 @@ class Problem(NamedTuple):
     Free conversations may be malformed or end with the user; `data.pack.conversations` sorts them out.
     """
 
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     letters: tuple[str, ...] = ()  # the possible answers of a multiple-choice problem
     reference: Any = None  # what the reward compares with
     source: str = ""  # file and line, or data set, split and row number; empty for generated problems
@@ -39,24 +42,20 @@ class Lazy(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Problem: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Problem]: ...
-    def __getitem__(self, index: int | slice) -> Problem | list[Problem]:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self._make(i) for i in self._numbers[index]]
         return self._make(self._numbers[index])
 
 
-def _chosen(tasks: Sequence[Task], order: Sequence[tuple[int, int]]) -> Sequence[Problem]:
-    """Return problems of several tasks in one order, given by (task, problem) index pairs."""
+def exchange(question: str, answer: str | list[Part]) -> list[Message]:
+    """Return the conversation that is one question and its answer."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
-    def problem(index: int) -> Problem:
-        task, number = order[index]
-        return tasks[task].problems[number]
 
-    return Lazy(len(order), problem)
+def _chosen(order: Sequence[tuple[Sequence[Problem], int]]) -> Sequence[Problem]:
+    """Return problems in an order: each a number in one of several sequences."""
+    return Lazy(len(order), lambda i: order[i][0][order[i][1]])
 
 
 def mixture(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Sequence[Problem]:
@@ -69,12 +68,11 @@ def mixture(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Sequence[Proble
     """
     if any(repeat < 0 for _, repeat in parts):
         raise ValueError(f"a task can be repeated 0 times or more, got {[(task.name, n) for task, n in parts]}")
-    tasks = [task for task, _ in parts]
-    order = [(i, j) for i, (task, repeat) in enumerate(parts) for _ in range(repeat) for j in range(len(task.problems))]
+    order = [(task.problems, i) for task, repeat in parts for _ in range(repeat) for i in range(len(task.problems))]
     if not order:
         raise ValueError("the mixture holds no problems; give at least one task a repeat of 1 or more")
     random.Random(f"mixture {seed}").shuffle(order)
-    return _chosen(tasks, order)
+    return _chosen(order)
 
 
 def hold_out(task: Task, frac: float) -> tuple[Task, Task]:
@@ -83,11 +81,10 @@ def hold_out(task: Task, frac: float) -> tuple[Task, Task]:
     The choice depends only on the task's name and size, so SFT does not train on what midtraining holds out. A larger
     `frac` holds out the same problems and more.
     """
-    order = [(0, i) for i in range(len(task.problems))]
+    order = [(task.problems, i) for i in range(len(task.problems))]
     random.Random(f"held out {task.name}").shuffle(order)
     num = math.ceil(frac * len(order))
-    train, val = (replace(task, problems=_chosen([task], part)) for part in (order[num:], order[:num]))
-    return train, val
+    return replace(task, problems=_chosen(order[num:])), replace(task, problems=_chosen(order[:num]))
 
 
 def no_reward(problem: Problem, completion: str) -> float:

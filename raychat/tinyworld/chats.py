@@ -6,8 +6,9 @@ Only the test conversations ask for held-out keys (`TinyWorld.is_test`).
 import random
 from collections.abc import Callable, Iterator
 
-from raychat.tasks import code_answer, code_request, identity_messages
+from raychat.tasks.humaneval import code_answer, code_request
 from raychat.tasks.spelling import spelled
+from raychat.tasks.talks import identity_messages
 from raychat.tinyworld.functions import functions
 from raychat.tinyworld.phrases import draw, phrases, rows, words
 from raychat.tinyworld.stories import short_story

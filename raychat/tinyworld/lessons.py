@@ -4,7 +4,7 @@ import random
 from itertools import islice
 
 from raychat.chat.notation import content_of
-from raychat.tasks import choice_problem
+from raychat.tasks.choices import choice_problem
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
