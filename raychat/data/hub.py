@@ -34,11 +34,6 @@ def hub_shards(name: str, storage: str) -> list[str]:
     return [paths.join(storage, "data", name, f"shard_{i:05d}.parquet") for i in range(HUB[name].num_shards)]
 
 
-def hub_shards_for(name: str, tokens: int) -> int:
-    """Return how many training shards surely hold `tokens` tokens, at 8 characters per token."""
-    return min(HUB[name].num_shards - 1, -(-tokens * 8 // HUB[name].shard_bytes))
-
-
 def source(path: str) -> HubCorpus | None:
     """Return the hub corpus of a path of `hub_shards`; None for any other path."""
     found = re.search(r"(?:^|/)data/([^/]+)/shard_(\d{5})\.parquet$", path)
