@@ -21,7 +21,7 @@ _UPLOAD_EVERY_S = 30.0  # between uploads of the metrics to an object store
 
 
 class Throttle:
-    """Tell when something is due that should happen at most every `every_s` seconds, first after `first_s` (a period)."""
+    """Tell when something is due, at most every `every_s` seconds; first after `first_s` (None = a whole period)."""
 
     def __init__(self, every_s: float, first_s: float | None = None) -> None:
         self._every_s = every_s
