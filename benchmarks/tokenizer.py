@@ -131,8 +131,7 @@ def median_seconds(contenders: dict[str, Contender], rounds: int) -> dict[str, f
 def documents(args: argparse.Namespace) -> list[str]:
     """Return documents of about TEXT_BYTES characters in all."""
     roots = [Path(name) for name in args.data] or ([ENGLISH] if ENGLISH.is_dir() else [SOURCES])
-    texts: list[str] = []
-    size = 0
+    texts, size = [], 0
     for text in (text for root in roots for file in files(root) for text in read(file)):
         texts.append(text)
         size += len(text)

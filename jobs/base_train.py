@@ -2,7 +2,7 @@
 
 Reads raw shards, tokenizes and packs them with Ray Data while training already runs on the first of them, and trains on
 `--cluster.workers` data-parallel workers. Everything but the depth is derived from it. Killed at any moment, the same
-command goes on from the last checkpoint.
+command resumes from the last checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Args:
     device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
     lr_scale: float | None = None  # times every learning rate; None = sqrt(batch / 2^19)
     eval_every: int = 250  # steps between validations
-    eval_tokens: int = 80 * 524288  # at most so many validation tokens
+    eval_tokens: int = 80 * 524288  # validation tokens at most
     save_every: int = 500  # steps between checkpoints
     seed: int = 0  # of the initial weights
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)

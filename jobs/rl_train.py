@@ -1,7 +1,7 @@
 """Reinforce: let the fine-tuned model answer questions with a checkable answer, and make what earned reward likelier.
 
 Rollout actors answer with the current weights, train workers take the step. Architecture and rates come from the parent
-checkpoint. Killed at any moment, the same command goes on from the last checkpoint.
+checkpoint. Killed at any moment, the same command resumes from the last checkpoint.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Args:
     samples: int = 16  # answers to each of them
     max_new_tokens: int = 256  # of an answer
     temperature: float = 1.0  # of sampling
-    top_k: int = 50  # sample among so many likeliest tokens
+    top_k: int = 50  # sample among this many of the likeliest tokens
     lr: float = 0.05  # of the first step, times the base run's rates; falls linearly to 0
     device_rows: int | None = None  # rows of full context that a micro-batch may be as large as; None = by the device
     eval_every: int = 60  # steps between evaluations

@@ -5,7 +5,7 @@
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
 This file is the table of contents: every step is a job that also runs alone. Killed at any moment, the same command
-goes on where it was: what is finished is found and skipped, what was under way resumes from its last checkpoint.
+continues: it skips the steps that are finished, and resumes the one that was running from its last checkpoint.
 """
 
 import dataclasses

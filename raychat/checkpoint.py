@@ -115,7 +115,7 @@ def read_meta(path: str) -> Meta:
         meta = paths.read_json(file)
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is no checkpoint: it has no {paths.LAST_FILE}; expected a folder such as runs/tiny/sft/step_000100"
+            f"{path} is not a checkpoint: it has no {paths.LAST_FILE}; expected one such as runs/tiny/sft/step_000100"
         ) from None
     number = meta.get("format") if isinstance(meta, dict) else None
     try:
@@ -164,10 +164,10 @@ def load_weights(path: str, model: Model) -> None:
 
 def load_optimizer(path: str, optimizer: Optimizer) -> None:
     """Give an optimizer the state that a checkpoint holds, whatever number of workers wrote it."""
-    optimizer.load_state(_Pieces(path))
+    optimizer.load_state(_OptimizerShards(path))
 
 
-class _Pieces(Mapping[str, Tensor]):
+class _OptimizerShards(Mapping[str, Tensor]):
     """All workers' optimizer tensors of a checkpoint, each read when asked for."""
 
     def __init__(self, path: str) -> None:

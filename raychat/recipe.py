@@ -60,7 +60,7 @@ class Runtime:
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:
-    """Name the fields in which two recipes differ, with both values; what either does not know is no difference."""
+    """Name the fields in which two recipes differ, with both values, without those that one of them does not know."""
     found = []
     for name, old in asdict(there).items():
         new = getattr(now, name)
@@ -82,23 +82,10 @@ _MAY_BE_UNKNOWN = ("inputs", "tokenizer", "data", "batch_tokens")  # to checkpoi
 
 def from_format_1(model: dict[str, Any], settings: dict[str, Any], parent: str | None) -> tuple[Recipe, Runtime]:
     """Read the records of a checkpoint of format 1, which kept all settings of the job that wrote it in one record."""
-    tasks = (settings["task"],) if "task" in settings else tuple(settings.get("tasks", ()))
-    sampling = {key: settings[key] for key in SAMPLING if key in settings}
-    recipe = Recipe(
-        model=model,
-        batch_tokens=settings.get("batch_tokens", 0),
-        lr_scale=settings.get("lr_scale", 1.0),
-        weight_decay=settings.get("weight_decay", 0.0),
-        lr=settings.get("lr", 1.0),
-        steps=settings.get("steps"),
-        seed=settings.get("seed", 0),
-        parent=parent,
-        tokenizer=settings.get("tokenizer"),
-        data=tuple(settings.get("data", ())),
-        num_shards=settings.get("num_shards"),
-        tasks=tasks,
-        task_data=settings.get("task_data"),
-        sampling=sampling or None,
-    )
+    own = {field.name for field in fields(Recipe)}
+    values = {"batch_tokens": 0, "lr_scale": 1.0, **{key: settings[key] for key in own if key in settings}}
+    values |= {"model": model, "parent": parent}
+    if "task" in settings:  # of reinforcement
+        values |= {"tasks": [settings["task"]], "sampling": {key: settings[key] for key in SAMPLING}}
     runtime = {key: settings[key] for key in ("device_rows", "eval_every", "save_every") if key in settings}
-    return recipe, Runtime(**runtime)
+    return Recipe.from_json(values), Runtime(**runtime)

@@ -246,3 +246,9 @@ def test_files_name_no_index_and_no_machine() -> None:
             if pattern.search(line):
                 found.append(f"{path.relative_to(REPO)}:{number}: {line.strip()[:100]}")
     assert not found, "\n".join(found)
+
+
+def test_only_the_corpus_registry_and_jobs_know_tinyworld() -> None:
+    users = [p for p in sources("raychat") if any(name.startswith("raychat.tinyworld") for name in imports(p))]
+    outside = {str(path.relative_to(REPO)) for path in users if "tinyworld" not in path.parts}
+    assert outside == {"raychat/data/corpus.py"}

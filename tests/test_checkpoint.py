@@ -57,7 +57,7 @@ def test_only_complete_checkpoints_count_and_old_ones_go(tmp_path: Path) -> None
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no checkpoint.*meta\.json"):
+    with pytest.raises(ValueError, match=r"not a checkpoint.*meta\.json"):
         checkpoint.load_model(str(tmp_path), CPU)
     (tmp_path / "meta.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="checkpoint format"):

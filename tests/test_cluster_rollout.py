@@ -121,7 +121,7 @@ def test_actors_without_end_of_dying_are_an_error(tmp_path: Path, ray_cluster: N
     with closing(RolloutPool(absent, 1, max_failures=0)) as pool:
         with pytest.raises(RuntimeError, match="keep dying") as raised:
             pool.rollouts(calls(), WEIGHTS)
-        assert "is no checkpoint" in str(raised.value.__cause__)
+        assert "is not a checkpoint" in str(raised.value.__cause__)
 
 
 @pytest.mark.ray

@@ -198,9 +198,8 @@ def test_conversation_rows_are_unpacked_again_with_their_masks(
 def test_conversations_come_from_a_window() -> None:
     """A short conversation fills the gap of the first row only if it is within the window."""
     for num_before in (CONVERSATION_WINDOW, CONVERSATION_WINDOW + 1):
-        conversations = [([BOS, *[10 + i] * 4], [0, 1, 1, 1, 1]) for i in range(num_before)] + [
-            ([BOS, 9, 9], [0, 1, 1])
-        ]
+        conversations = [([BOS, *[10 + i] * 4], [0, 1, 1, 1, 1]) for i in range(num_before)]
+        conversations.append(([BOS, 9, 9], [0, 1, 1]))
         rows = pack_conversations(conversations, T, PAD, np.uint16).rows[:, 0].tolist()
         beside = 10 + num_before - CONVERSATION_WINDOW  # it enters the window when this one leaves it
         assert [row for row in rows if 9 in row] == [[BOS, *[beside] * 4, BOS, 9, 9]]

@@ -50,7 +50,7 @@ def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
 
 
 def test_no_checkpoint_is_an_error(tmp_path: Path, evaluations: list[Evaluation]) -> None:
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         evaluate(str(tmp_path / "step_000001"), evaluations, partial(actors_per_worker, Cluster(workers=0)))
 
 

@@ -6,6 +6,7 @@ import random
 import re
 from decimal import Decimal
 from pathlib import Path
+from string import ascii_lowercase
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -184,18 +185,21 @@ def test_spelling_bee_counts_with_the_tool(root):
 
 def test_spelling_bee_asks_for_letters_of_the_word_and_for_others(root):
     """Four letters in five are drawn from the word, by occurrence; the fifth from the whole alphabet."""
-    drawn = []
-    for problem in tasks.spelling_bee(root, "train", num=3000).problems:
+    drawn, chances = [], []
+    for problem in tasks.spelling_bee(root, "train", num=2000).problems:
         call = next(part["text"] for part in problem.messages[-1]["content"] if part["type"] == "python")
         word, letter = re.fullmatch(r'"(.+)"\.count\("(.)"\)', call).groups()
         assert problem.reference == word.count(letter)
         drawn.append((word, letter))
-    absent = sum(letter not in word for word, letter in drawn)
-    expected = sum(0.2 * (1 - len(set(word)) / 26) for word, _ in drawn)
-    assert absent == pytest.approx(expected, abs=4 * expected**0.5)  # four standard deviations of such a count
-    double = [(word, letter) for word, letter in drawn if len(word) == 5 and len(set(word)) == 4]  # such as "hello"
-    twice = sum(word.count(letter) == 2 for word, letter in double)
-    assert twice == pytest.approx((0.8 * 2 / 5 + 0.2 / 26) * len(double), abs=4 * (0.22 * len(double)) ** 0.5)
+        letters = sorted({*word, *ascii_lowercase})
+        chances.append({c: 0.8 * word.count(c) / len(word) + 0.2 * (c in ascii_lowercase) / 26 for c in letters})
+    for figure in (lambda word, c: c not in word, lambda word, c: word.count(c)):
+        expected = variance = 0.0
+        for (word, _), table in zip(drawn, chances, strict=True):
+            mean = sum(chance * figure(word, c) for c, chance in table.items())
+            expected += mean
+            variance += sum(chance * (figure(word, c) - mean) ** 2 for c, chance in table.items())
+        assert sum(figure(*pair) for pair in drawn) == pytest.approx(expected, abs=4 * variance**0.5)
 
 
 def test_spelling_references_earn_their_rewards(root):

@@ -1,4 +1,4 @@
-"""A stage around the loop: killed anywhere, it goes on to the same weights; what it writes is complete."""
+"""A stage around the loop: killed anywhere, it ends in the same weights; what it writes is complete."""
 
 from dataclasses import asdict, replace
 from pathlib import Path

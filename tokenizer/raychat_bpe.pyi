@@ -15,7 +15,7 @@ class ArrowArray(Protocol):
 
     def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
 
-# Strings, or an Arrow column of strings, read in place; a null is an empty text. For type checkers only.
+# Strings, or an Arrow column of strings, read in place; a null is an empty text. Only type checkers see this name.
 Texts: TypeAlias = Sequence[str] | ArrowStream | ArrowArray
 
 @final

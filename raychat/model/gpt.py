@@ -41,9 +41,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
-            raise ValueError(f"n_embd {self.n_embd} over n_head {self.n_head} is no even head size")
+            raise ValueError(f"n_embd {self.n_embd} over n_head {self.n_head} is not an even head size")
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if not self.window_pattern or set(self.window_pattern) - set("SL"):
             raise ValueError(f"window_pattern {self.window_pattern!r}: expected letters S and L, such as SSSL")
 

@@ -105,16 +105,16 @@ class MuonAdamW:
                     state[f"{slot.name}/{slot.first_row}"] = slot.rows.to("cpu", copy=True)
         return state
 
-    def load_state(self, pieces: Mapping[str, Tensor]) -> None:
-        """Take this worker's rows out of the pieces that all of any number of workers returned from `state`.
+    def load_state(self, shards: Mapping[str, Tensor]) -> None:
+        """Take this worker's rows out of what all workers, of any number, returned from `state`.
 
-        Only the pieces that hold such rows are read from the mapping.
+        Only the shards that hold such rows are read from the mapping.
 
         Raises:
-            ValueError: If the pieces are not the whole state of an optimizer over the same parameters.
+            ValueError: If the shards are not the whole state of an optimizer over the same parameters.
         """
         firsts: dict[str, list[int]] = defaultdict(list)
-        for key in pieces:
+        for key in shards:
             name, _, row = key.rpartition("/")
             if not row.isdecimal():
                 raise ValueError(f"optimizer state: expected keys <parameter>/<slot>/<first row>, got {key!r}")
@@ -127,8 +127,8 @@ class MuonAdamW:
             )
         for group in self._groups:
             for slot in group.slots():
-                slot.fill(pieces, sorted(firsts[slot.name]))
-        self.num_steps = int(pieces[f"{STEP}/0"])
+                slot.fill(shards, sorted(firsts[slot.name]))
+        self.num_steps = int(shards[f"{STEP}/0"])
 
 
 def _some(names: set[str]) -> str:

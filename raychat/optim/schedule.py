@@ -13,7 +13,7 @@ FINAL_LR = 0.05  # of the peak, where base ends
 
 
 class Schedule(NamedTuple):
-    """What the optimizer is told at step 0, 1, ...: `optimizer.step(lr, momentum, weight_decay)`."""
+    """The multipliers of step 0, 1, ..., for `optimizer.step(lr, momentum, weight_decay)`."""
 
     lr: Callable[[int], float]  # times every learning rate
     momentum: Callable[[int], float]  # of Muon
@@ -25,7 +25,7 @@ def base(steps: int) -> Schedule:
 
     Learning rate: linear warm-up over 40 steps, constant, linear warm-down over the last 65% towards 5%.
     Momentum: 0.85 -> 0.97 over 400 steps, then to 0.90 across the warm-down. Weight decay: half a cosine to 0.
-    In a run too short for that the warm-up ends where the warm-down begins, and momentum is the lower of its two ramps.
+    In a shorter run the warm-up ends where the warm-down begins, and momentum is the lower of its two ramps.
     """
     _check(steps)
     warmdown_steps = round(WARMDOWN_FRAC * steps)

@@ -1,4 +1,4 @@
-"""How tensors are cut over workers: contiguous ranges of rows, and pieces of state named by their first row."""
+"""How tensors are cut over workers: contiguous ranges of rows, and shards of state named by their first row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -79,7 +79,7 @@ def sum_everywhere(tensor: Tensor, world: World) -> Wait:
 
 
 class Slot(NamedTuple):
-    """This worker's rows of a piece of optimizer state: [first_row, first_row + len(rows)) of `num_rows`."""
+    """This worker's rows of a shard of optimizer state: [first_row, first_row + len(rows)) of `num_rows`."""
 
     name: str  # <parameter>/<slot>
     rows: Tensor
@@ -87,10 +87,10 @@ class Slot(NamedTuple):
     num_rows: int  # of the whole slot, all workers together
     owned: bool = True  # False: kept by every worker, saved by another
 
-    def fill(self, pieces: Mapping[str, Tensor], firsts: Sequence[int]) -> None:
-        """Copy the rows from the pieces `<name>/<first row>`, whose sorted first rows are `firsts`.
+    def fill(self, shards: Mapping[str, Tensor], firsts: Sequence[int]) -> None:
+        """Copy the rows from the shards `<name>/<first row>`, whose sorted first rows are `firsts`.
 
-        Only pieces that hold rows of this range are read. Raises ValueError where they leave a gap or do not fit.
+        Only shards that hold rows of this range are read. Raises ValueError where they leave a gap or do not fit.
         """
         stop, shape = self.first_row + len(self.rows), tuple(self.rows.shape[1:])
         ends = (*firsts[1:], self.num_rows)
@@ -100,10 +100,10 @@ class Slot(NamedTuple):
             low, high = max(first, self.first_row), min(end, stop)
             if low >= high:
                 continue
-            piece = pieces[f"{self.name}/{first}"]
-            if piece.shape != (end - first, *shape):
+            shard = shards[f"{self.name}/{first}"]
+            if shard.shape != (end - first, *shape):
                 raise ValueError(
                     f"optimizer state {self.name}: expected rows {first} to {end} of shape {shape}, "
-                    f"got {tuple(piece.shape)}: rows are missing, or it is another model's"
+                    f"got {tuple(shard.shape)}: rows are missing, or it is another model's"
                 )
-            self.rows[low - self.first_row : high - self.first_row].copy_(piece[low - first : high - first])
+            self.rows[low - self.first_row : high - self.first_row].copy_(shard[low - first : high - first])

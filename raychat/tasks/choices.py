@@ -38,13 +38,9 @@ def arc(root: str, subset: str, split: str = "test") -> Task:
     """
     one_of(subset, ("ARC-Easy", "ARC-Challenge"), "ARC")
     one_of(split, ("train", "validation", "test"), subset)
-    problems = load_problems(
-        root,
-        hub=("allenai/ai2_arc", subset, split),
-        file=("ai2_arc", subset, f"{split}.jsonl"),
-        layout="{id, question, choices: {text: [...], label: [...]}, answerKey}",
-        make=_arc_problem,
-    )
+    hub, file = ("allenai/ai2_arc", subset, split), f"ai2_arc/{subset}/{split}.jsonl"
+    layout = "{id, question, choices: {text: [...], label: [...]}, answerKey}"
+    problems = load_problems(root, hub, file, layout, _arc_problem)
     return Task(subset, problems, 0.25, choice_reward, max_new_tokens=8)
 
 
@@ -58,14 +54,10 @@ def mmlu(root: str, split: str = "test") -> Task:
     Source: Hendrycks et al., arXiv:2009.03300; hub data set cais/mmlu.
     """
     one_of(split, ("train", "test"), "MMLU")
-    config, file = ("auxiliary_train", "auxiliary_train.jsonl") if split == "train" else ("all", "test.jsonl")
-    problems = load_problems(
-        root,
-        hub=("cais/mmlu", config, split),
-        file=("mmlu", file),
-        layout="{question, subject, choices: [4 strings], answer: 0 to 3}",
-        make=_mmlu_problem,
-    )
+    config, name = ("auxiliary_train", "auxiliary_train") if split == "train" else ("all", "test")
+    hub, file = ("cais/mmlu", config, split), f"mmlu/{name}.jsonl"
+    layout = "{question, subject, choices: [4 strings], answer: 0 to 3}"
+    problems = load_problems(root, hub, file, layout, _mmlu_problem)
     return Task("MMLU", problems, 0.25, choice_reward, max_new_tokens=8)
 
 

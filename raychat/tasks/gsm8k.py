@@ -16,14 +16,9 @@ def gsm8k(root: str, split: str = "test") -> Task:
     Source: Cobbe et al., arXiv:2110.14168; hub data set openai/gsm8k.
     """
     one_of(split, ("train", "test"), "GSM8K")
-    problems = load_problems(
-        root,
-        hub=("openai/gsm8k", "main", split),
-        file=("gsm8k", f"{split}.jsonl"),
-        layout="{question, answer ending in '#### number'}",
-        make=_problem,
-    )
-    return Task("GSM8K", problems, 0.0, number_reward)
+    hub, file = ("openai/gsm8k", "main", split), f"gsm8k/{split}.jsonl"
+    layout = "{question, answer ending in '#### number'}"
+    return Task("GSM8K", load_problems(root, hub, file, layout, _problem), 0.0, number_reward)
 
 
 def _problem(row: Row) -> Problem:

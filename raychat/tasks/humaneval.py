@@ -17,14 +17,9 @@ def humaneval(root: str, split: str = "test") -> Task:
     Source: Chen et al., arXiv:2107.03374; hub data set openai/openai_humaneval.
     """
     one_of(split, ("test",), "HumanEval")
-    problems = load_problems(
-        root,
-        hub=("openai/openai_humaneval", None, split),
-        file=("humaneval", "HumanEval.jsonl.gz"),
-        layout="{task_id, prompt, entry_point, canonical_solution, test}",
-        make=_problem,
-    )
-    return Task("HumanEval", problems, 0.0, code_reward, max_new_tokens=512)
+    hub, file = ("openai/openai_humaneval", None, split), "humaneval/HumanEval.jsonl.gz"
+    layout = "{task_id, prompt, entry_point, canonical_solution, test}"
+    return Task("HumanEval", load_problems(root, hub, file, layout, _problem), 0.0, code_reward, max_new_tokens=512)
 
 
 def code_request(prompt: str) -> str:

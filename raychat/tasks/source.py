@@ -17,18 +17,18 @@ _SHOWN_BYTES = 200  # of a line, in an error
 
 
 def load_problems(
-    root: str, *, hub: tuple[str, str | None, str], file: Sequence[str], layout: str, make: Callable[[Row], Problem]
+    root: str, hub: tuple[str, str | None, str], file: str, layout: str, make: Callable[[Row], Problem]
 ) -> Sequence[Problem]:
-    """Return the problems made of a data set's rows: of the hub's when `root` is "hub", else of a file below `root`.
+    """Return the problems that `make` makes of a data set's rows.
 
     Args:
-        root: "hub", or a local or remote folder.
+        root: "hub", or the local or remote folder that `file` is in.
         hub: repository, config and split.
-        file: the parts of the file's path below `root`, see `file_problems`.
+        file: JSON lines, see `file_problems`.
         layout: of a row, for messages.
         make: makes a problem from a row.
     """
-    return hub_problems(*hub, make) if root == HUB else file_problems(paths.join(root, *file), layout, make)
+    return hub_problems(*hub, make) if root == HUB else file_problems(paths.join(root, file), layout, make)
 
 
 def hub_problems(repo: str, config: str | None, split: str, make: Callable[[Row], Problem]) -> Sequence[Problem]:
