@@ -21,10 +21,11 @@ _UPLOAD_EVERY_S = 30.0  # between uploads of the metrics to an object store
 
 
 class Throttle:
-    """Tell when something is due that should happen at most every `every_s` seconds, first after the first period."""
+    """Tell when something is due, at most every `every_s` seconds; first after `first_s` (None = a whole period)."""
 
-    def __init__(self, every_s: float) -> None:
-        self._every_s, self._last = every_s, time.monotonic()
+    def __init__(self, every_s: float, first_s: float | None = None) -> None:
+        self._every_s = every_s
+        self._last = time.monotonic() - (0.0 if first_s is None else every_s - first_s)
 
     def due(self, force: bool = False) -> bool:
         """Tell whether it is due, and begin the next period if it is; `force` makes it due."""

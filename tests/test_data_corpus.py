@@ -37,7 +37,7 @@ def written(path: str, data: bytes) -> str:
     return path
 
 
-def documents(blocks: list[reading.Block]) -> list[str]:
+def documents(blocks: list[reading.DocumentBlock]) -> list[str]:
     return [text for block in blocks for text in reading.texts(block).to_pylist()]
 
 
@@ -64,11 +64,11 @@ def test_remote_shards_keep_their_scheme(tmp_path: Path) -> None:
 def test_number_of_training_shards_keeps_the_validation_shard(tmp_path: Path) -> None:
     for i in range(5):
         written(str(tmp_path / f"{i}.txt"), b"")
-    found = corpus.shards(str(tmp_path), "unused", num_shards=2)
+    found = corpus.shards([str(tmp_path)], "unused", num_shards=2)
     assert [paths.name(s) for s in found] == ["0.txt", "1.txt", "4.txt"]
-    assert corpus.shards(str(tmp_path), "unused", num_shards=9) == corpus.shards(str(tmp_path), "unused")
+    assert corpus.shards([str(tmp_path)], "unused", num_shards=9) == corpus.shards([str(tmp_path)], "unused")
     with pytest.raises(ValueError, match="num_shards"):
-        corpus.shards(str(tmp_path), "unused", num_shards=0)
+        corpus.shards([str(tmp_path)], "unused", num_shards=0)
 
 
 def test_hub_corpora_are_listed_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_hub_corpora_are_listed_without_a_network(monkeypatch: pytest.MonkeyPatc
     assert corpus.split(shards)[1] == ["/storage/data/climbmix/shard_06542.parquet"]
     assert len(corpus.shards(["fineweb-edu"], "s3://bucket")) == 1823
     blocks = reading.blocks(shards[:3])
-    assert blocks == [reading.Block((FileRange(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
+    assert blocks == [reading.DocumentBlock((FileRange(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
     assert corpus.shards_needed(["climbmix"], 1_000_000_000) == 32
     assert corpus.shards_needed(["climbmix"], 10**15) == 6542
     assert corpus.shards_needed(["tinyworld"], 1_000_000_000) is None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fsspec.core import url_to_fs
 
 from raychat import paths, tinyworld
-from raychat.data.hub import HUB, hub_shards, hub_shards_for, source
+from raychat.data.hub import HUB, hub_shards, source
 from raychat.data.reading import KINDS
 
 
@@ -25,25 +25,25 @@ def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> 
     Downloads nothing.
 
     Args:
-        data: names as above; a plain string is one name.
+        data: names as above.
         storage: the folder or URL that data/ is in.
-        num_shards: how many shards to train on, the first ones; None = all. The last shard, for validation, is kept in
-            any case.
+        num_shards: how many shards to train on, the first ones; None = all. The last one, for validation, always stays.
 
     Raises:
         ValueError: a name does not exist, has no shards, or is given twice.
     """
     if num_shards is not None and num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}; expected 1 or more")
-    found = [shard for entry in ([data] if isinstance(data, str) else data) for shard in _resolve(entry, storage)]
+    found = [shard for entry in data for shard in _resolve(entry, storage)]
     _check_distinct(found)
     return found if num_shards is None else [*found[:-1][:num_shards], *found[-1:]]
 
 
 def shards_needed(data: Sequence[str], tokens: int) -> int | None:
-    """Return how many training shards of a hub corpus hold `tokens` tokens; None (all) for any other data."""
-    names = [data] if isinstance(data, str) else list(data)
-    return hub_shards_for(names[0], tokens) if len(names) == 1 and names[0] in HUB else None
+    """Return how many training shards of a hub corpus surely hold `tokens` tokens; None (all) for any other data."""
+    if len(data) != 1 or not (hub := HUB.get(data[0])):
+        return None
+    return min(hub.num_shards - 1, -(-tokens * 8 // hub.shard_bytes))  # at 8 characters per token
 
 
 def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]]:
@@ -141,10 +141,9 @@ def _check_distinct(shards: Sequence[str]) -> None:
     """Raise ValueError if two of the paths are one file, in whatever spelling."""
     seen: dict[object, str] = {}
     for shard in shards:
-        file = _identity(shard)
-        if file in seen:
+        if first := seen.get(file := _identity(shard)):
             raise ValueError(
-                f"{shard} is given twice (first as {seen[file]}); expected every shard once, for training or validation"
+                f"{shard} is given twice (first as {first}); expected every shard once, for training or validation"
             )
         seen[file] = shard
 

@@ -1,7 +1,7 @@
 """Count the words of a corpus: actors count a block at a time, and this process adds their counts up."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from raychat.data import reading
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 
-FAN_IN = 16  # sorted counts that are added up at a time
+FAN_IN = 16  # sorted counts are added up at a time, so that the sum is not copied for every block
 
 
 class Counted(NamedTuple):
@@ -36,39 +36,40 @@ class Size(NamedTuple):
 
 
 def count_words(
-    blocks: Sequence[reading.Block],
+    blocks: Sequence[reading.DocumentBlock],
     actors: Actors,
     *,
     pattern: str,
     max_chars: int,
     doc_cap: int,
-    min_count: int = 1,
+    min_count: int,
 ) -> Counted:
     """Count the words of the first documents of the blocks.
 
     The result depends on the documents and their order only, not on the workers nor on how the blocks are cut.
 
     Args:
-        blocks: in the corpus's order.
-        actors: count the blocks; what they hold is not used.
+        actors: what they hold is not used.
         pattern: how to split text into words.
         max_chars: characters to count in all, after cropping.
         doc_cap: characters of a document that count; the rest is cropped.
         min_count: words that occur less often in all blocks together are left out.
     """
     count = partial(_count, pattern=pattern, doc_cap=doc_cap)
-    sums, chars, documents, started = _Tree(), 0, 0, time.monotonic()
+    sums, chars, documents, started = list[bytes](), 0, 0, time.monotonic()
     with Progress("count words", len(blocks), unit="block") as progress:
         counted = actors.map(lambda _, block: count(block, max_chars), blocks)
         for step, (block, (size, words)) in enumerate(zip(blocks, counted, strict=False), start=1):
             if chars + size.chars > max_chars:  # the last block: only its first documents
                 size, words = count(block, max_chars - chars)
-            sums.add(words)
+            sums.append(words)
+            if len(sums) == FAN_IN:
+                sums = [raychat_bpe.merge(sums)[0]]
             chars, documents = chars + size.chars, documents + size.documents
             progress.advance(step, characters=chars, per_s=round(chars / (time.monotonic() - started)))
             if chars >= max_chars:
                 break
-    merged, cut_words, cut_occurrences = raychat_bpe.merge(list(sums), min_count)
+    merged, cut_words, cut_occurrences = raychat_bpe.merge(sums, min_count)
     return Counted(raychat_bpe.Counts.from_sorted([merged]), chars, documents, cut_words, cut_occurrences)
 
 
@@ -92,29 +93,7 @@ def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.Chunk
     return taken, Size(min(max_chars, int(ends[-1])), len(taken))
 
 
-def _count(block: reading.Block, max_chars: int, *, pattern: str, doc_cap: int) -> tuple[Size, bytes]:
+def _count(block: reading.DocumentBlock, max_chars: int, *, pattern: str, doc_cap: int) -> tuple[Size, bytes]:
     """Return the size of a block's first documents and their sorted counts."""
     texts, size = crop(reading.texts(block), max_chars, doc_cap)
     return size, raychat_bpe.Counts(texts, pattern, default_threads()).to_sorted(1)[0]
-
-
-class _Tree:
-    """Sorted counts that are added up as they come, `FAN_IN` of one level at a time, so that none is copied often."""
-
-    def __init__(self) -> None:
-        self._levels: list[list[bytes]] = []
-
-    def add(self, words: bytes, level: int = 0) -> None:
-        """Add sorted counts that have been added up `level` times."""
-        if level == len(self._levels):
-            self._levels.append([])
-        same = self._levels[level]
-        same.append(words)
-        if len(same) == FAN_IN:
-            self._levels[level] = []
-            self.add(raychat_bpe.merge(same, 1)[0], level + 1)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Yield what has not been added up yet."""
-        for level in self._levels:
-            yield from level

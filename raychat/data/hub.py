@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from raychat import paths
@@ -34,11 +34,6 @@ def hub_shards(name: str, storage: str) -> list[str]:
     return [paths.join(storage, "data", name, f"shard_{i:05d}.parquet") for i in range(HUB[name].num_shards)]
 
 
-def hub_shards_for(name: str, tokens: int) -> int:
-    """Return how many training shards surely hold `tokens` tokens, at 8 characters per token."""
-    return min(HUB[name].num_shards - 1, -(-tokens * 8 // HUB[name].shard_bytes))
-
-
 def source(path: str) -> HubCorpus | None:
     """Return the hub corpus of a path of `hub_shards`; None for any other path."""
     found = re.search(r"(?:^|/)data/([^/]+)/shard_(\d{5})\.parquet$", path)
@@ -49,28 +44,23 @@ def source(path: str) -> HubCorpus | None:
 def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable[[str], None] = print) -> str:
     """Return `path`; if it is a hub shard that is missing, download it first.
 
-    The file appears under its name only when it is whole: its size must equal the size that the hub states. Failed
-    attempts are repeated after a pause of `backoff_s`, which doubles each time up to a minute. HF_ENDPOINT and HF_TOKEN
-    are respected.
+    The file appears under its name only when it is whole. huggingface_hub resumes interrupted transfers and checks the
+    size; an attempt that fails nevertheless is repeated after a pause of `backoff_s`, which doubles each time up to a
+    minute. HF_ENDPOINT and HF_TOKEN are respected.
 
     Raises:
         FileNotFoundError: the hub does not have the file.
         ConnectionError: every attempt failed; holds the last cause.
     """
-    corpus = source(path)
-    if corpus is None or paths.exists(path):
-        return path
-    file = paths.name(path)
-    for attempt in range(1, attempts + 1):
+    corpus, file = source(path), paths.name(path)
+    attempt = 0
+    while corpus and not paths.exists(path):  # another process may be faster
+        attempt += 1
         try:
             _download(corpus.repo, file, path)
-            return path
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError) as error:
+            raise FileNotFoundError(f"the hub has no {file} in the data set {corpus.repo}: {error}") from error
         except Exception as error:
-            missing = isinstance(error, (EntryNotFoundError, RepositoryNotFoundError))
-            if missing and not isinstance(error, LocalEntryNotFoundError):
-                raise FileNotFoundError(f"the hub has no {file} in the data set {corpus.repo}: {error}") from error
-            if paths.exists(path):  # another process was faster
-                return path
             if attempt == attempts:
                 raise ConnectionError(
                     f"{file} of {corpus.repo} could not be downloaded in {attempts} attempts: {error}"
@@ -78,30 +68,19 @@ def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable
             pause_s = min(60.0, backoff_s * 2 ** (attempt - 1))
             log(f"{file} of {corpus.repo}: attempt {attempt} of {attempts} failed ({error}); next in {pause_s:g} s")
             time.sleep(pause_s)
-    raise AssertionError("unreachable")
+    return path
 
 
 def _download(repo: str, file: str, path: str) -> None:
-    """Download one file beside `path` (where a killed download resumes), check its size, and move it into place."""
+    """Download one file into a folder where a killed download resumes, and move it to `path`."""
     disable_progress_bars()
+    root = paths.parent(path) if paths.is_local(path) else paths.join(tempfile.gettempdir(), "raychat-cache", repo)
+    folder = paths.join(root, f".tmp-{file}")
     endpoint = os.environ.get("HF_ENDPOINT") or None
-    expected = get_hf_file_metadata(hf_hub_url(repo, file, repo_type="dataset", endpoint=endpoint)).size
+    got = hf_hub_download(repo, file, repo_type="dataset", local_dir=folder, endpoint=endpoint)
     if paths.is_local(path):
-        folder = os.path.join(os.path.dirname(path), f".tmp-{file}")
-        os.makedirs(folder, exist_ok=True)
+        os.replace(got, path)
     else:
-        folder = tempfile.mkdtemp(prefix="raychat-hub-")
-    try:
-        got = hf_hub_download(repo, file, repo_type="dataset", local_dir=folder, endpoint=endpoint)
-        if expected is not None and os.path.getsize(got) != expected:
-            os.remove(got)
-            raise OSError(f"got {os.path.getsize(got):,} bytes, expected {expected:,}")
-        if paths.is_local(path):
-            os.replace(got, path)
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            with open(got, "rb") as f:
-                paths.write_bytes(path, f.read())
-    finally:
-        if not paths.is_local(path):
-            shutil.rmtree(folder, ignore_errors=True)
+        with open(got, "rb") as f:
+            paths.write_bytes(path, f.read())
+    shutil.rmtree(folder, ignore_errors=True)

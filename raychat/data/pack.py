@@ -43,7 +43,6 @@ class BlockCounts(NamedTuple):
 
     @property
     def lost_frac(self) -> float:
-        """Return the share of the tokens that is lost, 0 when there are none."""
         return self.lost / max(1, self.used + self.lost)
 
 
@@ -72,14 +71,10 @@ def conversations(
     another layout is left out. One line logged names the first of both kinds.
 
     Args:
-        problems: read once.
-        tokenizer: of the rows.
-        sequence_len: T.
         storage: the folder or URL that `tokens/` is in.
         masked: True: rows are padded, only the assistant's tokens carry loss, and a conversation is truncated only when
             it alone is longer than a row (SFT). False: rows are full and every token carries loss, as in pretraining
             (mid).
-        log: receives the line.
 
     Raises:
         ValueError: there are no problems, or no conversation is left.

@@ -30,13 +30,13 @@ class FileRange(NamedTuple):
     stop: int | None = None  # None = to the end
 
 
-class Block(NamedTuple):
+class DocumentBlock(NamedTuple):
     """Documents that are read, counted or packed together: parts of one or more files, in the order of the corpus."""
 
     parts: tuple[FileRange, ...]
 
 
-def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
+def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[DocumentBlock]:
     """Cut shards into blocks of about `min_bytes` of text or more (the last may have half of that).
 
     Blocks grow with the corpus up to 8 MB. Row groups of parquet files and compressed text files are not cut. A shard
@@ -46,7 +46,8 @@ def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
         uncut = [sized for found in pool.map(_uncut_parts, shards) for sized in found]
     total = sum(num_bytes for part, num_bytes in uncut if not source(part.path))
     target = block_bytes(total, min_bytes)
-    return [Block(tuple(parts)) for parts in _grouped((cut for sized in uncut for cut in _cut(*sized, target)), target)]
+    parts = (part for sized in uncut for part in _cut(*sized, target))
+    return [DocumentBlock(tuple(group)) for group in _grouped(parts, target)]
 
 
 def block_bytes(total: int, min_bytes: int) -> int:
@@ -54,7 +55,7 @@ def block_bytes(total: int, min_bytes: int) -> int:
     return max(min_bytes, min(MAX_BLOCK_BYTES, total // MIN_BLOCKS))
 
 
-def texts(block: Block) -> pa.ChunkedArray:
+def texts(block: DocumentBlock) -> pa.ChunkedArray:
     """Read the documents of a block without the empty ones; download a missing hub shard first.
 
     Returns an Arrow column of strings, which the tokenizer reads in place; `.to_pylist()` gives Python strings. In
@@ -93,21 +94,16 @@ def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, 
 def _grouped(parts: Iterable[tuple[FileRange, int]], target: int) -> list[list[FileRange]]:
     """Join consecutive parts until a group has `target` bytes; join a last group of less than half to the previous."""
     groups: list[list[FileRange]] = []
-    group: list[FileRange] = []
-    size = 0
+    sizes: list[int] = []
     for part, num_bytes in parts:
-        if source(part.path) and group:  # a hub shard is a block of its own
-            groups.append(group)
-            group, size = [], 0
-        group.append(part)
-        size += num_bytes
-        if size >= target:
-            groups.append(group)
-            group, size = [], 0
-    if group and groups and size < target / 2 and not source(groups[-1][-1].path):
-        groups[-1] += group
-    elif group:
-        groups.append(group)
+        if not groups or sizes[-1] >= target or source(part.path):  # a hub shard is a block of its own
+            groups.append([])
+            sizes.append(0)
+        groups[-1].append(part)
+        sizes[-1] += num_bytes
+    if len(groups) > 1 and sizes[-1] < target / 2 and not source(groups[-2][-1].path):
+        last = groups.pop()
+        groups[-1] += last
     return groups
 
 
@@ -192,27 +188,21 @@ def _read(part: FileRange) -> bytes:
             return gzip.GzipFile(fileobj=f).read()
         if part.path.endswith(".zst"):
             return zstandard.ZstdDecompressor().stream_reader(f, read_across_frames=True).read()
-        find = _next_line if part.path.endswith(".jsonl") else _next_paragraph
-        start = find(f, part.start)
-        stop = None if part.stop is None else find(f, part.stop)
+        paragraphs = not part.path.endswith(".jsonl")
+        start = _next_start(f, part.start, paragraphs)
+        stop = None if part.stop is None else _next_start(f, part.stop, paragraphs)
         f.seek(start)
         data: bytes = f.read(-1 if stop is None else stop - start)
         return data
 
 
-def _next_line(f: IO[Any], offset: int) -> int:
-    """Return where the first line at or after `offset` begins."""
-    if offset:
-        f.seek(offset - 1)
-        f.readline()
-        return f.tell()
-    return 0
-
-
-def _next_paragraph(f: IO[Any], offset: int) -> int:
-    """Return where the first paragraph at or after `offset` begins; a line, if the next blank line is far away."""
-    start = _next_line(f, offset)
-    while offset and f.tell() - start < 32 * DOCUMENT_CHARS and (line := f.readline()):
-        if not line.strip():
-            break
-    return f.tell() if offset else 0
+def _next_start(f: IO[Any], offset: int, paragraphs: bool) -> int:
+    """Return where the first line or paragraph at or after `offset` begins; a line, if the next blank one is far."""
+    if not offset:
+        return 0
+    f.seek(offset - 1)
+    f.readline()
+    start = f.tell()
+    while paragraphs and f.tell() - start < 32 * DOCUMENT_CHARS and f.readline().strip():
+        pass
+    return f.tell()

@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from raychat import paths
+from raychat.log import Throttle
 
 PLAN_FILE = "plan.json"
 FAILED_FILE = "failed.txt"
@@ -41,27 +42,15 @@ def write_plan(folder: str, plan: Plan) -> None:
         ValueError: the folder has another plan.
     """
     path = paths.join(folder, PLAN_FILE)
-    if paths.exists(path):
-        found = read_plan(folder)
-        if found != plan:
-            raise ValueError(
-                f"{folder} holds tokens of another plan: {found}, expected {plan}; remove it or use another"
-            )
-        return
-    paths.write_json(path, dataclasses.asdict(plan))
+    if not paths.exists(path):
+        paths.write_json(path, dataclasses.asdict(plan))
+    elif (found := read_plan(folder)) != plan:
+        raise ValueError(f"{folder} holds tokens of another plan: {found}, expected {plan}; remove it or use another")
 
 
 def read_plan(folder: str) -> Plan:
-    """Read a folder's plan.
-
-    Raises:
-        ValueError: the file has other fields.
-    """
-    fields = paths.read_json(paths.join(folder, PLAN_FILE))
-    try:
-        return Plan(**fields)
-    except TypeError:
-        raise ValueError(f"{paths.join(folder, PLAN_FILE)} is not a plan of token shards: {fields!r:.200}") from None
+    """Read a folder's plan."""
+    return Plan(**paths.read_json(paths.join(folder, PLAN_FILE)))
 
 
 def write_block(folder: str, block: int, rows: np.ndarray) -> None:
@@ -79,14 +68,11 @@ def rows_by_block(names: Sequence[str]) -> dict[int, int]:
     """Return the number of rows of every finished block, from the file names in a folder."""
     blocks: dict[int, int] = {}
     for name in names:
-        if not name.endswith(".npy"):
-            continue
-        block, _, num_rows = name.removesuffix(".npy").partition("-")
-        if int(block) in blocks:
-            raise ValueError(
-                f"block {int(block)} exists twice: {name} and {_block_name(int(block), blocks[int(block)])}"
-            )
-        blocks[int(block)] = int(num_rows)
+        if name.endswith(".npy"):
+            block, num_rows = map(int, name.removesuffix(".npy").split("-"))
+            if block in blocks:
+                raise ValueError(f"block {block} exists twice: {name} and {_block_name(block, blocks[block])}")
+            blocks[block] = num_rows
     return blocks
 
 
@@ -99,7 +85,6 @@ class TokenRows:
     Args:
         folder: local or remote; remote blocks are copied to this machine's cache when first read.
         wait_s: how long to wait for the next block before giving up.
-        log: receives lines about waits.
 
     Raises:
         TimeoutError: no new block appeared for `wait_s`.
@@ -199,23 +184,17 @@ class TokenRows:
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         """List the folder until `ready()`; log at most every 10 s; give up `wait_s` after the last new block."""
-        seen, progress_at = len(self._names), time.monotonic()
-        logged_at = progress_at - 9.0  # the first line after a second
-        pause_s = 0.1
+        lines, seen, seen_at, pause_s = Throttle(10.0, first_s=1.0), len(self._names), time.monotonic(), 0.0
         while not ready():
-            self._look()
-            now = time.monotonic()
-            if len(self._names) > seen:
-                seen, progress_at = len(self._names), now
-            if ready():
-                return
             state = f"{seen} of {self._num_blocks or '?'} blocks, {self._starts[-1]:,} rows, are ready"
-            if now - progress_at > self._wait_s:
+            if time.monotonic() - seen_at > self._wait_s:
                 raise TimeoutError(
                     f"waited {self._wait_s:g} s for {what} of {self.folder}: {state}; is it being prepared?"
                 )
-            if now - logged_at >= 10.0:
+            if lines.due():
                 self._log(f"waiting for {what} of {self.folder}: {state}")
-                logged_at = now
             time.sleep(pause_s)
-            pause_s = min(2.0, 1.5 * pause_s)
+            pause_s = min(2.0, max(0.1, 1.5 * pause_s))
+            self._look()
+            if len(self._names) > seen:
+                seen, seen_at = len(self._names), time.monotonic()
