@@ -73,15 +73,15 @@ def token_counter(encoding: Any) -> Any:
 
 def texts_of(args: Args) -> dict[str, str]:
     """Return the texts to measure by name: held-out documents, the package's samples, the given files."""
-    from raychat.data import corpus
+    from raychat.data import corpus, reading
     from raychat.evals import compression
 
     texts: dict[str, str] = {}
     if args.data:
         _, val = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
         documents: list[str] = []
-        for block in corpus.blocks(val):
-            documents += corpus.texts(block).to_pylist()
+        for block in reading.blocks(val):
+            documents += reading.texts(block).to_pylist()
             if sum(map(len, documents)) >= args.max_chars:
                 break
         texts["validation"] = "\n\n".join(documents)

@@ -42,13 +42,13 @@ def run(args: Args) -> dict[str, Any]:
         return done
 
     from raychat.cluster.count import count_words
-    from raychat.data import corpus
+    from raychat.data import corpus, reading
     from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
     started = time.monotonic()
     train, _ = corpus.split(corpus.shards(args.data, args.cluster.storage(), args.num_shards), args.num_val)
     counted = count_words(
-        corpus.blocks(train),
+        reading.blocks(train),
         args.cluster,
         pattern=SPLIT_PATTERN,
         max_chars=args.max_chars,

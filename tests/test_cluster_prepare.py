@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ray import cloudpickle
 
 from raychat import paths
-from raychat.chat import template
 from raychat.cluster import Cluster
-from raychat.cluster.prepare import conversations, documents, prepare, prepare_async
-from raychat.data import corpus
+from raychat.cluster.prepare import documents, prepare, prepare_async
+from raychat.data import corpus, reading
 from raychat.data.pack import Packing
+from raychat.data.packing import Packed
 from raychat.data.shards import FAILED_FILE, PLAN_FILE, Plan, TokenRows
-from raychat.tasks import Problem
 from raychat.tokenizer import Tokenizer
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
@@ -52,7 +49,7 @@ def content(folder: str) -> dict[str, str]:
 
 def small_blocks(work: Packing, shards: list[str]) -> Packing:
     """The same work in more and smaller blocks than `documents` would make."""
-    blocks = corpus.blocks(shards, min_bytes=4000)
+    blocks = reading.blocks(shards, min_bytes=4000)
     return work._replace(blocks=blocks, plan=Plan(len(blocks), T, BYTES.vocab_size, False, "test"))
 
 
@@ -66,162 +63,30 @@ def all_rows(folder: str) -> np.ndarray:
     return rows.rows(np.arange(rows.num_rows()))[0]
 
 
-def pieces_of(row: list[int]) -> list[list[int]]:
-    """Cut a row before every BOS."""
-    starts = [at for at, token in enumerate(row) if token == BYTES.bos]
-    assert starts[0] == 0
-    return [row[a:b] for a, b in zip(starts, [*starts[1:], len(row)], strict=True)]
-
-
-# ---- documents
-
-
-def test_rows_hold_the_documents_each_from_its_bos(tmp_path: Path) -> None:
-    work = documents_work(tmp_path)
-    texts = {text for block in work.blocks for text in corpus.texts(block).to_pylist()}
-    rows = all_rows(prepare(work, HERE, say=quiet))
-    assert rows.shape == (len(rows), T + 1)
-    whole = cropped = 0
-    for row in rows.tolist():
-        *before, last = [BYTES.decode(piece[1:]) for piece in pieces_of(row)]
-        assert texts.issuperset(before)
-        assert any(text.startswith(last) for text in texts)
-        texts -= {*before, last}  # nothing twice
-        whole += len(before)
-        cropped += last not in texts
-    assert whole > 100
-    assert cropped > 100
-
-
-def test_work_is_named_by_what_it_is_made_from(tmp_path: Path) -> None:
-    shards = shards_of(tmp_path / "data")
-    other = Tokenizer([*BYTES.tokens, b"ab"])
-    works = [
-        documents(shards, BYTES, T, "s3://bucket"),
-        documents(shards, BYTES, T, "s3://bucket"),
-        documents(shards, BYTES, T + 1, "s3://bucket"),
-        documents(shards, other, T, "s3://bucket"),
-        documents(shards[:-1], BYTES, T, "s3://bucket"),
-    ]
-    paths.write_text(shards[0], paths.read_text(shards[0]).replace("abc", "abd"))
-    works.append(documents(shards, BYTES, T, "s3://bucket"))
-    folders = [work.folder for work in works]
-    assert folders[0] == folders[1]
-    assert len(set(folders)) == 5
-    assert folders[0].startswith("s3://bucket/tokens/documents-")
-
-
-@pytest.mark.parametrize("sequence_len, least_used", [(256, 0.95), (2048, 0.99)])
-def test_small_corpora_have_several_blocks_and_lose_little(
-    tmp_path: Path, sequence_len: int, least_used: float
-) -> None:
-    rng = np.random.default_rng(0)
-    texts = ["x" * int(n) for n in rng.integers(20, 200, size=20_000)]  # about 2.2 MB
-    paths.write_text(str(tmp_path / "x.jsonl"), "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    work = documents([str(tmp_path / "x.jsonl")], BYTES, sequence_len, str(tmp_path))
-    assert len(work.blocks) >= 2
-    rows = all_rows(prepare(work, HERE, say=quiet))
-    assert rows.size > least_used * sum(len(text) + 1 for text in texts)  # the rest is cropped, mostly
-
-
-def test_text_shorter_than_a_row_gives_no_row(tmp_path: Path) -> None:
-    paths.write_text(str(tmp_path / "x.txt"), "short")
-    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, say=quiet)
-    assert TokenRows(folder).num_rows() == 0
-
-
-def test_remote_storage(tmp_path: Path) -> None:
-    shards = shards_of(tmp_path / "data")
-    local = prepare(documents(shards, BYTES, T, str(tmp_path)), HERE, say=quiet)
-    remote = prepare(documents(shards, BYTES, T, f"memory://{tmp_path.name}"), HERE, say=quiet)
-    assert (all_rows(local) == all_rows(remote)).all()
-
-
-# ---- conversations
-
-said = st.text("ab \nü", min_size=1, max_size=25)
-parts = st.lists(
-    st.fixed_dictionaries({"type": st.sampled_from(["text", "python", "python_output"]), "text": said}),
-    min_size=1,
-    max_size=3,
-)
-exchange = st.tuples(said, st.one_of(said, parts))
-
-
-def problem(exchanges: list[tuple[str, Any]]) -> Problem:
-    messages = [{"role": r, "content": c} for e in exchanges for r, c in zip(("user", "assistant"), e, strict=True)]
-    return Problem(messages)
-
-
-problems_strategy = st.lists(st.lists(exchange, min_size=1, max_size=3).map(problem), min_size=1, max_size=12)
-
-
-@settings(max_examples=50)
-@given(problems_strategy)
-def test_masked_rows_carry_loss_exactly_on_the_assistants_tokens(problems: list[Problem]) -> None:
-    work = conversations(problems, BYTES, T, "unused", masked=True)
-    found = []
-    for block in work.blocks:
-        for row, mask in work.pack(block).tolist():
-            pieces = pieces_of(row)
-            ends = np.cumsum([0, *map(len, pieces)]).tolist()
-            found += [(piece, mask[a:b]) for piece, a, b in zip(pieces, ends[:-1], ends[1:], strict=True)]
-    padding = ([BYTES.bos], [0])
-    rendered = [template.render(BYTES, p.messages) for p in problems]
-    assert sorted(f for f in found if f != padding) == sorted((r.ids[: T + 1], r.mask[: T + 1]) for r in rendered)
-
-
-def test_unmasked_conversation_rows_are_full_and_carry_loss_everywhere(tmp_path: Path) -> None:
-    problems = [problem([(f"question {i}", "answer " * (i % 5 + 1))]) for i in range(200)]
-    rows = TokenRows(prepare(conversations(problems, BYTES, T, str(tmp_path), masked=False), HERE, say=quiet))
-    tokens, mask = rows.rows(np.arange(rows.num_rows()))
-    assert mask.all()
-    assert rows.num_valid(np.arange(10)) == 10 * T
-    assert (tokens[:, 0] == BYTES.bos).all()
-    rendered = {tuple(template.render(BYTES, p.messages).ids) for p in problems}
-    assert all(tuple(piece) in rendered for row in tokens.tolist() for piece in pieces_of(row)[:-1])
-
-
-def test_many_conversations_are_cut_into_blocks_in_their_order() -> None:
-    problems = [problem([(f"question {i}", "answer " * 300)]) for i in range(1000)]
-    work = conversations(problems, BYTES, T, "unused", masked=True)
-    assert 4 <= len(work.blocks) <= 8
-    assert [m for block in work.blocks for m in block] == [p.messages for p in problems]
-    assert work.folder != conversations(problems, BYTES, T, "unused", masked=False).folder
-    assert work.folder != conversations(problems[::-1], BYTES, T, "unused", masked=True).folder
-
-
-def test_no_conversations_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        conversations([], BYTES, T, "unused", masked=True)
-
-
-# ---- making blocks: blocks here are numbers, packed by functions that wait, fail or die as told by files
-
-
-def numbers(folder: Path, pack: Callable[[int], np.ndarray], num_blocks: int = 4) -> Packing:
+def numbers(folder: Path, pack: Callable[[int], Packed], num_blocks: int = 4) -> Packing:
+    """Blocks that are numbers, packed by functions that wait, fail or die as files command."""
     plan = Plan(num_blocks, T, BYTES.vocab_size, masked=False, inputs="numbers")
     return Packing(str(folder), plan, list(range(num_blocks)), pack)
 
 
-def two_rows(block: int) -> np.ndarray:
-    return np.full((2, T + 1), block, dtype=np.uint16)
+def two_rows(block: int) -> Packed:
+    return Packed(np.full((2, T + 1), block, dtype=np.uint16), used=120, lost=1)
 
 
-def waits_for(folder: str, block: int) -> np.ndarray:
+def waits_for(folder: str, block: int) -> Packed:
     """Blocks after the first wait until the file `go` is there."""
     while block and not os.path.exists(f"{folder}/go"):
         time.sleep(0.01)
     return two_rows(block)
 
 
-def fails_without(folder: str, block: int) -> np.ndarray:
+def fails_without(folder: str, block: int) -> Packed:
     if block == 2 and not os.path.exists(f"{folder}/go"):
         raise ValueError(f"block {block} is unreadable")
     return two_rows(block)
 
 
-def dies_once(folder: str, block: int) -> np.ndarray:
+def dies_once(folder: str, block: int) -> Packed:
     """The process that packs block 2 is killed, the first time."""
     if block == 2 and not os.path.exists(f"{folder}/died"):
         Path(folder, "died").touch()
@@ -229,9 +94,22 @@ def dies_once(folder: str, block: int) -> np.ndarray:
     return two_rows(block)
 
 
+def test_text_shorter_than_a_row_gives_no_row(tmp_path: Path) -> None:
+    paths.write_text(str(tmp_path / "x.txt"), "short")
+    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, log=quiet)
+    assert TokenRows(folder).num_rows() == 0
+
+
+def test_remote_storage(tmp_path: Path) -> None:
+    shards = shards_of(tmp_path / "data")
+    local = prepare(documents(shards, BYTES, T, str(tmp_path)), HERE, log=quiet)
+    remote = prepare(documents(shards, BYTES, T, f"memory://{tmp_path.name}"), HERE, log=quiet)
+    assert (all_rows(local) == all_rows(remote)).all()
+
+
 def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     work = documents_work(tmp_path)
-    folder = prepare(work, HERE, say=quiet)
+    folder = prepare(work, HERE, log=quiet)
     before = content(folder)
     removed = [name for name in before if name.startswith(("000001-", "000003-"))]
     assert len(before) > 6
@@ -244,25 +122,25 @@ def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
         made.append(block)
         return work.read(block)
 
-    prepare(work._replace(read=reading), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, log=quiet)
     assert made == [work.blocks[1], work.blocks[3]]
     assert content(folder) == before
-    prepare(work._replace(read=reading), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, log=quiet)
     assert len(made) == 2
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
-    prepare(numbers(tmp_path, two_rows), HERE, say=quiet)
+    prepare(numbers(tmp_path, two_rows), HERE, log=quiet)
     with pytest.raises(ValueError, match="another plan"):
-        prepare(numbers(tmp_path, two_rows, num_blocks=5), HERE, say=quiet)
+        prepare(numbers(tmp_path, two_rows, num_blocks=5), HERE, log=quiet)
 
 
 def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet)
+    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet)
     rows = TokenRows(str(folder), wait_s=10)
     assert rows.rows([0, 1])[0][:, 0].tolist() == [0, 0]
-    assert not rows.complete()
+    assert rows.available() == 2
     (tmp_path / "go").touch()
     assert rows.rows([7])[0][0, 0] == 3
     assert preparation.result() == str(folder)
@@ -270,7 +148,7 @@ def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> 
 
 def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet):
+    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet):
         assert TokenRows(str(folder), wait_s=10).rows([0])[0][0, 0] == 0
         timer = subprocess.Popen(
             [sys.executable, "-c", f"import time; time.sleep(0.5); open({str(tmp_path / 'go')!r}, 'w')"]
@@ -280,20 +158,20 @@ def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
         "000000-00000002.npy",
         "000001-00000002.npy",
     ]
-    prepare(numbers(folder, two_rows), HERE, say=quiet)
+    prepare(numbers(folder, two_rows), HERE, log=quiet)
     assert TokenRows(str(folder)).num_rows() == 8
 
 
 def check_failure(work: Packing, cluster: Cluster, go: Path) -> None:
     """A failing preparation says why to its caller and to readers; the next one goes on from there."""
     with pytest.raises(RuntimeError, match="ValueError: block 2 is unreadable") as failure:
-        prepare(work, cluster, say=quiet)
+        prepare(work, cluster, log=quiet)
     assert failure.value.__cause__ is not None
     assert "fails_without" in paths.read_text(paths.join(work.folder, FAILED_FILE))  # the traceback
     with pytest.raises(RuntimeError, match="block 2 is unreadable"):
         TokenRows(work.folder).num_rows()
     go.touch()
-    prepare(work, cluster, say=quiet)
+    prepare(work, cluster, log=quiet)
     assert TokenRows(work.folder).num_rows() == 8
     assert FAILED_FILE not in paths.names(work.folder)
 
@@ -304,10 +182,10 @@ def test_failure_is_told_to_caller_and_readers(tmp_path: Path) -> None:
 
 def test_progress_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, log=said.append)
     assert said[0] == "tokens: making 4 of 4 blocks"
-    assert said[-1].startswith("tokens: block 4/4 rows 8 tok/s ")
-    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    assert said[-1].startswith("tokens: block 4/4 rows 8 tokens 480 lost 0.83% tok/s ")
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, log=said.append)
     assert len(said) == 2  # nothing to do, nothing to say
 
 
@@ -328,7 +206,7 @@ prepare(work._replace(pack=slowly), Cluster(workers=0))
 
 def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = documents_work(tmp_path, "whole")
-    prepare(whole, HERE, say=quiet)
+    prepare(whole, HERE, log=quiet)
     shards = corpus.shards([str(tmp_path / "data")], "unused")
     killed = small_blocks(documents(shards, BYTES, T, str(tmp_path / "killed")), shards)
     script = _KILLED.format(tests=str(Path(__file__).parent), shards=shards, storage=str(tmp_path / "killed"))
@@ -339,20 +217,17 @@ def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> 
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert 4 <= len(paths.names(killed.folder)) < len(content(whole.folder))
-    prepare(killed, HERE, say=quiet)
+    prepare(killed, HERE, log=quiet)
     there = content(killed.folder)
     assert {name: there[name] for name in paths.names(killed.folder)} == content(whole.folder)
-
-
-# ---- on a Ray cluster
 
 
 @pytest.mark.ray
 def test_ray_tasks_make_the_same_bytes(ray_cluster: None, tmp_path: Path) -> None:
     here, there = documents_work(tmp_path, "here"), documents_work(tmp_path, "there")
-    prepare(here, HERE, say=quiet)
+    prepare(here, HERE, log=quiet)
     said: list[str] = []
-    prepare(there, Cluster(workers=2), say=said.append)
+    prepare(there, Cluster(workers=2), log=said.append)
     assert content(there.folder) == content(here.folder)
     assert f"block {len(there.blocks)}/{len(there.blocks)} " in said[-1]
 
@@ -365,6 +240,6 @@ def test_failure_of_a_task_is_told_to_caller_and_readers(ray_cluster: None, tmp_
 
 @pytest.mark.ray
 def test_killed_task_is_done_again(ray_cluster: None, tmp_path: Path) -> None:
-    folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), say=quiet)
+    folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), log=quiet)
     assert (tmp_path / "died").exists()
     assert all_rows(folder)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

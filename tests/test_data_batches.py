@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 
-from raychat.data.batches import Batch, evaluation, next_token, steps_of
+from raychat.data.batches import Batch, next_token, steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 
@@ -56,12 +56,12 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
         assert torch.equal(batch.inputs, again.inputs)
 
 
-def test_evaluation_visits_every_row_once(tmp_path: Path) -> None:
+def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     seen = [
         row
         for rank in range(3)
-        for b in evaluation(rows, 11, device_rows=2, world=World(rank, 3), device=CPU)
+        for b in validation_batches(rows, 11, device_rows=2, world=World(rank, 3), device=CPU)
         for row in b.inputs.tolist()
     ]
     assert sorted(seen) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from raychat import paths
 from raychat.data import corpus, reading
+from raychat.data.hub import fetch
 from raychat.data.reading import DOCUMENT_CHARS, FileRange, text_documents
 
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + "ümläut 漢字" for i in range(50)]
@@ -36,11 +37,8 @@ def written(path: str, data: bytes) -> str:
     return path
 
 
-def documents(blocks: list[corpus.Block]) -> list[str]:
-    return [text for block in blocks for text in corpus.texts(block).to_pylist()]
-
-
-# ---- shards and their names
+def documents(blocks: list[reading.Block]) -> list[str]:
+    return [text for block in blocks for text in reading.texts(block).to_pylist()]
 
 
 def test_a_folder_gives_its_shards_by_name(tmp_path: Path) -> None:
@@ -60,7 +58,7 @@ def test_remote_shards_keep_their_scheme(tmp_path: Path) -> None:
     expected = [f"{root}/part-{i}.txt" for i in range(3)]
     assert corpus.shards([root], "unused") == expected
     assert [paths.name(s) for s in corpus.shards([f"{root}/*.txt"], "unused")] == [paths.name(s) for s in expected]
-    assert documents(corpus.blocks(corpus.shards([f"{root}/*.txt"], "unused"))) == ["text"] * 3
+    assert documents(reading.blocks(corpus.shards([f"{root}/*.txt"], "unused"))) == ["text"] * 3
 
 
 def test_number_of_training_shards_keeps_the_validation_shard(tmp_path: Path) -> None:
@@ -80,8 +78,8 @@ def test_hub_corpora_are_listed_without_a_network(monkeypatch: pytest.MonkeyPatc
     assert shards[0] == "/storage/data/climbmix/shard_00000.parquet"
     assert corpus.split(shards)[1] == ["/storage/data/climbmix/shard_06542.parquet"]
     assert len(corpus.shards(["fineweb-edu"], "s3://bucket")) == 1823
-    blocks = corpus.blocks(shards[:3])
-    assert blocks == [corpus.Block((FileRange(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
+    blocks = reading.blocks(shards[:3])
+    assert blocks == [reading.Block((FileRange(shard),)) for shard in shards[:3]]  # a shard is a block, unseen
     assert corpus.shards_needed(["climbmix"], 1_000_000_000) == 32
     assert corpus.shards_needed(["climbmix"], 10**15) == 6542
     assert corpus.shards_needed(["tinyworld"], 1_000_000_000) is None
@@ -93,20 +91,17 @@ def test_tinyworld_is_written_once(tmp_path: Path) -> None:
     assert all(shard.startswith(f"{tmp_path}/data/tinyworld/pretrain/") for shard in shards)
     versions = [corpus.version(shard) for shard in shards]
     assert [corpus.version(shard) for shard in corpus.shards(["tinyworld"], str(tmp_path))] == versions
-    assert sum(map(len, corpus.texts(corpus.blocks(shards)[0]).to_pylist())) > 100_000
+    assert sum(map(len, reading.texts(reading.blocks(shards)[0]).to_pylist())) > 100_000
 
 
 @pytest.mark.parametrize(
     "name, message",
-    [("absent", "is not there"), ("*.txt", "matches no file"), ("", "holds no file"), ("notes.md", "unknown kind")],
+    [("absent", "does not exist"), ("*.txt", "matches no file"), ("", "holds no file"), ("notes.md", "unknown kind")],
 )
 def test_names_without_shards_are_refused(tmp_path: Path, name: str, message: str) -> None:
     written(str(tmp_path / "notes.md"), b"")
     with pytest.raises(ValueError, match=message):
         corpus.shards([str(tmp_path / name)], "unused")
-
-
-# ---- training and validation
 
 
 def test_one_shard_for_training_and_validation_is_an_error(tmp_path: Path) -> None:
@@ -134,9 +129,6 @@ def test_split_takes_the_last_shards() -> None:
     assert corpus.split(["a", "b", "c"], num_val=2) == (["a"], ["b", "c"])
 
 
-# ---- documents
-
-
 @pytest.mark.parametrize("name", ["x.parquet", "x.jsonl", "x.jsonl.gz", "x.jsonl.zst"])
 @pytest.mark.parametrize("remote", [False, True])
 def test_every_document_is_read_once_in_order(tmp_path: Path, name: str, remote: bool) -> None:
@@ -151,23 +143,23 @@ def test_every_document_is_read_once_in_order(tmp_path: Path, name: str, remote:
     else:
         written(path, json_lines(DOCUMENTS))
     for min_bytes in (1, 300, 1_000_000):
-        assert documents(corpus.blocks([path], min_bytes=min_bytes)) == DOCUMENTS
+        assert documents(reading.blocks([path], min_bytes=min_bytes)) == DOCUMENTS
     if name in ("x.parquet", "x.jsonl"):
-        assert len(corpus.blocks([path], min_bytes=300)) > 3
+        assert len(reading.blocks([path], min_bytes=300)) > 3
 
 
 def test_small_files_share_a_block(tmp_path: Path) -> None:
     files = [written(str(tmp_path / f"{i:02d}.txt"), DOCUMENTS[i].encode()) for i in range(20)]
-    blocks = corpus.blocks(files, min_bytes=200)
+    blocks = reading.blocks(files, min_bytes=200)
     assert 1 < len(blocks) < 15
     assert documents(blocks) == DOCUMENTS[:20]
 
 
 def test_empty_documents_are_left_out(tmp_path: Path) -> None:
-    assert documents(corpus.blocks([parquet(str(tmp_path / "x.parquet"), ["a", "", "b"])])) == ["a", "b"]
-    assert documents(corpus.blocks([written(str(tmp_path / "y.jsonl"), json_lines(["", "b"]) + b"\n\n")])) == ["b"]
-    assert documents(corpus.blocks([written(str(tmp_path / "z.txt"), b"\n \n\n")])) == []
-    assert documents(corpus.blocks([written(str(tmp_path / "e.jsonl"), b"")])) == []
+    assert documents(reading.blocks([parquet(str(tmp_path / "x.parquet"), ["a", "", "b"])])) == ["a", "b"]
+    assert documents(reading.blocks([written(str(tmp_path / "y.jsonl"), json_lines(["", "b"]) + b"\n\n")])) == ["b"]
+    assert documents(reading.blocks([written(str(tmp_path / "z.txt"), b"\n \n\n")])) == []
+    assert documents(reading.blocks([written(str(tmp_path / "e.jsonl"), b"")])) == []
 
 
 words = st.text("ab \n\r\té", max_size=30)
@@ -198,7 +190,7 @@ def test_text_without_blank_lines_is_cut_at_line_ends() -> None:
 def test_text_is_cut_into_blocks_between_paragraphs(tmp_path: Path, blank: str) -> None:
     paragraphs = [f"Paragraph {i}.\n" + f"Line of {i}.\n" * 30 for i in range(300)]
     path = written(str(tmp_path / "x.txt"), blank.join(paragraphs).encode())
-    blocks = corpus.blocks([path], min_bytes=10_000)
+    blocks = reading.blocks([path], min_bytes=10_000)
     assert len(blocks) > 5
     found = [p.strip() for text in documents(blocks) for p in re.split(r"\n\s*\n", text)]
     assert found == [p.strip() for p in paragraphs]
@@ -206,9 +198,6 @@ def test_text_is_cut_into_blocks_between_paragraphs(tmp_path: Path, blank: str) 
 
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(reading) == (0, 2)
-
-
-# ---- errors say which file and what is expected
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
@@ -224,7 +213,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         if data is not None:
             written(path, data)
         with pytest.raises(ValueError, match=message):
-            documents(corpus.blocks([path]))
+            documents(reading.blocks([path]))
 
 
 def test_version_changes_with_the_file(tmp_path: Path) -> None:
@@ -234,9 +223,6 @@ def test_version_changes_with_the_file(tmp_path: Path) -> None:
         assert corpus.version(path) == before
         written(path, b"two")
         assert corpus.version(path) != before
-
-
-# ---- the hub, from a small server of this machine
 
 
 class Hub(ThreadingHTTPServer):
@@ -301,10 +287,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_hub_shard_is_downloaded_when_it_is_read_and_once(hub: Hub, tmp_path: Path, remote: bool) -> None:
     storage = f"memory://{tmp_path.name}" if remote else str(tmp_path / "storage")
     shard = corpus.shards(["climbmix"], storage)[7]
-    assert documents(corpus.blocks([shard])) == DOCUMENTS
+    assert documents(reading.blocks([shard])) == DOCUMENTS
     assert paths.read_bytes(shard) == hub.content
     seen = len(hub.requests)
-    assert documents(corpus.blocks([shard])) == DOCUMENTS
+    assert documents(reading.blocks([shard])) == DOCUMENTS
     assert len(hub.requests) == seen
     assert paths.names(f"{storage}/data/climbmix") == ["shard_00007.parquet"]
     if not remote:
@@ -315,8 +301,8 @@ def test_hub_shard_is_downloaded_when_it_is_read_and_once(hub: Hub, tmp_path: Pa
 def test_failed_and_truncated_downloads_are_tried_again(hub: Hub, tmp_path: Path, faults: list[str]) -> None:
     hub.faults = faults
     shard = corpus.shards(["climbmix"], str(tmp_path / "storage"))[7]
-    said: list[str] = []
-    assert corpus.fetch(shard, backoff_s=0.01, say=said.append) == shard
+    logged: list[str] = []
+    assert fetch(shard, backoff_s=0.01, log=logged.append) == shard
     assert paths.read_bytes(shard) == hub.content
     assert not hub.faults
 
@@ -324,16 +310,16 @@ def test_failed_and_truncated_downloads_are_tried_again(hub: Hub, tmp_path: Path
 def test_download_that_keeps_failing_leaves_no_file_and_says_why(hub: Hub, tmp_path: Path) -> None:
     hub.faults = ["short"] * 100
     shard = corpus.shards(["climbmix"], str(tmp_path / "storage"))[7]
-    said: list[str] = []
+    logged: list[str] = []
     with pytest.raises(ConnectionError, match=r"shard_00007\.parquet .* in 3 attempts"):
-        corpus.fetch(shard, attempts=3, backoff_s=0.01, say=said.append)
+        fetch(shard, attempts=3, backoff_s=0.01, log=logged.append)
     assert not paths.exists(shard)
-    assert len(said) == 2
-    assert "attempt 1 of 3" in said[0]
+    assert len(logged) == 2
+    assert "attempt 1 of 3" in logged[0]
 
 
 def test_shard_that_the_hub_does_not_have_is_not_tried_again(hub: Hub, tmp_path: Path) -> None:
     shard = corpus.shards(["climbmix"], str(tmp_path / "storage"))[8]
     with pytest.raises(FileNotFoundError, match=r"no shard_00008\.parquet"):
-        corpus.fetch(shard)
+        fetch(shard)
     assert len(hub.requests) <= 2

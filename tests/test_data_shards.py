@@ -3,23 +3,10 @@ from threading import Timer
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from raychat import paths
-from raychat.data.shards import (
-    FAILED_FILE,
-    Plan,
-    TokenRows,
-    pack_conversations,
-    pack_documents,
-    rows_by_block,
-    token_dtype,
-    write_block,
-    write_plan,
-)
+from raychat.data.shards import FAILED_FILE, Plan, TokenRows, rows_by_block, write_block, write_plan
 
-BOS, PAD = 1, 0
 T = 7
 
 
@@ -40,82 +27,11 @@ def folder_of(folder: str, row_counts: list[int], only: list[int] | None = None)
     return folder
 
 
-# ---- packing
-
-
-def documents_of(lengths: list[int]) -> list[list[int]]:
-    """BOS and so many tokens each, no token twice."""
-    token = iter(range(2, 10_000))
-    return [[BOS, *(next(token) for _ in range(length))] for length in lengths]
-
-
-def flat(documents: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int64)
-    return np.array([token for document in documents for token in document], dtype=np.uint16), offsets
-
-
-@given(st.lists(st.integers(0, 30), max_size=30))
-def test_document_rows_are_full_begin_with_bos_and_hold_whole_documents(lengths: list[int]) -> None:
-    documents = documents_of(lengths)
-    rows = pack_documents(*flat(documents), sequence_len=T)
-    assert rows.dtype == np.uint16
-    assert rows.shape == (len(rows), T + 1)
-    tokens = [token for token in rows.ravel().tolist() if token != BOS]
-    assert len(tokens) == len(set(tokens))  # nothing twice
-    with_first_token = {document[1]: document for document in documents if len(document) > 1}
-    for row in rows.tolist():
-        assert row[0] == BOS
-        starts = [at for at, token in enumerate(row) if token == BOS]
-        pieces = [row[start:stop] for start, stop in zip(starts, [*starts[1:], T + 1], strict=True)]
-        for piece in pieces[:-1]:
-            assert piece == [BOS] or piece == with_first_token[piece[1]]
-        if len(cropped := pieces[-1]) > 1:
-            assert cropped == with_first_token[cropped[1]][: len(cropped)]
-
-
-def conversations_of_tokens() -> st.SearchStrategy[list[tuple[list[int], list[int]]]]:
-    token = st.tuples(st.integers(2, 99), st.integers(0, 1))
-    conversation = st.lists(token, max_size=15).map(lambda c: ([BOS, *(i for i, _ in c)], [0, *(m for _, m in c)]))
-    return st.lists(conversation, max_size=20)
-
-
-@given(conversations_of_tokens())
-def test_conversation_rows_are_unpacked_again_with_their_masks(
-    conversations: list[tuple[list[int], list[int]]],
-) -> None:
-    rows = pack_conversations(conversations, T, PAD, vocab_size=1000)
-    assert rows.shape == (len(rows), 2, T + 1)
-    found = []
-    for ids, mask in rows.tolist():
-        length = len(ids) - ids[::-1].index(next(i for i in reversed(ids) if i != PAD))
-        assert not any(mask[length:])  # padding carries no loss
-        starts = [at for at, token in enumerate(ids[:length]) if token == BOS]
-        assert starts[0] == 0
-        stops = [*starts[1:], length]
-        found += [(ids[start:stop], mask[start:stop]) for start, stop in zip(starts, stops, strict=True)]
-    assert sorted(found) == sorted((ids[: T + 1], mask[: T + 1]) for ids, mask in conversations)
-
-
-def test_first_token_of_a_conversation_is_never_a_target() -> None:
-    rows = pack_conversations([([BOS, 5], [1, 1]), ([BOS, 6], [1, 1])], T, PAD, vocab_size=1000)
-    assert rows.tolist() == [[[BOS, 5, BOS, 6, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0, 0]]]
-
-
-def test_large_vocabulary_takes_four_bytes() -> None:
-    assert token_dtype(65536) is np.uint16
-    assert token_dtype(65537) is np.uint32
-    assert pack_conversations([([70000], [0])], T, PAD, vocab_size=70001)[0, 0, 0] == 70000
-
-
-# ---- reading
-
-
 @pytest.mark.parametrize("root", ["local", "memory://tokens"])
 def test_rows_are_the_same_by_any_grouping(root: str, tmp_path: Path) -> None:
     folder = folder_of(str(tmp_path) if root == "local" else f"{root}/{tmp_path.name}", [3, 0, 2, 4, 0])
     rows = TokenRows(folder)
     assert rows.num_rows() == rows.available() == 9
-    assert rows.complete()
     tokens, mask = rows.rows(np.array([8, 0, 3, 2, 3]))
     assert tokens.dtype == np.int64
     assert tokens.tolist() == np.repeat([[8], [0], [3], [2], [3]], T + 1, axis=1).tolist()
@@ -131,12 +47,14 @@ def test_rows_go_round_when_the_folder_is_complete(tmp_path: Path) -> None:
 
 def test_masks_are_read_back_and_counted(tmp_path: Path) -> None:
     write_plan(str(tmp_path), plan(1, masked=True))
-    packed = pack_conversations([([BOS, 5, 6], [0, 1, 0]), ([BOS] + [7] * T, [0] + [1] * T)], T, PAD, vocab_size=1000)
-    write_block(str(tmp_path), 0, packed)
+    written = np.zeros((2, 2, T + 1), dtype=np.uint16)
+    written[0] = [[1, *[7] * T], [0, *[1] * T]]
+    written[1, :, :3] = [[1, 5, 6], [1, 1, 0]]  # the first token of a row is never a target
+    write_block(str(tmp_path), 0, written)
     rows = TokenRows(str(tmp_path))
     tokens, mask = rows.rows([0, 1])
-    assert tokens.tolist() == packed[:, 0].tolist()
-    assert mask.tolist() == packed[:, 1].astype(bool).tolist()
+    assert tokens.tolist() == written[:, 0].tolist()
+    assert mask.tolist() == written[:, 1].astype(bool).tolist()
     assert [rows.num_valid([i]) for i in (0, 1)] == [7, 1]
     assert rows.num_valid([0, 1, 2]) == 15  # row 2 is row 0 again
 
@@ -152,7 +70,6 @@ def test_only_blocks_before_the_first_missing_one_are_available(tmp_path: Path) 
     folder = folder_of(str(tmp_path), [2, 2, 2, 2], only=[0, 1, 3])
     rows = TokenRows(folder, wait_s=0.3)
     assert rows.available() == 4
-    assert not rows.complete()
     assert rows.rows([3])[0][0, 0] == 3
     with pytest.raises(TimeoutError, match=r"row 4 .* 2 of 4 blocks"):
         rows.rows([4])
@@ -160,15 +77,15 @@ def test_only_blocks_before_the_first_missing_one_are_available(tmp_path: Path) 
     assert rows.available() == 8
 
 
-def test_waits_for_rows_that_are_still_being_made_and_says_so(tmp_path: Path) -> None:
-    folder, said = str(tmp_path / "tokens"), list[str]()
+def test_waits_for_rows_that_are_still_being_made_and_logs_it(tmp_path: Path) -> None:
+    folder, logged = str(tmp_path / "tokens"), list[str]()
     Timer(0.3, folder_of, (folder, [2, 2], [0])).start()
-    rows = TokenRows(folder, wait_s=20, say=said.append)
+    rows = TokenRows(folder, wait_s=20, log=logged.append)
     Timer(1.5, write_block, (folder, 1, numbered(2, 2))).start()
     assert rows.rows([0, 2])[0][:, 0].tolist() == [0, 2]
-    assert len(said) == 1
-    assert "row 2" in said[0]
-    assert "1 of 2 blocks" in said[0]
+    assert len(logged) == 1
+    assert "row 2" in logged[0]
+    assert "1 of 2 blocks" in logged[0]
 
 
 def test_wrapping_waits_for_the_complete_folder(tmp_path: Path) -> None:
@@ -196,9 +113,6 @@ def test_folder_without_a_row_is_an_error(tmp_path: Path) -> None:
 def test_negative_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not negative"):
         TokenRows(folder_of(str(tmp_path), [2])).rows([-1])
-
-
-# ---- writing
 
 
 def test_a_folder_keeps_its_plan(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import torch
 import toy
 from tiny import byte_tokenizer
 
-from raychat.data.batches import Batch, next_token
-from raychat.data.batches import evaluation as share_of
+from raychat.data.batches import Batch, next_token, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.evals import bpb
@@ -60,7 +59,9 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
     store = TokenRows(toy.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
     whole = bpb.bits_per_byte(model, batches(*store.rows(np.arange(7)), 7), token_bytes)
     sums = sum(
-        bpb.nats_and_bytes(model, share_of(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes)
+        bpb.nats_and_bytes(
+            model, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes
+        )
         for r in range(3)
     )
     assert bpb.from_sums(torch.as_tensor(sums)) == pytest.approx(whole, rel=1e-6)

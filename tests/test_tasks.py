@@ -66,9 +66,6 @@ def only(task):
     return problem
 
 
-# ---------------------------------------------------------------------------------------------- multiple choice
-
-
 def test_multiple_choice_is_asked_with_the_letter_after_the_choice(root):
     problem = tasks.arc(root, "ARC-Easy").problems[0]
     assert problem.messages == [
@@ -104,9 +101,6 @@ def test_an_answer_that_is_no_choice_is_refused():
         tasks.choice_problem("?", ["a", "b"], ["A", "B"], "C")
     with pytest.raises(ValueError, match="do not fit"):
         tasks.choice_problem("?", ["a", "b"], ["A", "B", "C"], "C")
-
-
-# ---------------------------------------------------------------------------------------------- GSM8K
 
 
 def test_calculator_calls_become_tool_parts(root):
@@ -152,9 +146,6 @@ def test_gsm8k_rewards_the_number_not_its_spelling(root):
     assert rewards == [1, 1, 0, 0, 1]
 
 
-# ---------------------------------------------------------------------------------------------- HumanEval
-
-
 @pytest.mark.parametrize(
     ("completion", "passes"),
     [
@@ -181,9 +172,6 @@ def test_human_eval_reference_passes(root):
 def test_code_is_taken_from_the_first_fence():
     assert extract_code("a\n```py\nx = 1\n```\nb\n```\ny\n```") == "x = 1\n"
     assert extract_code("x = 1") == "x = 1"
-
-
-# ---------------------------------------------------------------------------------------------- spelling
 
 
 def test_spelling_bee_counts_with_the_tool(root):
@@ -234,9 +222,6 @@ def test_the_folders_own_words_are_used(tmp_path):
     assert {problem.reference for problem in found} <= {"fox", "hen", "owl", "stone", "cat", "dog"}
 
 
-# ---------------------------------------------------------------------------------------------- conversations
-
-
 def test_conversations_are_taken_as_they_are(root):
     assert only(tasks.conversations(root, "train")).messages == TALK["messages"]
 
@@ -269,9 +254,6 @@ def test_identity_messages_take_turns():
     for seed in range(20):
         roles = [message["role"] for message in identity_messages(random.Random(seed))]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-
-
-# ---------------------------------------------------------------------------------------------- where rows come from
 
 
 @pytest.mark.parametrize("name", [n for n in tasks.TASKS if n not in ("identity", "spelling-bee", "simple-spelling")])
@@ -318,7 +300,7 @@ def test_a_row_in_another_layout_is_named(root, name, file, row, why):
 
 
 @pytest.mark.parametrize(
-    ("name", "file", "data", "told"),
+    ("name", "file", "data", "message"),
     [
         (
             "gsm8k",
@@ -330,9 +312,9 @@ def test_a_row_in_another_layout_is_named(root, name, file, row, why):
         ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], " is no gzip file"),
     ],
 )
-def test_a_damaged_file_is_named(root, name, file, data, told):
+def test_a_damaged_file_is_named(root, name, file, data, message):
     (Path(root) / file).write_bytes(data)
-    with pytest.raises(ValueError, match=re.escape(f"{Path(root) / file}{told}")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{Path(root) / file}{message}")) as error:
         tasks.load(name, root, "test")
     assert "expected" in str(error.value)
 
@@ -383,9 +365,6 @@ def test_the_hubs_data_sets_load_through_datasets(tmp_path, monkeypatch):
     assert only(tasks.load("mmlu", tasks.HUB, "train")).reference == "B"
     assert only(tasks.load("humaneval", tasks.HUB, "test")).reference["entry_point"] == "half"
     assert only(tasks.load("conversations", tasks.HUB, "train")).messages == TALK["messages"]
-
-
-# ---------------------------------------------------------------------------------------------- mixtures
 
 
 def counted(name, num):

@@ -13,7 +13,7 @@ import raychat_bpe
 
 from jobs import tok_train
 from raychat.cluster import Cluster, count
-from raychat.data import corpus
+from raychat.data import reading
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXTS = [f"Document {i}: the cat's {word} sat on {i * 7} mats.\n" * 3 for i in range(60) for word in ("naïve", "猫")]
@@ -55,7 +55,7 @@ def test_shards_and_blocks_do_not_matter(write_shards: WriteShards, max_chars: i
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_do_not_matter(write_shards: WriteShards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "blocks", functools.partial(corpus.blocks, min_bytes=2000))
+    monkeypatch.setattr(reading, "blocks", functools.partial(reading.blocks, min_bytes=2000))
     data = write_shards("x", 25, 7)
     runs = [trained(arguments(data, run=f"w{n}", workers=n, max_chars=9000)) for n in (0, 1, 2, 4)]
     assert runs[0] == runs[1] == runs[2] == runs[3]
@@ -65,7 +65,7 @@ def test_counts_are_added_up_in_a_tree(write_shards: WriteShards, monkeypatch: p
     data = write_shards("x", 25, 3)
     expected = trained(arguments(data, run="a"))
     monkeypatch.setattr(count, "FAN_IN", 2)
-    monkeypatch.setattr(corpus, "blocks", functools.partial(corpus.blocks, min_bytes=1))
+    monkeypatch.setattr(reading, "blocks", functools.partial(reading.blocks, min_bytes=1))
     assert trained(arguments(data, run="b")) == expected
 
 

@@ -13,7 +13,7 @@ import raychat_bpe
 
 from raychat.cluster import Cluster
 from raychat.cluster.map import FanOut, num_cores
-from raychat.data import corpus
+from raychat.data import reading
 from raychat.log import Progress
 from raychat.tokenizer import default_threads
 
@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 
 def count_words(
-    blocks: Sequence[corpus.Block],
+    blocks: Sequence[reading.Block],
     cluster: Cluster,
     *,
     pattern: str,
@@ -77,7 +77,7 @@ def count_words(
 
 
 def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.ChunkedArray, Size]:
-    """Take the first documents, each cropped to `doc_cap` characters, until they have `max_chars`; say how much it is.
+    """Take the first documents, each cropped to `doc_cap` characters, until they have `max_chars`; return their size, too.
 
     >>> crop(pa.chunked_array([["abcd", "éfgh"], ["i"]]), 5, 3)[0].to_pylist()
     ['abc', 'éf']
@@ -96,9 +96,9 @@ def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.Chunk
     return taken, Size(min(max_chars, int(ends[-1])), len(taken))
 
 
-def _count(block: corpus.Block, max_chars: int, *, pattern: str, doc_cap: int) -> tuple[Size, bytes]:
+def _count(block: reading.Block, max_chars: int, *, pattern: str, doc_cap: int) -> tuple[Size, bytes]:
     """Return the size of a block's first documents and their sorted counts."""
-    texts, size = crop(corpus.texts(block), max_chars, doc_cap)
+    texts, size = crop(reading.texts(block), max_chars, doc_cap)
     return size, raychat_bpe.Counts(texts, pattern, default_threads()).to_sorted(1)[0]
 
 

@@ -20,13 +20,13 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.map import num_cores
 from raychat.data import shards
-from raychat.data.pack import Packing, conversations, documents, make_block
+from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
 from raychat.log import Progress
 
 __all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
 
 
-def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> str:
+def prepare(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> str:
     """Make the missing blocks of a folder of token shards, wait for them, and return the folder.
 
     With 0 workers this process makes them, else Ray Data tasks over the cluster.
@@ -34,11 +34,11 @@ def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = 
     Raises:
         RuntimeError: a block cannot be made; its cause says why, as `failed.txt` in the folder does for readers.
     """
-    with prepare_async(packing, cluster, say=say) as preparation:
+    with prepare_async(packing, cluster, log=log) as preparation:
         return preparation.result()
 
 
-def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> "Preparation":
+def prepare_async(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> "Preparation":
     """Begin to make the missing blocks and return at once, so that training starts on the first of them.
 
     As a context manager it stops making blocks when the training inside has ended and needs no more of them.
@@ -49,15 +49,15 @@ def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], No
     missing = [block for block in range(packing.plan.num_blocks) if block not in present]
     if missing and cluster.workers > 0:
         cluster.connect()
-    return Preparation(packing, missing, cluster, say)
+    return Preparation(packing, missing, cluster, log)
 
 
 class Preparation:
     """Blocks that a thread of this process makes, with the tasks that it starts."""
 
-    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, say: Callable[[str], None]) -> None:
+    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, log: Callable[[str], None]) -> None:
         self.folder = packing.folder
-        self._packing, self._missing, self._cluster, self._say = packing, missing, cluster, say
+        self._packing, self._missing, self._cluster, self._log = packing, missing, cluster, log
         self._error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
@@ -94,33 +94,35 @@ class Preparation:
     def _make_missing(self) -> None:
         if not self._missing:
             return
-        name, capacity = paths.name(self.folder), self._packing.plan.sequence_len + 1
-        self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
+        name = paths.name(self.folder)
+        self._log(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _on_the_cluster if self._cluster.workers else _in_this_process
-        started, num_rows = time.monotonic(), 0
-        progress = Progress(name, len(self._missing), unit="block", say=self._say)
-        for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
-            num_rows += made
-            progress.advance(done, rows=num_rows, tok_per_s=num_rows * capacity / (time.monotonic() - started))
+        started, total = time.monotonic(), BlockCounts(0, 0, 0)
+        progress = Progress(name, len(self._missing), unit="block", log=self._log)
+        for done, counts in enumerate(make(self._packing, self._missing, self._cluster), start=1):
+            total = BlockCounts(*map(sum, zip(total, counts, strict=True)))
+            tok_per_s = total.used / (time.monotonic() - started)
+            lost = f"{total.lost_frac:.2%}"
+            progress.advance(done, rows=total.rows, tokens=total.used, lost=lost, tok_per_s=tok_per_s)
             if self._stopping.is_set():
                 return
 
 
-def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[int]:
-    """Make the blocks one by one; yield the number of rows of each."""
+def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[BlockCounts]:
+    """Make the blocks one by one; yield what each holds."""
     for block in missing:
         yield make_block(packing.folder, block, packing.pack, packing.read(packing.blocks[block]))
 
 
-def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[int]:
-    """Stream the blocks through Ray Data, the first ones first; yield the number of rows as each is done.
+def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) -> Iterator[BlockCounts]:
+    """Stream the blocks through Ray Data, the first ones first; yield what each holds as it is done.
 
     Reading waits for disks and networks, so its tasks run ahead of those that tokenize, pack and write. Each task gets
-    the inputs of its own block only, and only a count comes back here.
+    the inputs of its own block only, and only counts come back here.
     """
     folder, read, pack = packing.folder, packing.read, packing.pack
 
-    def make(block: int, documents: Any) -> int:
+    def make(block: int, documents: Any) -> BlockCounts:
         return make_block(folder, block, pack, documents)
 
     blocks = [{"block": block, "value": cloudpickle.dumps(packing.blocks[block])} for block in missing]

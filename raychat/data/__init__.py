@@ -1,1 +1,1 @@
-"""The road of text: shards of documents, packed into rows of tokens, read back as batches."""
+"""From text to batches: shards of documents are packed into rows of tokens and read back as batches."""

@@ -1,7 +1,7 @@
-"""Batches that carry their own weights, and the rows that a worker takes at a step.
+"""Batches that carry their own weights, and the rows of each rank at each step.
 
-The loss of a step is `sum_bt weights[b, t] * nll[b, t]` over all micro-batches of all workers: a batch is already
-normalised over the whole step, so the loop divides by nothing and any number of workers takes the same step.
+The loss of a step is `sum_bt weights[b, t] * nll[b, t]` over all micro-batches of all ranks. The weights are normalised
+over the whole step, so the loop divides by nothing, and any number of ranks takes the same step.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ class Batch(NamedTuple):
     """One micro-batch."""
 
     inputs: Tensor  # (B, T) int64
-    targets: Tensor  # (B, T) int64, -1 where there is nothing to predict
-    weights: Tensor  # (B, T) float32, normalised over the whole optimizer step, all workers included
+    targets: Tensor  # (B, T) int64, -1 where no token is predicted
+    weights: Tensor  # (B, T) float32, normalised over the whole optimizer step of all ranks
 
 
 def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch.device) -> Batch:
@@ -29,8 +29,8 @@ def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch
 
     Args:
         tokens: (B, T + 1) int64.
-        mask: (B, T + 1) bool, whether the token carries loss as a target.
-        scale: weight of each such target: 1 / (their number in the whole step).
+        mask: (B, T + 1) bool, True where the token carries loss as a target.
+        scale: weight of each such target: 1 / (number of them in the whole step).
     """
     inputs = torch.from_numpy(tokens[:, :-1].copy())
     carries = torch.from_numpy(mask[:, 1:].copy())
@@ -44,11 +44,11 @@ def next_token(tokens: np.ndarray, mask: np.ndarray, scale: float, device: torch
 def steps_of(
     rows: TokenRows, *, rows_per_step: int, device_rows: int, start: int, world: World, device: torch.device
 ) -> Iterator[Iterator[Batch]]:
-    """Yield, step by step from step `start`, this worker's micro-batches of the step, made lazily.
+    """Yield this rank's micro-batches of every step from step `start` on, made lazily.
 
-    Step s takes rows s * rows_per_step and following, in order, round and round when they end; worker r of W takes
-    every W-th of them from the r-th. So the rows of a step depend on nothing but s: resume is one integer and exact,
-    and any number of workers sees the same data.
+    Step s takes `rows_per_step` rows from row s * rows_per_step on; after the last row comes the first again. Rank r of
+    W takes every W-th of them, from the r-th on. The rows of a step depend only on s: one integer is enough to resume
+    exactly, and any number of ranks sees the same data.
     """
     step = start
     while True:
@@ -65,10 +65,10 @@ def _step(
         yield next_token(*rows.rows(mine[i : i + device_rows]), scale, device)
 
 
-def evaluation(
+def validation_batches(
     rows: TokenRows, num_rows: int, *, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
-    """Yield this worker's share of the first `num_rows` rows once; every target that carries loss weighs 1."""
+    """Yield this rank's share of the first `num_rows` rows, once; every target that carries loss weighs 1."""
     mine = np.arange(num_rows)[world.rank :: world.size]
     for i in range(0, len(mine), device_rows):
         yield next_token(*rows.rows(mine[i : i + device_rows]), 1.0, device)

@@ -1,10 +1,10 @@
-"""Where text for the tokenizer and for pretraining comes from: shards in a fixed order, cut into blocks of documents.
+"""Where text for the tokenizer and for pretraining comes from: the shards of a corpus, in a fixed order.
 
-A corpus is named on the command line by one or more of
-    tinyworld                    the small invented world of this package, written when it is first asked for
-    climbmix, fineweb-edu        the hub's pretraining corpora, downloaded shard by shard when a shard is read
+The command line names a corpus by one or more of
+    tinyworld                    the small invented world of this package, written when first used
+    climbmix, fineweb-edu        the hub's pretraining corpora; a shard is downloaded when it is read
     a folder, a file, a pattern  of .parquet, .jsonl or .txt (.gz, .zst), on this machine or remote (s3://, gs://)
-Its last shard is for validation.
+The last shard is for validation.
 """
 
 import glob
@@ -15,31 +15,23 @@ from collections.abc import Sequence
 from fsspec.core import url_to_fs
 
 from raychat import paths, tinyworld
-from raychat.data.hub import HUB, fetch, hub_shards, hub_shards_for, source
-from raychat.data.reading import KINDS, Block, FileRange, block_bytes, blocks, texts
-
-__all__ = [
-    "Block",
-    "FileRange",
-    "block_bytes",
-    "blocks",
-    "fetch",
-    "shards",
-    "shards_needed",
-    "split",
-    "texts",
-    "tinyworld_root",
-    "version",
-]
+from raychat.data.hub import HUB, hub_shards, hub_shards_for, source
+from raychat.data.reading import KINDS
 
 
 def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> list[str]:
-    """Return the absolute paths or URLs of a corpus's shards in their order: as given, and by name within a folder.
+    """Return the absolute paths or URLs of a corpus's shards: in the order given, by name within a folder.
 
-    data: names as above; a plain string is one of them. num_shards: how many shards to train on, the first ones; None =
-    all. The last one, for validation, is kept in any case. Nothing is downloaded.
+    Downloads nothing.
 
-    Raises ValueError when something is not there, has no shards, or is named twice.
+    Args:
+        data: names as above; a plain string is one name.
+        storage: the folder or URL that data/ is in.
+        num_shards: how many shards to train on, the first ones; None = all. The last shard, for validation, is kept in
+            any case.
+
+    Raises:
+        ValueError: a name does not exist, has no shards, or is given twice.
     """
     if num_shards is not None and num_shards < 1:
         raise ValueError(f"num_shards is {num_shards}; expected 1 or more")
@@ -49,15 +41,16 @@ def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> 
 
 
 def shards_needed(data: Sequence[str], tokens: int) -> int | None:
-    """Return how many training shards of a hub corpus are enough for so many tokens; None (all) for any other data."""
+    """Return how many training shards of a hub corpus hold `tokens` tokens; None (all) for any other data."""
     names = [data] if isinstance(data, str) else list(data)
     return hub_shards_for(names[0], tokens) if len(names) == 1 and names[0] in HUB else None
 
 
 def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]]:
-    """Return the shards to train on and the last `num_val` for validation, which share no file.
+    """Return the shards to train on, and the last `num_val` for validation.
 
-    Raises ValueError when there are not enough shards or when one file is there twice.
+    Raises:
+        ValueError: there are too few shards, or two of them are one file.
     """
     if len(shards) <= num_val or num_val < 1:
         raise ValueError(
@@ -69,7 +62,7 @@ def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]
 
 
 def version(shard: str) -> str:
-    """Return a string that changes when the shard's file is written anew; a hub shard is known by its name alone."""
+    """Return a string that changes when the shard's file is rewritten; for a hub shard it is constant."""
     if source(shard):
         return "hub"
     if paths.is_local(shard):
@@ -80,7 +73,7 @@ def version(shard: str) -> str:
 
 
 def tinyworld_root(storage: str) -> str:
-    """Return the root of the tinyworld data in the storage, writing it when it is not there."""
+    """Return the root of the tinyworld data in the storage; write the data first if it is missing."""
     root = paths.join(storage, "data", "tinyworld")
     if not tinyworld.complete(root):
         with paths.new_folder(root) as folder:
@@ -89,9 +82,10 @@ def tinyworld_root(storage: str) -> str:
 
 
 def task_root(task_data: str, storage: str) -> str:
-    """Return where tasks are read from (`tasks.load`): "hub" as it is, "tinyworld" written when absent, else a folder.
+    """Return the root for `tasks.load`: "hub" unchanged, tinyworld's root (written if missing), or a folder.
 
-    Raises ValueError when the folder is not there.
+    Raises:
+        ValueError: there is no such folder.
     """
     if task_data == "hub":
         return task_data
@@ -100,13 +94,13 @@ def task_root(task_data: str, storage: str) -> str:
     root = paths.absolute(task_data)
     if not paths.is_folder(root):
         raise ValueError(
-            f"--task-data is {task_data!r}; expected tinyworld, hub, or a folder of data sets, and {root} is none"
+            f"--task-data is {task_data!r}; expected tinyworld, hub or a folder of data sets; {root} is not a folder"
         )
     return root
 
 
 def _resolve(entry: str, storage: str) -> list[str]:
-    """Return the shards that one name stands for."""
+    """Return the shards of one name."""
     if entry in HUB:
         return hub_shards(entry, storage)
     if entry == "tinyworld":
@@ -120,9 +114,9 @@ def _resolve(entry: str, storage: str) -> list[str]:
     if paths.is_folder(path):
         return _in_folder(path)
     if not paths.exists(path):
-        raise ValueError(f"{entry} is not there; expected a file, a folder, a pattern, tinyworld, or {', '.join(HUB)}")
+        raise ValueError(f"{entry} does not exist; expected a file, folder, pattern, tinyworld, or {', '.join(HUB)}")
     if not path.endswith(KINDS):
-        raise ValueError(f"{entry} is of an unknown kind; expected a file that ends in {', '.join(KINDS)}")
+        raise ValueError(f"{entry} is of an unknown kind; expected a name that ends in {', '.join(KINDS)}")
     return [path]
 
 
@@ -144,13 +138,13 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _check_distinct(shards: Sequence[str]) -> None:
-    """Raise ValueError where two of the paths are one file, however they are spelled."""
+    """Raise ValueError if two of the paths are one file, in whatever spelling."""
     seen: dict[object, str] = {}
     for shard in shards:
         file = _identity(shard)
         if file in seen:
             raise ValueError(
-                f"{shard} is there twice (first as {seen[file]}): a shard is trained on or validated on, and once"
+                f"{shard} is given twice (first as {seen[file]}); expected every shard once, for training or validation"
             )
         seen[file] = shard
 
@@ -162,6 +156,6 @@ def _identity(path: str) -> object:
         return scheme, posixpath.normpath(rest.strip("/"))
     try:
         status = os.stat(path)
-        return status.st_dev, status.st_ino  # sees through links
+        return status.st_dev, status.st_ino  # the same through links
     except FileNotFoundError:
         return os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""Pretraining shards of the Hugging Face hub: where they lie in the storage, and how one gets there when needed."""
+"""Pretraining shards of the Hugging Face hub: where they are stored, and their download when they are needed."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from raychat import paths
 
 
 class HubCorpus(NamedTuple):
-    """A hub data set of files shard_00000.parquet and so on, the last of which is for validation."""
+    """A hub data set of files shard_00000.parquet and so on; the last one is for validation."""
 
     repo: str
     num_shards: int
@@ -30,30 +30,32 @@ HUB = {
 
 
 def hub_shards(name: str, storage: str) -> list[str]:
-    """Return where in the storage the shards of a hub corpus lie or will lie. Needs no network."""
+    """Return the paths that the shards of a hub corpus have, or will have, in the storage. Needs no network."""
     return [paths.join(storage, "data", name, f"shard_{i:05d}.parquet") for i in range(HUB[name].num_shards)]
 
 
 def hub_shards_for(name: str, tokens: int) -> int:
-    """Return how many training shards surely make `tokens` tokens: 8 characters of them to a token of a packed row."""
+    """Return how many training shards surely hold `tokens` tokens, at 8 characters per token."""
     return min(HUB[name].num_shards - 1, -(-tokens * 8 // HUB[name].shard_bytes))
 
 
 def source(path: str) -> HubCorpus | None:
-    """Return the hub corpus that a path of `hub_shards` belongs to; None for any other path."""
+    """Return the hub corpus of a path of `hub_shards`; None for any other path."""
     found = re.search(r"(?:^|/)data/([^/]+)/shard_(\d{5})\.parquet$", path)
     corpus = HUB.get(found[1]) if found else None
     return corpus if found and corpus and int(found[2]) < corpus.num_shards else None
 
 
-def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, say: Callable[[str], None] = print) -> str:
-    """Return `path`, downloading it first when it is a hub shard that is not there yet.
+def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable[[str], None] = print) -> str:
+    """Return `path`; if it is a hub shard that is missing, download it first.
 
-    The file appears under its name only when it is whole: its size is compared with what the hub states. After a
-    failure there is another attempt, `backoff_s` later and twice as long each time, at most a minute. HF_ENDPOINT and
-    HF_TOKEN are respected.
+    The file appears under its name only when it is whole: its size must equal the size that the hub states. Failed
+    attempts are repeated after a pause of `backoff_s`, which doubles each time up to a minute. HF_ENDPOINT and HF_TOKEN
+    are respected.
 
-    Raises FileNotFoundError when the hub does not have it, ConnectionError with the cause when every attempt failed.
+    Raises:
+        FileNotFoundError: the hub does not have the file.
+        ConnectionError: every attempt failed; holds the last cause.
     """
     corpus = source(path)
     if corpus is None or paths.exists(path):
@@ -74,13 +76,13 @@ def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, say: Callable
                     f"{file} of {corpus.repo} could not be downloaded in {attempts} attempts: {error}"
                 ) from error
             pause_s = min(60.0, backoff_s * 2 ** (attempt - 1))
-            say(f"{file} of {corpus.repo}: attempt {attempt} of {attempts} failed ({error}); again in {pause_s:g} s")
+            log(f"{file} of {corpus.repo}: attempt {attempt} of {attempts} failed ({error}); next in {pause_s:g} s")
             time.sleep(pause_s)
     raise AssertionError("unreachable")
 
 
 def _download(repo: str, file: str, path: str) -> None:
-    """Download one file beside `path` (a killed download goes on there), check its size, and put it in place."""
+    """Download one file beside `path` (where a killed download resumes), check its size, and move it into place."""
     disable_progress_bars()
     endpoint = os.environ.get("HF_ENDPOINT") or None
     expected = get_hf_file_metadata(hf_hub_url(repo, file, repo_type="dataset", endpoint=endpoint)).size

@@ -12,14 +12,16 @@ import pyarrow as pa
 
 from raychat import paths
 from raychat.chat import template
-from raychat.data import corpus, shards
+from raychat.data import corpus, packing, reading, shards
+from raychat.data.packing import Packed
 from raychat.data.shards import Plan
 from raychat.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from raychat.tasks import Problem
 
-_VERSION = 2  # part of every fingerprint: raise it when the same inputs give other rows
+_VERSION = 3  # part of every fingerprint: raise it when the same inputs give other rows
+_NUM_NAMED = 5  # conversations named in a message
 
 
 class Packing(NamedTuple):
@@ -28,73 +30,134 @@ class Packing(NamedTuple):
     folder: str
     plan: Plan
     blocks: Sequence[Any]  # picklable
-    pack: Callable[[Any], np.ndarray]  # picklable; from what `read` returns to the block's rows
+    pack: Callable[[Any], Packed]  # picklable; from what `read` returns to the block's rows
     read: Callable[[Any], Any] = lambda block: block  # picklable; from a block to its documents
 
 
+class BlockCounts(NamedTuple):
+    """Rows of a block, and tokens of its documents that are in them or lost (see `Packed`)."""
+
+    rows: int
+    used: int
+    lost: int
+
+    @property
+    def lost_frac(self) -> float:
+        """Return the share of the tokens that is lost, 0 when there are none."""
+        return self.lost / max(1, self.used + self.lost)
+
+
 def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str) -> Packing:
-    """Return the work of packing documents of shards (`corpus.shards`) into full rows of `sequence_len` + 1 tokens."""
-    blocks = corpus.blocks(shards, min_bytes=_least(sequence_len))
+    """Describe how the documents of shards (`corpus.shards`) become full rows of `sequence_len` + 1 tokens."""
+    blocks = reading.blocks(shards, min_bytes=_min_bytes(sequence_len))
     versions = [corpus.version(shard) for shard in shards]
     inputs = _fingerprint("documents", tokenizer.fingerprint, sequence_len, blocks, versions)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs)
     pack = partial(_pack_texts, tokenizer=tokenizer, sequence_len=sequence_len)
-    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack, corpus.texts)
+    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack, reading.texts)
 
 
 def conversations(
-    problems: Sequence["Problem"], tokenizer: Tokenizer, sequence_len: int, storage: str, *, masked: bool
+    problems: Sequence["Problem"],
+    tokenizer: Tokenizer,
+    sequence_len: int,
+    storage: str,
+    *,
+    masked: bool,
+    log: Callable[[str], None] = print,
 ) -> Packing:
-    """Return the work of packing the conversations of problems, in their order, into rows of `sequence_len` + 1 tokens.
+    """Describe how the conversations of problems, in their order, become rows of `sequence_len` + 1 tokens.
 
-    masked=True: rows are padded, only the assistant's tokens carry loss, and a conversation is cropped only where it
-    alone is longer than a row (SFT).
-    masked=False: rows are full and every token carries loss, as in pretraining (mid).
+    A conversation that ends with the user is used up to its last answer. One that has no answer, an empty message or
+    another layout is left out. One line logged names the first of both kinds.
 
-    Raises ValueError when there are no problems.
+    Args:
+        problems: read once.
+        tokenizer: of the rows.
+        sequence_len: T.
+        storage: the folder or URL that `tokens/` is in.
+        masked: True: rows are padded, only the assistant's tokens carry loss, and a conversation is truncated only when
+            it alone is longer than a row (SFT). False: rows are full and every token carries loss, as in pretraining
+            (mid).
+        log: receives the line.
+
+    Raises:
+        ValueError: there are no problems, or no conversation is left.
     """
     if not problems:
         raise ValueError("no conversations to pack; expected at least one problem")
-    messages = [problem.messages for problem in problems]
-    blocks = _sliced(messages, min_chars=_least(sequence_len))
+    messages = _trainable(problems, log)
+    blocks = _sliced(messages, min_chars=_min_bytes(sequence_len))
     inputs = _fingerprint("conversations", tokenizer.fingerprint, sequence_len, masked, messages)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked, inputs)
     pack = partial(_pack_messages, tokenizer=tokenizer, sequence_len=sequence_len, masked=masked)
     return Packing(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack)
 
 
-def make_block(folder: str, block: int, pack: Callable[[Any], np.ndarray], documents: Any) -> int:
-    """Pack one block and write it; return the number of its rows."""
-    rows = pack(documents)
-    shards.write_block(folder, block, rows)
-    return len(rows)
+def make_block(folder: str, block: int, pack: Callable[[Any], Packed], documents: Any) -> BlockCounts:
+    """Pack one block, write its rows, and return what it holds."""
+    packed = pack(documents)
+    shards.write_block(folder, block, packed.rows)
+    return BlockCounts(len(packed.rows), packed.used, packed.lost)
 
 
-def _pack_texts(texts: pa.ChunkedArray, *, tokenizer: Tokenizer, sequence_len: int) -> np.ndarray:
-    return shards.pack_documents(*tokenizer.encode_batch(texts, bos=True), sequence_len)
+def _pack_texts(texts: pa.ChunkedArray, *, tokenizer: Tokenizer, sequence_len: int) -> Packed:
+    return packing.pack_documents(*tokenizer.encode_batch(texts, bos=True), sequence_len)
 
 
-def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> np.ndarray:
+def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> Packed:
     rendered = [template.render(tokenizer, messages) for messages in block]
     if masked:
-        return shards.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, vocab_size=tokenizer.vocab_size)
+        return packing.pack_conversations(rendered, sequence_len, pad=tokenizer.bos, dtype=tokenizer.dtype)
     ids = np.array([token for conversation in rendered for token in conversation.ids], dtype=tokenizer.dtype)
     offsets = np.cumsum([0, *(len(conversation.ids) for conversation in rendered)])
-    return shards.pack_documents(ids, offsets, sequence_len, shards.CONVERSATION_BUFFER)
+    return packing.pack_documents(ids, offsets, sequence_len, packing.CONVERSATION_WINDOW)
+
+
+def _trainable(problems: Sequence["Problem"], log: Callable[[str], None]) -> list[list[template.Message]]:
+    """Return the messages to train on, each conversation up to its last answer; log what is left out or shortened.
+
+    A problem that occurs several times, as in a mixture, is counted once.
+    """
+    found = []
+    left_out: dict[str, str] = {}  # source: why
+    shortened: dict[str, str] = {}
+    for number, problem in enumerate(problems):
+        source = problem.source or f"conversation {number}"
+        try:
+            roles = [message["role"] for message in template.normalise(problem.messages)]
+            if "assistant" not in roles:
+                raise ValueError("no message of the assistant")
+        except ValueError as error:
+            left_out[source] = str(error)
+            continue
+        if roles[-1] == "user":
+            shortened[source] = "ends with the user"
+        found.append(problem.messages[:-1] if roles[-1] == "user" else problem.messages)
+    if left_out or shortened:
+        named = [f"{source} ({why})" for source, why in (left_out | shortened).items()]
+        rest = f"; and {len(named) - _NUM_NAMED:,} more" if len(named) > _NUM_NAMED else ""
+        log(
+            f"conversations: {len(left_out):,} left out, {len(shortened):,} shortened to their last answer: "
+            f"{'; '.join(named[:_NUM_NAMED])}{rest}"
+        )
+    if not found:
+        raise ValueError(f"all {len(left_out):,} conversations were left out, such as {named[0]}; nothing to train on")
+    return found
 
 
 def _sliced(messages: Sequence[Any], min_chars: int) -> list[Sequence[Any]]:
     """Cut conversations, in order, into about equal slices of at least `min_chars` characters each."""
     ends = np.cumsum([sum(len(str(message["content"])) for message in conversation) for conversation in messages])
-    target = corpus.block_bytes(int(ends[-1]), min_chars)
+    target = reading.block_bytes(int(ends[-1]), min_chars)
     count = max(1, int(ends[-1]) // target)
     cuts = [0, *np.searchsorted(ends, [ends[-1] * i // count for i in range(1, count)]).tolist(), len(messages)]
     return [messages[a:b] for a, b in pairwise(cuts) if a < b]
 
 
-def _least(sequence_len: int) -> int:
-    """Return the least text in a block, in bytes: enough for about 100 rows, as the last one, unfilled, is dropped."""
-    return max(1 << 18, 400 * sequence_len)
+def _min_bytes(sequence_len: int) -> int:
+    """Return the least text in a block, in bytes: about 150 rows, because the last unfilled row is dropped."""
+    return max(1 << 18, 800 * sequence_len)
 
 
 def _fingerprint(*values: Any) -> str:

@@ -1,72 +1,168 @@
-"""Best-fit packing: which piece of which document goes into which row. One packer for documents and conversations."""
+"""Best-fit packing: which tokens of which document fill which row. One packer for documents and conversations.
+
+A row takes the longest waiting document that fits into its remaining space, again and again; of equally long ones the
+first that came. When no document fits, there are two ways to go on:
+
+cut=True     The shortest document is cut: its beginning fills the row, and its rest waits again, behind an inserted
+             BOS. A rest that is still longer than a row first fills whole rows. So every row is full and begins with
+             BOS. The last row is dropped unless it is full, which loses fewer tokens than a row has.
+cut=False    The row is left short, for the caller to pad. Only a document longer than a row is truncated.
+
+Why cut the shortest: this separates the fewest tokens from their context, and the rest soon fills another gap exactly.
+A document longer than a row becomes whole rows, instead of filling the small gaps of many.
+"""
 
 from bisect import bisect_right, insort
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+CONVERSATION_WINDOW = 50  # few: questions of one kind have one length, and a row should hold more than one kind
 
 Span = tuple[int, int, int]
-"""(document, start, stop): tokens [start, stop) of that document."""
-
-# A document is one integer, length << 40 | (2^40 - 1 - its number): when sorted, the longest is last, and of equally
-# long ones the earliest.
-_BITS = 40
-_LATEST = (1 << _BITS) - 1
+"""(document, start, stop): tokens [start, stop) of that document, behind an inserted BOS where start > 0."""
 
 
-def best_fit(lengths: Sequence[int], capacity: int, *, crop: bool, buffer_size: int = 1000) -> list[list[Span]]:
-    """Pack documents into rows of `capacity` tokens by best fit from a sliding buffer.
+class Packed(NamedTuple):
+    """The rows of one block, and how many tokens of its documents are in them. Inserted BOS and padding do not count.
 
-    The buffer holds the next `buffer_size` documents that are not placed yet, in the order given. A row takes the
-    longest document of the buffer that fits whole into what is left of it (of equally long ones the earliest), again
-    and again.
+    The first token of every document, its own BOS, counts.
+    """
 
-    crop=True: every row is exactly full. When no document fits whole, the shortest of the buffer is cropped to fill
-    the row, which loses the fewest tokens. The rest of a cropped document is dropped, and so is the last row when the
-    documents run out before it is full: with fewer than `capacity` tokens in all there are no rows.
+    rows: np.ndarray  # (rows, T + 1) uint16 or uint32; (rows, 2, T + 1) with the loss mask
+    used: int
+    lost: int
 
-    crop=False: no document is cropped; a row that nothing fits into is left short, for the caller to pad, and the last
-    row is kept. Only a document longer than a whole row is truncated to `capacity`, as it enters.
 
-    Documents of length 0 are placed nowhere. The result depends on nothing but the arguments.
+def best_fit(lengths: Sequence[int], capacity: int, *, cut: bool, window: int | None = None) -> list[list[Span]]:
+    """Pack documents into rows of `capacity` tokens by best fit, as described above. Skip empty documents.
 
-    >>> best_fit([5, 3, 4, 2], capacity=6, crop=True)  # the 5 and one token of the 2; the 4 and two tokens of the 3
-    [[(0, 0, 5), (3, 0, 1)], [(2, 0, 4), (1, 0, 2)]]
-    >>> best_fit([5, 3, 4, 2], capacity=6, crop=False)
+    >>> best_fit([5, 3, 4, 2], capacity=6, cut=True)  # the 5 and one token of the 2; then the 4 and the rest of the 2
+    [[(0, 0, 5), (3, 0, 1)], [(2, 0, 4), (3, 1, 2)]]
+    >>> best_fit([5, 3, 4, 2], capacity=6, cut=False)
     [[(0, 0, 5)], [(2, 0, 4), (3, 0, 2)], [(1, 0, 3)]]
 
-    Args: lengths in tokens; capacity = T + 1 for rows that hold T inputs and their targets.
-    Raises: ValueError if capacity or buffer_size is not positive.
-    Source: nanochat's BOS-aligned best-fit loader; Ding et al. 2024, arXiv:2404.10830, section 3 (best-fit packing).
+    Args:
+        lengths: in tokens.
+        capacity: T + 1 for rows of T inputs and their targets.
+        window: how many documents wait at a time; the next one enters when one is placed. None = all of them.
+
+    Raises:
+        ValueError: `window` is below 1, or `capacity` is below 1, or below 2 when documents are cut.
+
+    Source: Ding et al. 2024, arXiv:2404.10830, section 3 (best-fit packing).
     """
-    if capacity < 1 or buffer_size < 1:
-        raise ValueError(f"capacity and buffer_size must be at least 1, got {capacity} and {buffer_size}")
-    arriving = (
-        (int(length if crop else min(length, capacity)) << _BITS) | (_LATEST - document)
-        for document, length in enumerate(lengths)
-        if length
-    )
-    buffer = sorted(islice(arriving, buffer_size))
+    if capacity < 1 + cut or (window is not None and window < 1):
+        raise ValueError(f"capacity should be at least {1 + cut} and window at least 1, got {capacity} and {window}")
+    arriving = ((document, n if cut else min(n, capacity)) for document, n in enumerate(lengths) if n)
+    waiting: defaultdict[int, deque[int]] = defaultdict(deque)  # documents by length
+    for document, length in islice(arriving, window):
+        waiting[length].append(document)
+    waiting_lengths = sorted(waiting)
+    starts: dict[int, int] = {}  # of the rests
     rows: list[list[Span]] = []
     row: list[Span] = []
     space = capacity
-
-    def place(at: int, longest: int) -> int:
-        """Move buffer[at], cut to `longest`, into the row and let the next one enter; return its length."""
-        key = buffer.pop(at)
-        length = min(key >> _BITS, longest)
-        row.append((_LATEST - (key & _LATEST), 0, length))
-        if (entering := next(arriving, None)) is not None:
-            insort(buffer, entering)
-        return length
-
-    while buffer:
-        if fits := bisect_right(buffer, (space << _BITS) | _LATEST):
-            space -= place(fits - 1, space)
-        elif crop:
-            space -= place(0, space)
-        if not space or not (fits or crop):
+    while waiting_lengths:
+        num_fitting = bisect_right(waiting_lengths, space)
+        if not num_fitting and not cut:
             rows.append(row)
             row, space = [], capacity
-    if row and not crop:
+            continue
+        at = max(num_fitting - 1, 0)
+        length = waiting_lengths[at]
+        document = waiting[length].popleft()
+        if not waiting[length]:
+            del waiting[length], waiting_lengths[at]
+        start = starts.get(document, 0)
+        entering: tuple[int, int] | None
+        if length <= space:
+            row.append((document, start, start + length - (start > 0)))
+            space -= length
+            entering = next(arriving, None)
+        else:
+            while length > space:
+                stop = start + space - (start > 0)
+                rows.append([*row, (document, start, stop)])
+                row, start, length, space = [], stop, length - space + 1, capacity
+            starts[document] = start
+            entering = document, length
+        if entering:
+            document, length = entering
+            if length not in waiting:
+                insort(waiting_lengths, length)
+            waiting[length].append(document)
+        if not space:
+            rows.append(row)
+            row, space = [], capacity
+    if row and not cut:
         rows.append(row)
     return rows
+
+
+def pack_documents(ids: np.ndarray, offsets: np.ndarray, sequence_len: int, window: int | None = None) -> Packed:
+    """Pack documents into full rows, each beginning with BOS, in a mixed order; cut documents where none fits.
+
+    Args:
+        ids: (N,) uint16 or uint32, all documents in a sequence, each beginning with BOS.
+        offsets: (documents + 1,), document i is ids[offsets[i] : offsets[i + 1]].
+        sequence_len: T; rows have T + 1 tokens.
+        window: see `best_fit`.
+    """
+    packed = _mixed(best_fit(np.diff(offsets).tolist(), sequence_len + 1, cut=True, window=window))
+    begins = offsets.tolist()
+    rows = np.empty((len(packed), sequence_len + 1), dtype=ids.dtype)
+    used = 0
+    for row, spans in zip(rows, packed, strict=True):
+        at = 0
+        for document, start, stop in spans:
+            begin = begins[document]
+            if start:
+                row[at] = ids[begin]  # BOS
+                at += 1
+            row[at : at + stop - start] = ids[begin + start : begin + stop]
+            at += stop - start
+            used += stop - start
+        assert at == len(row)
+    return Packed(rows, used, len(ids) - used)
+
+
+def pack_conversations(
+    conversations: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sequence_len: int,
+    pad: int,
+    dtype: type[np.uint16] | type[np.uint32],
+) -> Packed:
+    """Pack conversations into rows, in a mixed order, without cutting them; pad rows with tokens that carry no loss.
+
+    A conversation longer than T + 1 tokens is truncated.
+
+    Args:
+        conversations: (ids, mask) each, of equal lengths; mask is 1 where the token carries loss as a target.
+        sequence_len: T; rows have T + 1 tokens.
+        pad: the token that fills rows.
+        dtype: of the rows; it must hold every id.
+    """
+    lengths = [len(ids) for ids, _ in conversations]
+    packed = _mixed(best_fit(lengths, sequence_len + 1, cut=False, window=CONVERSATION_WINDOW))
+    rows = np.zeros((len(packed), 2, sequence_len + 1), dtype=dtype)
+    rows[:, 0] = pad
+    used = 0
+    for row, spans in zip(rows, packed, strict=True):
+        at = 0
+        for conversation, start, stop in spans:
+            ids, mask = conversations[conversation]
+            row[0, at : at + stop - start] = ids[start:stop]
+            row[1, at : at + stop - start] = mask[start:stop]
+            row[1, at] = 0  # never a target: the token before it belongs to another conversation
+            at += stop - start
+        used += at
+    return Packed(rows, used, sum(lengths) - used)
+
+
+def _mixed(rows: list[list[Span]]) -> list[list[Span]]:
+    """Permute rows, always in the same way: best fit goes by length, and documents of one length are often alike."""
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]

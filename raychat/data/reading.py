@@ -1,4 +1,4 @@
-"""A corpus cut into blocks of documents, each of which can be read alone: parquet, JSON lines and plain text."""
+"""A corpus cut into blocks of documents that can be read independently: parquet, JSON lines and plain text."""
 
 import gzip
 import json
@@ -17,13 +17,13 @@ from raychat.data.hub import fetch, source
 from raychat.tokenizer import without_surrogates
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
-DOCUMENT_CHARS = 2_000  # plain text is cut into documents of about so much
+DOCUMENT_CHARS = 2_000  # about the length of the documents that plain text is cut into
 MAX_BLOCK_BYTES = 8 << 20
-MIN_BLOCKS = 64  # so many at least, where there is enough text
+MIN_BLOCKS = 64  # if there is enough text
 
 
 class FileRange(NamedTuple):
-    """A stretch of one file: row groups [start, stop) of parquet; lines that begin in bytes [start, stop) of text."""
+    """A part of one file: row groups [start, stop) of parquet; lines that begin in bytes [start, stop) of text."""
 
     path: str
     start: int = 0
@@ -31,16 +31,16 @@ class FileRange(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Documents that are read, counted or packed together: parts of one or more files, in the corpus's order."""
+    """Documents that are read, counted or packed together: parts of one or more files, in the order of the corpus."""
 
     parts: tuple[FileRange, ...]
 
 
 def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
-    """Cut shards into blocks of at least `min_bytes` of text each (less only where there is less in all).
+    """Cut shards into blocks of about `min_bytes` of text or more (the last may have half of that).
 
     Blocks grow with the corpus up to 8 MB. Row groups of parquet files and compressed text files are not cut. A shard
-    of the hub is one block, whether it is here already or not. Only sizes and parquet footers are read.
+    of the hub is one block, downloaded or not. Reads only file sizes and parquet footers.
     """
     with ThreadPoolExecutor(16) as pool:
         uncut = [sized for found in pool.map(_uncut_parts, shards) for sized in found]
@@ -49,30 +49,28 @@ def blocks(shards: Sequence[str], *, min_bytes: int = 1 << 18) -> list[Block]:
     return [Block(tuple(parts)) for parts in _grouped((cut for sized in uncut for cut in _cut(*sized, target)), target)]
 
 
-def block_bytes(total: int, least: int) -> int:
-    """Return how much text a block should have in a corpus of `total` bytes: 1/64, at most 8 MB, at least `least`."""
-    return max(least, min(MAX_BLOCK_BYTES, total // MIN_BLOCKS))
+def block_bytes(total: int, min_bytes: int) -> int:
+    """Return the size of a block in a corpus of `total` bytes: 1/64 of it, at most 8 MB, at least `min_bytes`."""
+    return max(min_bytes, min(MAX_BLOCK_BYTES, total // MIN_BLOCKS))
 
 
 def texts(block: Block) -> pa.ChunkedArray:
-    """Read the documents of a block, empty ones left out; a hub shard that is not here is downloaded first.
+    """Read the documents of a block without the empty ones; download a missing hub shard first.
 
-    They come as an Arrow column of strings, which the tokenizer reads in place; `.to_pylist()` makes Python's of it.
-    Parquet and JSON lines have a column or field `text`, a document each. Plain text is cut at blank lines, and
-    paragraphs are joined up to about 2,000 characters; a paragraph longer than that is cut at the ends of lines.
+    Returns an Arrow column of strings, which the tokenizer reads in place; `.to_pylist()` gives Python strings. In
+    parquet and JSON lines a document is the column or field `text`. Plain text is cut at blank lines, and paragraphs
+    are joined up to about 2,000 characters; a longer paragraph is cut at line ends.
 
-    Raises ValueError, naming the file, when it has no `text` or is not UTF-8.
+    Raises:
+        ValueError: a file has no `text` or is not UTF-8; names the file.
     """
     columns = [_documents(part).cast(pa.large_string()) for part in block.parts]
     column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
     return column.filter(pc.not_equal(column, ""))
 
 
-# ---------------------------------------------------------------------------------------------- cutting
-
-
 def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
-    """Return the parts of a file and about how many bytes of text each has: row groups, or the whole file."""
+    """Return the parts of a file (row groups, or the whole file) and about how many bytes of text each has."""
     if hub := source(path):
         return [(FileRange(path), hub.shard_bytes)]
     if path.endswith(".parquet"):
@@ -84,7 +82,7 @@ def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
 
 
 def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, int]]:
-    """Cut an uncompressed text file into about equal parts of about `target` bytes; leave any other part whole."""
+    """Cut an uncompressed text file into equal parts of about `target` bytes; leave any other part whole."""
     count = max(1, round(num_bytes / target))
     if count == 1 or not part.path.endswith((".jsonl", ".txt")):
         return [(part, num_bytes)]
@@ -93,7 +91,7 @@ def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, 
 
 
 def _grouped(parts: Iterable[tuple[FileRange, int]], target: int) -> list[list[FileRange]]:
-    """Join consecutive parts until a group has `target` bytes; a last one of less than half joins the one before."""
+    """Join consecutive parts until a group has `target` bytes; join a last group of less than half to the previous."""
     groups: list[list[FileRange]] = []
     group: list[FileRange] = []
     size = 0
@@ -111,9 +109,6 @@ def _grouped(parts: Iterable[tuple[FileRange, int]], target: int) -> list[list[F
     elif group:
         groups.append(group)
     return groups
-
-
-# ---------------------------------------------------------------------------------------------- reading
 
 
 def _documents(part: FileRange) -> pa.ChunkedArray:
@@ -160,7 +155,7 @@ def _json_text(line: bytes, path: str) -> str:
 
 
 def text_documents(text: str) -> Iterator[str]:
-    """Cut plain text into documents of about 2,000 characters: whole paragraphs where they are not longer than that.
+    """Cut plain text into documents of about 2,000 characters: whole paragraphs unless one is longer than that.
 
     >>> list(text_documents("one\\n\\ntwo\\n"))
     ['one\\n\\ntwo']
@@ -177,7 +172,7 @@ def text_documents(text: str) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Yield stretches of whole lines that end after a blank line, or before they are longer than a document."""
+    """Yield runs of whole lines, each ending after a blank line or before it exceeds the length of a document."""
     paragraph = ""
     for line in text.splitlines(keepends=True):
         if len(paragraph) + len(line) > DOCUMENT_CHARS:
@@ -215,7 +210,7 @@ def _next_line(f: IO[Any], offset: int) -> int:
 
 
 def _next_paragraph(f: IO[Any], offset: int) -> int:
-    """Return where the first paragraph at or after `offset` begins, or line when there is no blank line for long."""
+    """Return where the first paragraph at or after `offset` begins; a line, if the next blank line is far away."""
     start = _next_line(f, offset)
     while offset and f.tell() - start < 32 * DOCUMENT_CHARS and (line := f.readline()):
         if not line.strip():

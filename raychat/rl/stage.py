@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from raychat import checkpoint, dist
-from raychat.data.batches import Batch, evaluation
+from raychat.data.batches import Batch, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.device import device
 from raychat.engine.sampling import SamplingParams
@@ -195,7 +195,9 @@ class _Learner:
 
     def _val_bpb(self, rows: TokenRows) -> float:
         device_rows = max(1, self._device_tokens // self._model.config.sequence_len)
-        batches = evaluation(rows, rows.num_rows(), device_rows=device_rows, world=dist.world(), device=self._where)
+        batches = validation_batches(
+            rows, rows.num_rows(), device_rows=device_rows, world=dist.world(), device=self._where
+        )
         return bits_per_byte(self._model, batches, self._token_bytes)
 
     def facts(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Tasks to train on and to be judged by, from the hub or from files in the same layouts.
+"""Tasks to train on and to evaluate with, from the hub or from files in the same layouts.
 
-To add one: write a function of (root, split) that returns a `Task`, and give it a name in `TASKS`.
+To add one, write a function of (root, split) that returns a `Task`, and name it in `TASKS`.
 """
 
 from collections.abc import Callable
@@ -40,17 +40,9 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _arc_easy(root: str, split: str) -> Task:
-    return arc(root, "ARC-Easy", split)
-
-
-def _arc_challenge(root: str, split: str) -> Task:
-    return arc(root, "ARC-Challenge", split)
-
-
 TASKS: dict[str, Callable[[str, str], Task]] = {
-    "arc-easy": _arc_easy,
-    "arc-challenge": _arc_challenge,
+    "arc-easy": lambda root, split: arc(root, "ARC-Easy", split),
+    "arc-challenge": lambda root, split: arc(root, "ARC-Challenge", split),
     "mmlu": mmlu,
     "gsm8k": gsm8k,
     "humaneval": humaneval,
@@ -62,12 +54,17 @@ TASKS: dict[str, Callable[[str, str], Task]] = {
 
 
 def load(name: str, root: str, split: str) -> Task:
-    """Return a task by its name in `TASKS`, from the folder or URL `root`, or from the hub when `root` is "hub".
+    """Return a task by its name in `TASKS`.
+
+    Args:
+        name: in any case, with hyphens or underscores.
+        root: the folder or URL of the data sets, or "hub".
+        split: such as "train" or "test".
 
     Raises:
-        ValueError: no such task or split, or no data in the expected layout at `root`.
+        ValueError: there is no such task or split, or `root` holds no data in the expected layout.
     """
     key = name.lower().replace("_", "-")
     if key not in TASKS:
-        raise ValueError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
+        raise ValueError(f"no task is called {name!r}; expected one of {', '.join(TASKS)}")
     return TASKS[key](root, split)

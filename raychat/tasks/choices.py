@@ -1,20 +1,20 @@
-"""Multiple choice: ARC and MMLU, asked in one way and answered by the bare letter."""
+"""Multiple choice: ARC and MMLU, asked in the same way and answered by the bare letter."""
 
 from collections.abc import Sequence
 
-from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
-from raychat.tasks.task import Mapped, Problem, Task
+from raychat.tasks.source import Row, load_problems, one_of
+from raychat.tasks.task import Problem, Task
 
 MMLU_LETTERS = ("A", "B", "C", "D")
 
 
 def choice_problem(question: str, choices: Sequence[str], letters: Sequence[str], answer: str) -> Problem:
-    """Return a multiple-choice question as a problem: letters stand after their choices, the answer is a bare letter.
+    """Return a multiple-choice question as a problem: letters follow their choices, the answer is a bare letter.
 
     Small models bind a choice to its letter better when the letter comes second.
 
     Raises:
-        ValueError: letters do not match the choices, or the answer is none of them.
+        ValueError: the letters do not match the choices, or the answer is not one of them.
     """
     if len(choices) != len(letters) or len(set(letters)) != len(letters) or answer not in letters:
         raise ValueError(
@@ -27,7 +27,7 @@ def choice_problem(question: str, choices: Sequence[str], letters: Sequence[str]
 
 
 def choice_reward(problem: Problem, completion: str) -> float:
-    """Return 1 if the completion is the right letter and nothing else but white space."""
+    """Return 1 if the completion is the right letter, apart from white space around it."""
     return float(completion.strip() == problem.reference)
 
 
@@ -38,12 +38,14 @@ def arc(root: str, subset: str, split: str = "test") -> Task:
     """
     one_of(subset, ("ARC-Easy", "ARC-Challenge"), "ARC")
     one_of(split, ("train", "validation", "test"), subset)
-    if root == HUB:
-        rows = hub_rows("allenai/ai2_arc", subset, split)
-    else:
-        layout = "{id, question, choices: {text: [...], label: [...]}, answerKey}"
-        rows = local_rows(root, "ai2_arc", subset, f"{split}.jsonl", layout=layout, make=_arc_problem)
-    return Task(subset, Mapped(rows, _arc_problem), 0.25, choice_reward, max_new_tokens=8)
+    problems = load_problems(
+        root,
+        hub=("allenai/ai2_arc", subset, split),
+        file=("ai2_arc", subset, f"{split}.jsonl"),
+        layout="{id, question, choices: {text: [...], label: [...]}, answerKey}",
+        make=_arc_problem,
+    )
+    return Task(subset, problems, 0.25, choice_reward, max_new_tokens=8)
 
 
 def _arc_problem(row: Row) -> Problem:
@@ -56,16 +58,18 @@ def mmlu(root: str, split: str = "test") -> Task:
     Source: Hendrycks et al., arXiv:2009.03300; hub data set cais/mmlu.
     """
     one_of(split, ("train", "test"), "MMLU")
-    if root == HUB:
-        rows = hub_rows("cais/mmlu", *(("auxiliary_train", "train") if split == "train" else ("all", "test")))
-    else:
-        name = "auxiliary_train.jsonl" if split == "train" else "test.jsonl"
-        layout = "{question, subject, choices: [4 strings], answer: 0 to 3}"
-        rows = local_rows(root, "mmlu", name, layout=layout, make=_mmlu_problem)
-    return Task("MMLU", Mapped(rows, _mmlu_problem), 0.25, choice_reward, max_new_tokens=8)
+    config, file = ("auxiliary_train", "auxiliary_train.jsonl") if split == "train" else ("all", "test.jsonl")
+    problems = load_problems(
+        root,
+        hub=("cais/mmlu", config, split),
+        file=("mmlu", file),
+        layout="{question, subject, choices: [4 strings], answer: 0 to 3}",
+        make=_mmlu_problem,
+    )
+    return Task("MMLU", problems, 0.25, choice_reward, max_new_tokens=8)
 
 
 def _mmlu_problem(row: Row) -> Problem:
     row = row.get("train", row)  # the hub's auxiliary_train wraps each of its rows once more
-    answer = dict(enumerate(MMLU_LETTERS))[row["answer"]]  # no list index: -1 is no answer
+    answer = dict(enumerate(MMLU_LETTERS))[row["answer"]]  # a dict, so that -1 fails
     return choice_problem(row["question"], row["choices"], MMLU_LETTERS, answer)

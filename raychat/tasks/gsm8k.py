@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
-from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
-from raychat.tasks.task import Mapped, Problem, Task
+from raychat.tasks.source import Row, load_problems, one_of
+from raychat.tasks.task import Problem, Task
 
 CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 FINAL = re.compile(r"####\s*\$?\s*(-?\s?\$?[\d.,]+)")
@@ -17,12 +17,14 @@ def gsm8k(root: str, split: str = "test") -> Task:
     Source: Cobbe et al., arXiv:2110.14168; hub data set openai/gsm8k.
     """
     one_of(split, ("train", "test"), "GSM8K")
-    if root == HUB:
-        rows = hub_rows("openai/gsm8k", "main", split)
-    else:
-        layout = "{question, answer ending in '#### number'}"
-        rows = local_rows(root, "gsm8k", f"{split}.jsonl", layout=layout, make=_problem)
-    return Task("GSM8K", Mapped(rows, _problem), 0.0, number_reward)
+    problems = load_problems(
+        root,
+        hub=("openai/gsm8k", "main", split),
+        file=("gsm8k", f"{split}.jsonl"),
+        layout="{question, answer ending in '#### number'}",
+        make=_problem,
+    )
+    return Task("GSM8K", problems, 0.0, number_reward)
 
 
 def _problem(row: Row) -> Problem:

@@ -3,8 +3,8 @@
 import re
 
 from raychat.tasks import sandbox
-from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
-from raychat.tasks.task import Mapped, Problem, Task
+from raychat.tasks.source import Row, load_problems, one_of
+from raychat.tasks.task import Problem, Task
 
 FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 TIMEOUT_S = 5.0
@@ -17,12 +17,14 @@ def humaneval(root: str, split: str = "test") -> Task:
     Source: Chen et al., arXiv:2107.03374; hub data set openai/openai_humaneval.
     """
     one_of(split, ("test",), "HumanEval")
-    if root == HUB:
-        rows = hub_rows("openai/openai_humaneval", None, "test")
-    else:
-        layout = "{task_id, prompt, entry_point, canonical_solution, test}"
-        rows = local_rows(root, "humaneval", "HumanEval.jsonl.gz", layout=layout, make=_problem)
-    return Task("HumanEval", Mapped(rows, _problem), 0.0, code_reward)
+    problems = load_problems(
+        root,
+        hub=("openai/openai_humaneval", None, split),
+        file=("humaneval", "HumanEval.jsonl.gz"),
+        layout="{task_id, prompt, entry_point, canonical_solution, test}",
+        make=_problem,
+    )
+    return Task("HumanEval", problems, 0.0, code_reward)
 
 
 def code_request(prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""Spelling: count a letter in a word with the calculator, and spell a word; tokens hide both from a model."""
+"""Spelling: count a letter in a word with the calculator, and spell a word. Tokens hide the letters from a model."""
 
 import random
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 from raychat import paths
 from raychat.tasks.gsm8k import number_reward, tool_messages
 from raychat.tasks.source import HUB, one_of
-from raychat.tasks.task import Mapped, Problem, Task
+from raychat.tasks.task import Lazy, Problem, Task
 
 PROBLEMS_PER_WORD = 4
-TEST_SHARE = 10  # one word in ten is only tested
+TEST_SHARE = 10  # one word in ten is for the test split
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 COUNT_REQUESTS = (
@@ -27,23 +27,28 @@ SPELL_REQUESTS = ("Spell the word {w}.", "How do you spell {w}?", "Spell {w}.", 
 
 
 def spelling_bee(root: str, split: str = "test", num: int | None = None) -> Task:
-    """Return problems that count a letter in a word: spell it, call the tool, say `#### count`.
+    """Return problems that count a letter in a word: spell it, call the tool, answer `#### count`.
 
-    `num` is how many; None means four for each of the split's words. Source of the idea: nanochat's SpellingBee.
+    Args:
+        root: "hub", or a folder, see `words`.
+        split: "train" or "test".
+        num: of problems; None = four for each of the split's words.
+
+    Source: nanochat's SpellingBee.
     """
     return Task("SpellingBee", _problems(root, split, num, "bee", _bee), 0.0, number_reward, max_new_tokens=96)
 
 
 def simple_spelling(root: str, split: str = "test", num: int | None = None) -> Task:
-    """Return problems that spell a word: its letters joined by hyphens; see `spelling_bee` for `num`."""
+    """Return problems that spell a word, its letters joined by hyphens; arguments as in `spelling_bee`."""
     return Task("SimpleSpelling", _problems(root, split, num, "spell", _spell), 0.0, letters_reward, max_new_tokens=64)
 
 
 def words(root: str, split: str) -> list[str]:
-    """Return the words of a split: those of `root`/spelling/words.txt, or the package's common words without that file.
+    """Return the words of a split: of `root`/spelling/words.txt if there is such a file, else the package's own.
 
     Raises:
-        ValueError: the file leaves the split without words.
+        ValueError: the split has no words.
     """
     one_of(split, ("train", "test"), "spelling")
     path = paths.join(root, "spelling", "words.txt")
@@ -53,7 +58,7 @@ def words(root: str, split: str) -> list[str]:
         path, text = "the package's words.txt", Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
     found = [word for word in text.split() if _is_test(word) == (split == "test")]
     if not found:
-        raise ValueError(f"{path} has no words for the {split} split; expected some tens of words, one a line")
+        raise ValueError(f"{path} has no words for the {split} split; expected a few dozen words, one per line")
     return found
 
 
@@ -64,13 +69,13 @@ def _is_test(word: str) -> bool:
 def _problems(
     root: str, split: str, num: int | None, name: str, make: Callable[[str, random.Random], Problem]
 ) -> Sequence[Problem]:
-    """Return problems of which the i-th depends on the words, the split and i only."""
+    """Return problems; problem i depends only on the words, the split and i."""
     found = words(root, split)
 
     def problem(i: int) -> Problem:
         return make(found[i % len(found)], random.Random(f"{name} {split} {i}"))
 
-    return Mapped(range(PROBLEMS_PER_WORD * len(found) if num is None else num), problem)
+    return Lazy(PROBLEMS_PER_WORD * len(found) if num is None else num, problem)
 
 
 def _bee(word: str, rng: random.Random) -> Problem:
@@ -95,7 +100,7 @@ def _spell(word: str, rng: random.Random) -> Problem:
 def letters_reward(problem: Problem, completion: str) -> float:
     """Return 1 if the completion's last line ends in the word's letters, separated by hyphens, commas or spaces.
 
-    The word itself may stand before them: "fox: f-o-x" is as good as "f, o, x."
+    The word itself may precede them: "fox: f-o-x" is as good as "f, o, x."
     """
     lines = completion.strip().splitlines()
     spelled = re.search(r"(?:^|[\s:])(\w(?:(?:\s*[-,]\s*|\s+)\w)*)[.!]?$", lines[-1]) if lines else None

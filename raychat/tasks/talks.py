@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 
 from raychat import paths
-from raychat.tasks.source import HUB, Row, hub_rows, local_rows, one_of
-from raychat.tasks.task import Mapped, Problem, Task, no_reward
+from raychat.tasks.source import HUB, Row, file_problems, hub_problems, one_of
+from raychat.tasks.task import Lazy, Problem, Task, no_reward
 
 NUM_IDENTITIES = 400
 
@@ -41,19 +41,21 @@ TOPICS = ((WHO, WHO_ANSWERS), (MAKER, MAKER_ANSWERS), (ABILITY, ABILITY_ANSWERS)
 def conversations(root: str, split: str = "train") -> Task:
     """Return conversations to train on: smol-smoltalk of the hub, or the JSON-lines files of `root`/chat.
 
-    Files are of a split by their names, as in train.jsonl and test-2.jsonl; one file of another name is all training.
+    A file belongs to a split by its name, as train.jsonl and test-2.jsonl do. A single file of any other name is for
+    training.
     Source: Allal et al., arXiv:2502.02737; hub data set HuggingFaceTB/smol-smoltalk.
     """
     one_of(split, ("train", "test"), "conversations")
-    rows = hub_rows("HuggingFaceTB/smol-smoltalk", None, split) if root == HUB else _chat_rows(root, split)
-    return Task("Conversations", Mapped(rows, _problem), 0.0, no_reward)
+    hub = ("HuggingFaceTB/smol-smoltalk", None, split)
+    problems = hub_problems(*hub, _problem) if root == HUB else _chat_problems(root, split)
+    return Task("Conversations", problems, 0.0, no_reward)
 
 
 def _problem(row: Row) -> Problem:
     return Problem(row["messages"])
 
 
-def _chat_rows(root: str, split: str) -> list[Row]:
+def _chat_problems(root: str, split: str) -> list[Problem]:
     folder, layout = paths.join(root, "chat"), '{"messages": [{"role": ..., "content": ...}, ...]}'
     files = [name for name in paths.names(folder) if name.endswith((".jsonl", ".jsonl.gz"))]
     chosen = [name for name in files if split in name] or (files if len(files) == 1 and split == "train" else [])
@@ -62,17 +64,17 @@ def _chat_rows(root: str, split: str) -> list[Row]:
             f"no {split} conversations in {folder} (it holds {files or 'no .jsonl files'}); expected JSON lines of "
             f"{layout} in a file with {split!r} in its name, or one file for training"
         )
-    return [row for name in chosen for row in local_rows(root, "chat", name, layout=layout, make=_problem)]
+    return [problem for name in chosen for problem in file_problems(paths.join(folder, name), layout, _problem)]
 
 
 def identity(root: str = "", split: str = "train", num: int = NUM_IDENTITIES) -> Task:
-    """Return conversations in which raychat says who it is. They are made here: `root` is not read."""
+    """Return conversations in which raychat says who it is. They are generated; `root` is not read."""
     one_of(split, ("train", "test"), "identity")
 
     def problem(i: int) -> Problem:
         return Problem(identity_messages(random.Random(f"identity {split} {i}")))
 
-    return Task("Identity", Mapped(range(num), problem), 0.0, no_reward)
+    return Task("Identity", Lazy(num, problem), 0.0, no_reward)
 
 
 def identity_messages(rng: random.Random) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from raychat import checkpoint, dist
-from raychat.data.batches import evaluation, steps_of
+from raychat.data.batches import steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.device import compiled, compute_dtype, device
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
@@ -60,7 +60,7 @@ def train_on_rows(work: TokenStage, report: Report) -> dict[str, Any]:
     token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(where)
 
     def validate() -> Metrics:
-        batches = evaluation(val_rows, num_val, device_rows=device_rows, world=world, device=where)
+        batches = validation_batches(val_rows, num_val, device_rows=device_rows, world=world, device=where)
         return {"val_bpb": bits_per_byte(forward, batches, token_bytes)}
 
     return stage.run(
