@@ -116,9 +116,8 @@ def describe(row: dict[str, Any]) -> str:
         elif key == "mfu":
             parts.append(f"mfu {value:.1%}")
         else:
-            parts.append(
-                f"{key} {value:{'.4f' if isinstance(value, float) else ',' if isinstance(value, int) else ''}}"
-            )
+            style = {float: ".4f", int: ","}.get(type(value), "")
+            parts.append(f"{key} {value:{style}}")
     return " ".join(parts)
 
 

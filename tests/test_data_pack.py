@@ -25,12 +25,12 @@ T = 63
 
 
 def packed_rows(packing: Packing) -> np.ndarray:
-    return np.concatenate([packing.pack(block).rows for block in packing.blocks])
+    return np.concatenate([packing.pack(packing.read(block)).rows for block in packing.blocks])
 
 
 def counts(packing: Packing) -> BlockCounts:
     """The counts of all blocks together."""
-    packed = [packing.pack(block) for block in packing.blocks]
+    packed = [packing.pack(packing.read(block)) for block in packing.blocks]
     return BlockCounts(sum(len(p.rows) for p in packed), sum(p.used for p in packed), sum(p.lost for p in packed))
 
 

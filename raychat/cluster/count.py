@@ -77,7 +77,7 @@ def count_words(
 
 
 def crop(texts: pa.ChunkedArray, max_chars: int, doc_cap: int) -> tuple[pa.ChunkedArray, Size]:
-    """Take the first documents, each cropped to `doc_cap` characters, until they have `max_chars`; return their size, too.
+    """Return the first documents, each cropped to `doc_cap` characters, until they have `max_chars`, and their size.
 
     >>> crop(pa.chunked_array([["abcd", "éfgh"], ["i"]]), 5, 3)[0].to_pylist()
     ['abc', 'éf']
