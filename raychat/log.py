@@ -39,21 +39,21 @@ class Throttle:
 class Progress:
     """Show how far a job is: a bar with its figures and the time left on a terminal, else a line now and then."""
 
-    def __init__(self, name: str, steps: int, *, unit: str = "step", say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, name: str, steps: int, *, unit: str = "step", log: Callable[[str], None] | None = None) -> None:
         """Begin at step 0.
 
         Args:
             name: what the display shows.
             steps: at which step the job is complete.
             unit: what a step is, in the lines.
-            say: gets the lines; there is no bar then. None = the bar, or standard output.
+            log: gets the lines; there is no bar then. None = the bar, or standard output.
         """
         self._name, self._steps, self._unit = name, steps, unit
-        self._say = say or functools.partial(print, flush=True)
+        self._log = log or functools.partial(print, flush=True)
         self._lines = Throttle(_LINE_EVERY_S)
         self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Bar | None = None
-        if say is None and sys.stderr.isatty():
+        if log is None and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -99,7 +99,7 @@ class Progress:
         line = f"{self._name}: {self._unit} {step}/{self._steps} {note}".rstrip()
         if first < step < self._steps:
             line += f" eta {(time.monotonic() - started) / (step - first) * (self._steps - step):.0f}s"
-        self._say(line)
+        self._log(line)
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -117,7 +117,8 @@ def describe(row: dict[str, Any]) -> str:
         elif key == "mfu":
             parts.append(f"mfu {value:.1%}")
         else:
-            parts.append(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}")
+            style = {float: ".4f", int: ","}.get(type(value), "")
+            parts.append(f"{key} {value:{style}}")
     return " ".join(parts)
 
 

@@ -96,20 +96,20 @@ def dies_once(folder: str, block: int) -> Packed:
 
 def test_text_shorter_than_a_row_gives_no_row(tmp_path: Path) -> None:
     paths.write_text(str(tmp_path / "x.txt"), "short")
-    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, say=quiet)
+    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, log=quiet)
     assert TokenRows(folder).num_rows() == 0
 
 
 def test_remote_storage(tmp_path: Path) -> None:
     shards = shards_of(tmp_path / "data")
-    local = prepare(documents(shards, BYTES, T, str(tmp_path)), HERE, say=quiet)
-    remote = prepare(documents(shards, BYTES, T, f"memory://{tmp_path.name}"), HERE, say=quiet)
+    local = prepare(documents(shards, BYTES, T, str(tmp_path)), HERE, log=quiet)
+    remote = prepare(documents(shards, BYTES, T, f"memory://{tmp_path.name}"), HERE, log=quiet)
     assert (all_rows(local) == all_rows(remote)).all()
 
 
 def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
     work = documents_work(tmp_path)
-    folder = prepare(work, HERE, say=quiet)
+    folder = prepare(work, HERE, log=quiet)
     before = content(folder)
     removed = [name for name in before if name.startswith(("000001-", "000003-"))]
     assert len(before) > 6
@@ -122,22 +122,22 @@ def test_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
         made.append(block)
         return work.read(block)
 
-    prepare(work._replace(read=reading), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, log=quiet)
     assert made == [work.blocks[1], work.blocks[3]]
     assert content(folder) == before
-    prepare(work._replace(read=reading), HERE, say=quiet)
+    prepare(work._replace(read=reading), HERE, log=quiet)
     assert len(made) == 2
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
-    prepare(numbers(tmp_path, two_rows), HERE, say=quiet)
+    prepare(numbers(tmp_path, two_rows), HERE, log=quiet)
     with pytest.raises(ValueError, match="another plan"):
-        prepare(numbers(tmp_path, two_rows, num_blocks=5), HERE, say=quiet)
+        prepare(numbers(tmp_path, two_rows, num_blocks=5), HERE, log=quiet)
 
 
 def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet)
+    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet)
     rows = TokenRows(str(folder), wait_s=10)
     assert rows.rows([0, 1])[0][:, 0].tolist() == [0, 0]
     assert rows.available() == 2
@@ -148,7 +148,7 @@ def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> 
 
 def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, say=quiet):
+    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet):
         assert TokenRows(str(folder), wait_s=10).rows([0])[0][0, 0] == 0
         timer = subprocess.Popen(
             [sys.executable, "-c", f"import time; time.sleep(0.5); open({str(tmp_path / 'go')!r}, 'w')"]
@@ -158,20 +158,20 @@ def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
         "000000-00000002.npy",
         "000001-00000002.npy",
     ]
-    prepare(numbers(folder, two_rows), HERE, say=quiet)
+    prepare(numbers(folder, two_rows), HERE, log=quiet)
     assert TokenRows(str(folder)).num_rows() == 8
 
 
 def check_failure(work: Packing, cluster: Cluster, go: Path) -> None:
     """A failing preparation says why to its caller and to readers; the next one goes on from there."""
     with pytest.raises(RuntimeError, match="ValueError: block 2 is unreadable") as failure:
-        prepare(work, cluster, say=quiet)
+        prepare(work, cluster, log=quiet)
     assert failure.value.__cause__ is not None
     assert "fails_without" in paths.read_text(paths.join(work.folder, FAILED_FILE))  # the traceback
     with pytest.raises(RuntimeError, match="block 2 is unreadable"):
         TokenRows(work.folder).num_rows()
     go.touch()
-    prepare(work, cluster, say=quiet)
+    prepare(work, cluster, log=quiet)
     assert TokenRows(work.folder).num_rows() == 8
     assert FAILED_FILE not in paths.names(work.folder)
 
@@ -182,10 +182,10 @@ def test_failure_is_told_to_caller_and_readers(tmp_path: Path) -> None:
 
 def test_progress_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, log=said.append)
     assert said[0] == "tokens: making 4 of 4 blocks"
-    assert said[-1].startswith("tokens: block 4/4 rows 8 tokens_used 480 tokens_lost 4 lost_frac 0.0083 tok/s ")
-    prepare(numbers(tmp_path / "tokens", two_rows), HERE, say=said.append)
+    assert said[-1].startswith("tokens: block 4/4 rows 8 tokens 480 lost 0.83% tok/s ")
+    prepare(numbers(tmp_path / "tokens", two_rows), HERE, log=said.append)
     assert len(said) == 2  # nothing to do, nothing to say
 
 
@@ -206,7 +206,7 @@ prepare(work._replace(pack=slowly), Cluster(workers=0))
 
 def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> None:
     whole = documents_work(tmp_path, "whole")
-    prepare(whole, HERE, say=quiet)
+    prepare(whole, HERE, log=quiet)
     shards = corpus.shards([str(tmp_path / "data")], "unused")
     killed = small_blocks(documents(shards, BYTES, T, str(tmp_path / "killed")), shards)
     script = _KILLED.format(tests=str(Path(__file__).parent), shards=shards, storage=str(tmp_path / "killed"))
@@ -217,7 +217,7 @@ def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> 
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert 4 <= len(paths.names(killed.folder)) < len(content(whole.folder))
-    prepare(killed, HERE, say=quiet)
+    prepare(killed, HERE, log=quiet)
     there = content(killed.folder)
     assert {name: there[name] for name in paths.names(killed.folder)} == content(whole.folder)
 
@@ -225,9 +225,9 @@ def test_killed_in_the_middle_and_rerun_gives_the_same_bytes(tmp_path: Path) -> 
 @pytest.mark.ray
 def test_ray_tasks_make_the_same_bytes(ray_cluster: None, tmp_path: Path) -> None:
     here, there = documents_work(tmp_path, "here"), documents_work(tmp_path, "there")
-    prepare(here, HERE, say=quiet)
+    prepare(here, HERE, log=quiet)
     said: list[str] = []
-    prepare(there, Cluster(workers=2), say=said.append)
+    prepare(there, Cluster(workers=2), log=said.append)
     assert content(there.folder) == content(here.folder)
     assert f"block {len(there.blocks)}/{len(there.blocks)} " in said[-1]
 
@@ -240,6 +240,6 @@ def test_failure_of_a_task_is_told_to_caller_and_readers(ray_cluster: None, tmp_
 
 @pytest.mark.ray
 def test_killed_task_is_done_again(ray_cluster: None, tmp_path: Path) -> None:
-    folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), say=quiet)
+    folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), log=quiet)
     assert (tmp_path / "died").exists()
     assert all_rows(folder)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -80,7 +80,7 @@ def test_progress_counts_to_the_end_in_few_lines(monkeypatch: pytest.MonkeyPatch
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     lines: list[str] = []
-    progress = Progress("count", steps=100, unit="block", say=lines.append)
+    progress = Progress("count", steps=100, unit="block", log=lines.append)
     for _ in progress.track(range(100)):
         now += 0.25
     assert lines == ["count: block 41/100 eta 15s", "count: block 81/100 eta 5s", "count: block 100/100"]

@@ -26,7 +26,7 @@ from raychat.log import Progress
 __all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
 
 
-def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> str:
+def prepare(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> str:
     """Make the missing blocks of a folder of token shards, wait for them, and return the folder.
 
     With 0 workers this process makes them, else Ray Data tasks over the cluster.
@@ -34,11 +34,11 @@ def prepare(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = 
     Raises:
         RuntimeError: a block cannot be made; its cause says why, as `failed.txt` in the folder does for readers.
     """
-    with prepare_async(packing, cluster, say=say) as preparation:
+    with prepare_async(packing, cluster, log=log) as preparation:
         return preparation.result()
 
 
-def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], None] = print) -> "Preparation":
+def prepare_async(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> "Preparation":
     """Begin to make the missing blocks and return at once, so that training starts on the first of them.
 
     As a context manager it stops making blocks when the training inside has ended and needs no more of them.
@@ -49,15 +49,15 @@ def prepare_async(packing: Packing, cluster: Cluster, *, say: Callable[[str], No
     missing = [block for block in range(packing.plan.num_blocks) if block not in present]
     if missing and cluster.workers > 0:
         cluster.connect()
-    return Preparation(packing, missing, cluster, say)
+    return Preparation(packing, missing, cluster, log)
 
 
 class Preparation:
     """Blocks that a thread of this process makes, with the tasks that it starts."""
 
-    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, say: Callable[[str], None]) -> None:
+    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, log: Callable[[str], None]) -> None:
         self.folder = packing.folder
-        self._packing, self._missing, self._cluster, self._say = packing, missing, cluster, say
+        self._packing, self._missing, self._cluster, self._log = packing, missing, cluster, log
         self._error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
@@ -95,20 +95,15 @@ class Preparation:
         if not self._missing:
             return
         name = paths.name(self.folder)
-        self._say(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
+        self._log(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _on_the_cluster if self._cluster.workers else _in_this_process
         started, total = time.monotonic(), BlockCounts(0, 0, 0)
-        progress = Progress(name, len(self._missing), unit="block", say=self._say)
-        for done, made in enumerate(make(self._packing, self._missing, self._cluster), start=1):
-            total = BlockCounts(*map(sum, zip(total, made, strict=True)))
-            progress.advance(
-                done,
-                rows=total.rows,
-                tokens_used=total.used,
-                tokens_lost=total.lost,
-                lost_frac=total.lost_frac,
-                tok_per_s=total.used / (time.monotonic() - started),
-            )
+        progress = Progress(name, len(self._missing), unit="block", log=self._log)
+        for done, counts in enumerate(make(self._packing, self._missing, self._cluster), start=1):
+            total = BlockCounts(*map(sum, zip(total, counts, strict=True)))
+            tok_per_s = total.used / (time.monotonic() - started)
+            lost = f"{total.lost_frac:.2%}"
+            progress.advance(done, rows=total.rows, tokens=total.used, lost=lost, tok_per_s=tok_per_s)
             if self._stopping.is_set():
                 return
 
