@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # slow to import: once here, for all the processes forked below
 
 REPO = Path(__file__).resolve().parent.parent
 PAIRS = [(ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.Mod, ast.FloorDiv), (ast.BitAnd, ast.BitOr), (ast.And, ast.Or)]
