@@ -36,8 +36,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat import checkpoint, paths
     from raychat.cluster.map import actors_per_worker
     from raychat.cluster.prepare import documents, prepare
-    from raychat.data import corpus
-    from raychat.data.shards import TokenRows
+    from raychat.data import corpus, reading
     from raychat.evals import samples
     from raychat.evals.bpb import bpb_evaluation
     from raychat.evals.bundle import load_bundle
@@ -57,7 +56,7 @@ def run(args: Args) -> dict[str, Any]:
         else:  # actors have another working folder
             bundle = paths.absolute(args.bundle)
         if (prompts := args.prompts) is None:
-            prompts = samples.beginnings(TokenRows(rows), tokenizer)
+            prompts = samples.beginnings(map(str, reading.texts(reading.blocks(val)[0])), tokenizer)
         return [
             bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
             core_evaluation(load_bundle(bundle, args.tasks), args.max_items),

@@ -1,24 +1,18 @@
 """Texts for people to read: continuations by a base model, replies of a chat model."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 from raychat.chat import template
-from raychat.data.shards import TokenRows
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.tokenizer import Tokenizer
 
 
-def beginnings(rows: TokenRows, tokenizer: Tokenizer, *, num: int = 6, num_tokens: int = 12) -> tuple[str, ...]:
-    """Return the beginnings of documents as prompts: those of the first rows of token shards, without the BOS."""
-    first_rows, _ = rows.rows(range(min(num, rows.num_rows())))
-    texts = []
-    for row in first_rows.tolist():
-        document = itertools.takewhile(lambda token: token != tokenizer.bos, row[1 : num_tokens + 1])
-        texts.append(tokenizer.decode(list(document)).strip("\ufffd"))
-    return tuple(text for text in texts if text)
+def beginnings(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the first tokens of the first documents as prompts."""
+    firsts = (tokenizer.encode(document)[:BEGINNING_TOKENS] for document in islice(documents, NUM_BEGINNINGS))
+    return tuple(text for ids in firsts if (text := tokenizer.decode(ids).strip("\ufffd")))
 
 
 def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:
