@@ -1,12 +1,15 @@
 """Texts for people to read: continuations by a base model, replies of a chat model."""
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from raychat.chat import template
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.tokenizer import Tokenizer
+
+NUM_BEGINNINGS = 6
+BEGINNING_TOKENS = 12
 
 
 def beginnings(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[str, ...]:
@@ -17,12 +20,12 @@ def beginnings(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[str, ...
 
 def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:
     """Describe greedy continuations of texts by a base model; the figure is `samples`."""
-    return _samples(prompts, functools.partial(_continue, prompts=tuple(prompts), max_new_tokens=max_new_tokens))
+    return _samples(prompts, partial(_continue, prompts=tuple(prompts), max_new_tokens=max_new_tokens))
 
 
 def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
     """Describe greedy replies of a chat model to questions; the figure is `samples`."""
-    return _samples(questions, functools.partial(_reply, questions=tuple(questions), max_new_tokens=max_new_tokens))
+    return _samples(questions, partial(_reply, questions=tuple(questions), max_new_tokens=max_new_tokens))
 
 
 def _samples(prompts: Sequence[str], call: Call) -> Evaluation:
