@@ -1,6 +1,7 @@
 """Texts for people to read: continuations by a base model, replies of a chat model."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 
 from raychat.chat import template
