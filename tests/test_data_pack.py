@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import raychat_bpe
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +18,7 @@ from raychat.data import corpus, reading
 from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
 from raychat.data.shards import TokenRows, write_plan
 from raychat.tasks import Problem, mixture
-from raychat.tokenizer import Tokenizer
+from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 BYTES = Tokenizer([bytes([i]) for i in range(256)])  # a token is a byte, so that rows are easy to read
 T = 63
@@ -46,9 +46,7 @@ def lines_of(path: Path, texts: list[str]) -> str:
 
 
 def trained(texts: list[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of words and what is between them."""
-    words = Counter(word for text in texts for word in text.replace(" ", "\0 ").split("\0"))
-    return Tokenizer.train({word.encode(): n for word, n in words.items()}, vocab_size)
+    return Tokenizer.train(raychat_bpe.Counts(texts, SPLIT_PATTERN), vocab_size)
 
 
 def test_rows_hold_every_document_but_for_the_last_row(tmp_path: Path) -> None:
