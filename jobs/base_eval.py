@@ -35,8 +35,9 @@ def run(args: Args) -> dict[str, Any]:
 
     from raychat import checkpoint, paths
     from raychat.cluster.map import actors_per_worker
-    from raychat.cluster.prepare import documents, prepare
+    from raychat.cluster.prepare import prepare
     from raychat.data import corpus, reading
+    from raychat.data.pack import documents
     from raychat.evals import samples
     from raychat.evals.bpb import bpb_evaluation
     from raychat.evals.bundle import load_bundle

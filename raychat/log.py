@@ -40,29 +40,15 @@ class Progress:
     """Show how far a job is: a bar with its figures and the time left on a terminal, else a line now and then."""
 
     def __init__(self, name: str, steps: int, *, unit: str = "step", log: Callable[[str], None] | None = None) -> None:
-        """Begin at step 0.
-
-        Args:
-            name: what the display shows.
-            steps: at which step the job is complete.
-            unit: what a step is, in the lines.
-            log: gets the lines; there is no bar then. None = the bar, or standard output.
-        """
+        """Begin at step 0 of `steps`. With `log`, which gets the lines, there is no bar."""
         self._name, self._steps, self._unit = name, steps, unit
         self._log = log or functools.partial(print, flush=True)
         self._lines = Throttle(_LINE_EVERY_S)
         self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Bar | None = None
         if log is None and sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-            )
-            self._bar = Bar(*columns)
+            times, note = (TimeElapsedColumn(), TimeRemainingColumn()), TextColumn("{task.fields[note]}")
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, note)
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -134,7 +120,6 @@ class MetricsLog:
         """Open the log of a stage.
 
         Args:
-            folder: of the stage, on the storage.
             start: the step it resumes from.
             name: of the wandb run.
             settings: what wandb shows as its config.

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
@@ -87,11 +88,7 @@ def names(folder: str) -> list[str]:
         entries = fs.ls(p, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted({name(e) for e in entries if not _temporary(e)})
-
-
-def _temporary(entry: str) -> bool:
-    return name(entry).startswith(".tmp-")
+    return sorted({found for e in entries if not (found := name(e)).startswith(".tmp-")})
 
 
 def size(path: str) -> int:
@@ -192,14 +189,14 @@ def new_folder(path: str) -> Iterator[str]:
         if is_local(path):
             os.rename(temporary, path)
         else:
-            upload(temporary, path)
+            _upload(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def upload(folder: str, path: str) -> None:
-    """Copy a local folder's files to `path` (any storage), `meta.json` last."""
-    files = [os.path.relpath(os.path.join(d, f), folder) for d, _, fs in os.walk(folder) for f in fs]
-    for file in sorted(files, key=lambda f: (f == LAST_FILE, f)):
-        with open(os.path.join(folder, file), "rb") as f:
-            write_bytes(join(path, *file.split(os.sep)), f.read())
+def _upload(folder: str, path: str) -> None:
+    """Copy a local folder's files to an object store, `meta.json` last."""
+    fs, p = url_to_fs(path)
+    files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file == Path(folder, LAST_FILE)):
+        fs.put_file(str(file), join(p, file.relative_to(folder).as_posix()))

@@ -26,8 +26,9 @@ class Found(NamedTuple):
 def find_checkpoint(storage: str, run: str | None = None, stage: str | None = None) -> Found:
     """Return the newest checkpoint to talk to.
 
-    storage: root of everything that was written. run: None = the run that wrote a chat checkpoint last. stage: one of
-    CHAT_STAGES, None = the latest that the run has reached.
+    Args:
+        run: None = the run that wrote a chat checkpoint last.
+        stage: one of CHAT_STAGES; None = the latest that the run has reached.
 
     Raises:
         ValueError: there is no such checkpoint; says what there is, and how to make one.

@@ -51,10 +51,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        tokens: Sequence[bytes],
-        specials: Sequence[str] = SPECIAL_TOKENS,
-        pattern: str = SPLIT_PATTERN,
+        self, tokens: Sequence[bytes], specials: Sequence[str] = SPECIAL_TOKENS, pattern: str = SPLIT_PATTERN
     ) -> None:
         self.tokens = list(tokens)
         self.specials = tuple(specials)
@@ -68,28 +65,21 @@ class Tokenizer:
         self.special = {name: len(self.tokens) + i for i, name in enumerate(self.specials)}
 
     @classmethod
-    def train(
-        cls,
-        counts: raychat_bpe.Counts,
-        vocab_size: int,
-        specials: Sequence[str] = SPECIAL_TOKENS,
-        pattern: str = SPLIT_PATTERN,
-    ) -> Self:
-        """Learn the merges from counted words.
+    def train(cls, counts: raychat_bpe.Counts, vocab_size: int) -> Self:
+        """Learn the merges from words that `SPLIT_PATTERN` cut.
 
-        Args:
-            counts: Words cut by the same pattern.
-            vocab_size: Tokens in all, special ones included. Fewer result when the words have no pairs left to merge.
+        `vocab_size` includes the special tokens. Fewer tokens result when the words have no pairs left to merge.
 
         Raises:
             ValueError: If vocab_size has no room for the 256 bytes and the special tokens.
         """
-        if vocab_size < 256 + len(specials):
+        num_specials = len(SPECIAL_TOKENS)
+        if vocab_size < 256 + num_specials:
             raise ValueError(
-                f"vocab_size is {vocab_size}, but the 256 bytes and {len(specials)} special tokens need at least "
-                f"{256 + len(specials)}"
+                f"vocab_size is {vocab_size}, but the 256 bytes and {num_specials} special tokens need at least "
+                f"{256 + num_specials}"
             )
-        return cls(raychat_bpe.train(counts, vocab_size - len(specials)), specials, pattern)
+        return cls(raychat_bpe.train(counts, vocab_size - num_specials))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.tokens, self.specials, self.pattern)
@@ -236,12 +226,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Read the tokenizer that `save` wrote into the folder.
-
-        Raises:
-            FileNotFoundError: If the folder has no `tokenizer.json`.
-            ValueError: If the file has another format.
-        """
+        """Read the tokenizer that `save` wrote into the folder."""
         path = paths.join(folder, FILE_NAME)
         if not paths.exists(path):
             raise FileNotFoundError(f"no tokenizer at {path}: train one first (jobs/tok_train.py)")

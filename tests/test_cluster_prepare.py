@@ -16,9 +16,9 @@ from ray import cloudpickle
 
 from raychat import paths
 from raychat.cluster import Cluster
-from raychat.cluster.prepare import documents, prepare, prepare_async
+from raychat.cluster.prepare import Preparation, prepare
 from raychat.data import corpus, reading
-from raychat.data.pack import Packing
+from raychat.data.pack import Packing, documents
 from raychat.data.packing import Packed
 from raychat.data.shards import FAILED_FILE, PLAN_FILE, Plan, TokenRows
 from raychat.tokenizer import Tokenizer
@@ -137,7 +137,7 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
 
 def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    preparation = prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet)
+    preparation = Preparation(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet)
     rows = TokenRows(str(folder), wait_s=10)
     assert rows.rows([0, 1])[0][:, 0].tolist() == [0, 0]
     assert rows.available() == 2
@@ -148,7 +148,7 @@ def test_first_rows_are_read_while_later_ones_are_being_made(tmp_path: Path) -> 
 
 def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    with prepare_async(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet):
+    with Preparation(numbers(folder, partial(waits_for, str(tmp_path))), HERE, log=quiet):
         assert TokenRows(str(folder), wait_s=10).rows([0])[0][0, 0] == 0
         timer = subprocess.Popen(
             [sys.executable, "-c", f"import time; time.sleep(0.5); open({str(tmp_path / 'go')!r}, 'w')"]
@@ -192,7 +192,8 @@ def test_progress_is_said(tmp_path: Path) -> None:
 _KILLED = """
 import sys, time
 from raychat.cluster import Cluster
-from raychat.cluster.prepare import documents, prepare
+from raychat.cluster.prepare import prepare
+from raychat.data.pack import documents
 from raychat.tokenizer import Tokenizer
 sys.path.insert(0, {tests!r})
 import test_cluster_prepare as test_prepare

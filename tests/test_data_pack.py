@@ -46,7 +46,6 @@ def lines_of(path: Path, texts: list[str]) -> str:
 
 
 def trained(texts: list[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of these texts."""
     return Tokenizer.train(raychat_bpe.Counts(texts, SPLIT_PATTERN), vocab_size)
 
 

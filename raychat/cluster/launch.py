@@ -10,10 +10,11 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raychat.cluster import Cluster
-from raychat.cluster.prepare import prepare, prepare_async
+from raychat.cluster.prepare import Preparation, prepare
 from raychat.data.pack import Packing
 from raychat.data.shards import TokenRows
 from raychat.log import Progress
@@ -54,7 +55,7 @@ def train_on_tokens(
     train, val = packings()
     prepare(val, cluster)
     recipe = replace(stage.recipe, inputs=train.plan.inputs)
-    with prepare_async(train, cluster):
+    with Preparation(train, cluster):
         steps = recipe.steps or max(1, TokenRows(train.folder).num_rows() // recipe.rows_per_step)
         source = TokenSource(train.folder, val.folder, max_val_rows)
         stage = replace(stage, recipe=recipe, steps=steps, source=source)
@@ -69,25 +70,25 @@ def _fit(stage: Stage, cluster: Cluster, progress: Progress) -> dict[str, Any]:
     train: Any = ray.train  # it is annotated as Train V1 and holds Train V2
     gpus = cluster.gpus()
     _check_room(cluster, gpus)
-    # on the driver's node, which lives as long as the job does, unlike a spot node
-    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reports = ray.remote(_Reports).options(num_cpus=0, scheduling_strategy=on_this_node).remote()
-    resources = {"CPU": 1, **({"GPU": gpus} if gpus else {})}
-    trainer = train.torch.TorchTrainer(
-        _run_worker,
-        train_loop_config={"stage": stage, "reports": reports},
-        torch_config=train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources
-        ),
-        run_config=train.RunConfig(
-            name=f"{stage.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=cluster.storage() + "/ray",
-            failure_config=train.FailureConfig(max_failures=cluster.max_failures),
-            logging_config=train.LoggingConfig("WARNING"),
-        ),
+    scaling = train.ScalingConfig(
+        num_workers=cluster.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
     )
-    with _shown(reports, progress):
+    run_config = train.RunConfig(
+        name=f"{stage.name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+        storage_path=cluster.storage() + "/ray",
+        failure_config=train.FailureConfig(max_failures=cluster.max_failures),
+        logging_config=train.LoggingConfig("WARNING"),
+    )
+    with _shown(progress) as rows:
+        trainer = train.torch.TorchTrainer(
+            _run_worker,
+            train_loop_config={"stage": stage, "rows": rows},
+            torch_config=train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=scaling,
+            run_config=run_config,
+        )
         return dict(trainer.fit().return_value)
 
 
@@ -97,13 +98,10 @@ def _check_room(cluster: Cluster, gpus: int) -> None:
     need = {"CPU": cluster.workers, "GPU": cluster.workers * gpus}
     for resource, count in need.items():
         if have.get(resource, 0) < count:
-            message = (
-                f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {have.get(resource, 0):g}"
-            )
+            found = have.get(resource, 0)
+            message = f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {found:g}"
             if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS") and not cluster.address:
-                raise ValueError(
-                    f"{message}: set --cluster.workers lower or join a larger cluster by --cluster.address"
-                )
+                raise ValueError(f"{message}: set --cluster.workers lower, or join a larger cluster: --cluster.address")
             print(f"{message}: waiting for it to grow", flush=True)
 
 
@@ -117,47 +115,25 @@ def _run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
-    reports = settings["reports"]
-
-    def report(row: dict[str, Any]) -> None:
-        reports.put.remote(row)
-
-    return run(settings["stage"], report)
-
-
-class _Reports:
-    """The actor that holds the rows which rank 0 has reported and the driver has not shown yet."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, Any]] = []
-
-    def put(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-
-    def drain(self) -> list[dict[str, Any]]:
-        rows, self._rows = self._rows, []
-        return rows
+    return run(settings["stage"], settings["rows"].actor.put_nowait.remote)  # does not wait, unlike the queue's own put
 
 
 @contextlib.contextmanager
-def _shown(reports: Any, progress: Progress) -> Iterator[None]:
-    """Show reported rows as they come, in a thread: this one waits in `fit`."""
-    done = threading.Event()
+def _shown(progress: Progress) -> Iterator[Queue]:
+    """Yield a queue and show its rows as they come, in a thread: this one waits in `fit`."""
+    # on the driver's node, which lives as long as the job does, unlike a spot node
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    rows = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node})
 
-    def drain() -> None:
-        for row in ray.get(reports.drain.remote()):
+    def show() -> None:
+        for row in iter(rows.get, None):
             progress.show(row)
 
-    def poll() -> None:
-        while not done.wait(0.5):
-            drain()
-
-    thread = threading.Thread(target=poll, daemon=True)
+    thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
-        yield
+        yield rows
     finally:
-        done.set()
+        rows.put(None)
         thread.join()
-        drain()
-        ray.kill(reports)
+        rows.shutdown(force=True)

@@ -33,7 +33,6 @@ class FanOut:
         Args:
             build: makes the object; picklable, runs in the actor.
             name: what messages call the fan-out.
-            gpus: GPUs of each actor.
             max_failures: deaths in a row, without a finished call, before the fan-out gives up.
         """
         self._build, self._num_actors, self._name = build, num_actors, name
@@ -95,11 +94,8 @@ class FanOut:
         ready, _ = ray.wait(list(self._running), timeout=timeout_s)
         if not ready and timeout_s:
             starting = sum(number is None for _, number in self._running.values())
-            print(
-                f"{self._name}: no result for {timeout_s:.0f} s; waiting for {len(self._running) - starting} actors at "
-                f"work and {starting} that start or wait for room on the cluster",
-                flush=True,
-            )
+            awaited = f"{len(self._running) - starting} actors at work and {starting} that start or wait for room"
+            print(f"{self._name}: no result for {timeout_s:.0f} s; waiting for {awaited} on the cluster", flush=True)
         for reference in ready:
             actor, number = self._running[reference]
             try:
@@ -144,13 +140,8 @@ def actors_per_worker(cluster: Cluster, build: Callable[[], Any], num_calls: int
         return InProcess(build)
     cluster.connect()
     num_threads = max(1, (os.cpu_count() or 1) // cluster.workers)
-    return FanOut(
-        partial(_with_threads, num_threads, build),
-        min(cluster.workers, num_calls),
-        name=name,
-        gpus=cluster.gpus(),
-        max_failures=cluster.max_failures,
-    )
+    build, num_actors = partial(_with_threads, num_threads, build), min(cluster.workers, num_calls)
+    return FanOut(build, num_actors, name=name, gpus=cluster.gpus(), max_failures=cluster.max_failures)
 
 
 def _with_threads(num_threads: int, build: Callable[[], Any]) -> Any:

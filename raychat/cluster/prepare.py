@@ -20,10 +20,8 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.map import num_cores
 from raychat.data import shards
-from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
+from raychat.data.pack import BlockCounts, Packing, make_block
 from raychat.log import Progress
-
-__all__ = ["Packing", "Preparation", "conversations", "documents", "prepare", "prepare_async"]
 
 
 def prepare(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> str:
@@ -34,30 +32,25 @@ def prepare(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = 
     Raises:
         RuntimeError: a block cannot be made; its cause says why, as `failed.txt` in the folder does for readers.
     """
-    with prepare_async(packing, cluster, log=log) as preparation:
+    with Preparation(packing, cluster, log=log) as preparation:
         return preparation.result()
 
 
-def prepare_async(packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> "Preparation":
-    """Begin to make the missing blocks and return at once, so that training starts on the first of them.
+class Preparation:
+    """Make the missing blocks in a thread of this process, so that training starts on the first of them.
 
     As a context manager it stops making blocks when the training inside has ended and needs no more of them.
     """
-    shards.write_plan(packing.folder, packing.plan)
-    paths.remove(paths.join(packing.folder, shards.FAILED_FILE))
-    present = shards.rows_by_block(paths.names(packing.folder))
-    missing = [block for block in range(packing.plan.num_blocks) if block not in present]
-    if missing and cluster.workers > 0:
-        cluster.connect()
-    return Preparation(packing, missing, cluster, log)
 
-
-class Preparation:
-    """Blocks that a thread of this process makes, with the tasks that it starts."""
-
-    def __init__(self, packing: Packing, missing: Sequence[int], cluster: Cluster, log: Callable[[str], None]) -> None:
+    def __init__(self, packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> None:
         self.folder = packing.folder
-        self._packing, self._missing, self._cluster, self._log = packing, missing, cluster, log
+        shards.write_plan(self.folder, packing.plan)
+        paths.remove(paths.join(self.folder, shards.FAILED_FILE))
+        present = shards.rows_by_block(paths.names(self.folder))
+        self._missing = [block for block in range(packing.plan.num_blocks) if block not in present]
+        if self._missing and cluster.workers > 0:
+            cluster.connect()
+        self._packing, self._cluster, self._log = packing, cluster, log
         self._error: BaseException | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prepare", daemon=True)
@@ -66,22 +59,17 @@ class Preparation:
     def result(self) -> str:
         """Wait until every block is there and return the folder. Raises RuntimeError with the cause of a failure."""
         self._thread.join()
-        if self._error is not None:
-            raise RuntimeError(
-                f"the tokens in {self.folder} could not be made: {_described(self._error)}"
-            ) from self._error
+        if (error := self._error) is not None:
+            raise RuntimeError(f"the tokens in {self.folder} could not be made: {_described(error)}") from error
         return self.folder
-
-    def stop(self) -> None:
-        """Make no more blocks. Finished ones stay, and a later preparation makes the rest."""
-        self._stopping.set()
-        self._thread.join(timeout=5.0)  # the block being made may take longer; nothing waits for it
 
     def __enter__(self) -> "Preparation":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        """Make no more blocks. Finished ones stay, and a later preparation makes the rest."""
+        self._stopping.set()
+        self._thread.join(timeout=5.0)  # the block being made may take longer; nothing waits for it
 
     def _run(self) -> None:
         try:
@@ -122,9 +110,6 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     """
     folder, read, pack = packing.folder, packing.read, packing.pack
 
-    def make(block: int, documents: Any) -> BlockCounts:
-        return make_block(folder, block, pack, documents)
-
     blocks = [{"block": block, "value": cloudpickle.dumps(packing.blocks[block])} for block in missing]
     data: ray.data.Dataset = ray.data.from_items(blocks, override_num_blocks=len(blocks))
     data.context.enable_progress_bars = False
@@ -133,7 +118,8 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.workers + 2 else 0.0
     tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
     data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
-    data = data.map(_on_row(make), num_cpus=cpus, compute=tasks)
+    make = _on_row(lambda block, documents: make_block(folder, block, pack, documents))
+    data = data.map(make, num_cpus=cpus, compute=tasks)
     for row in data.iter_rows():
         made = cloudpickle.loads(row["value"])
         if isinstance(made, _TaskFailed):

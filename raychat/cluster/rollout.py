@@ -26,9 +26,8 @@ class RolloutPool:
         self, build: Callable[[], Sampler], num_actors: int, *, gpus: int = 0, max_failures: int = _MAX_DEATHS
     ) -> None:
         """Start actors that hold what `build` returns; it is called in their processes."""
-        self._actors = FanOut(
-            partial(_Policy, build), num_actors, name="rollouts", gpus=gpus, max_failures=max_failures
-        )
+        build_policy = partial(_Policy, build)
+        self._actors = FanOut(build_policy, num_actors, name="rollouts", gpus=gpus, max_failures=max_failures)
 
     def rollouts(self, calls: Sequence[Sequence[Question]], weights: Mapping[str, Tensor]) -> list[list[Group]]:
         """Return for each call what `Sampler.rollout` returns with these weights.

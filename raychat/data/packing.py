@@ -78,7 +78,6 @@ def best_fit(lengths: Sequence[int], capacity: int, *, cut: bool, window: int | 
         if not waiting[length]:
             del waiting[length], waiting_lengths[at]
         start = starts.get(document, 0)
-        entering: tuple[int, int] | None
         if length <= space:
             row.append((document, start, start + length - (start > 0)))
             space -= length
@@ -109,8 +108,6 @@ def pack_documents(ids: np.ndarray, offsets: np.ndarray, sequence_len: int, wind
     Args:
         ids: (N,) uint16 or uint32, all documents in a sequence, each beginning with BOS.
         offsets: (documents + 1,), document i is ids[offsets[i] : offsets[i + 1]].
-        sequence_len: T; rows have T + 1 tokens.
-        window: see `best_fit`.
     """
     packed = _mixed(best_fit(np.diff(offsets).tolist(), sequence_len + 1, cut=True, window=window))
     begins = offsets.tolist()
@@ -142,7 +139,6 @@ def pack_conversations(
 
     Args:
         conversations: (ids, mask) each, of equal lengths; mask is 1 where the token carries loss as a target.
-        sequence_len: T; rows have T + 1 tokens.
         pad: the token that fills rows.
         dtype: of the rows; it must hold every id.
     """
