@@ -58,10 +58,8 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
 
 def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
-    seen = [
-        row
-        for rank in range(3)
-        for b in validation_batches(rows, 11, device_rows=2, world=World(rank, 3), device=CPU)
-        for row in b.inputs.tolist()
-    ]
+    ranks = [World(rank, 3) for rank in range(3)]
+    batches = [b for w in ranks for b in validation_batches(rows, 11, device_rows=2, world=w, device=CPU)]
+    assert all(b.weights.eq(1).all() and len(b.inputs) <= 2 for b in batches)
+    seen = [row for b in batches for row in b.inputs.tolist()]
     assert sorted(seen) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())

@@ -1,6 +1,7 @@
 """CORE against a slow reference written here: one candidate at a time, no padding, explicit log-softmax."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import toy
 import yaml
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, scripted_model
 
 from raychat.evals import core
 from raychat.evals.bundle import KINDS, CoreTask, load_bundle, read_items
@@ -182,6 +183,11 @@ def test_schema_is_judged_on_tokens_that_all_candidates_share(bundle: str, tmp_p
     assert judged(task(bundle, "pronouns")._replace(delimiter=""), 0, merged) == ["!", "!"]
 
 
+def test_without_a_context_all_but_the_bos_is_judged(bundle: str, tmp_path: Path) -> None:
+    (tmp_path / "eval_data" / "some" / "letters.jsonl").write_text('{"context": "", "continuation": "abc"}\n')
+    assert judged(task(bundle, "letters")._replace(delimiter=""), 0, byte_tokenizer()) == ["abc"]
+
+
 @pytest.mark.parametrize("label", ["adding", "pronouns", "letters"])
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
 def test_results_equal_those_of_one_candidate_at_a_time(bundle: str, label: str, batch_tokens: int) -> None:
@@ -222,6 +228,34 @@ def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle
     _, greedy = core._score_rows(model, rows, [1] * len(rows), 1000)
     assert greedy[1]  # "c" is what it says after such a context
     assert sum(greedy) == 1
+
+
+def test_language_modelling_is_right_where_every_token_is_the_first_choice(bundle: str, tmp_path: Path) -> None:
+    continuations = ["yz!", "yz?", "yx!", "az!"]
+    lines = [json.dumps({"context": "x", "continuation": continuation}) for continuation in continuations]
+    (tmp_path / "eval_data" / "some" / "letters.jsonl").write_text("\n".join(lines))
+    t = task(bundle, "letters")._replace(delimiter="", num_fewshot=0)
+    verdicts = core.evaluate_items(scripted_model([[*b"xyz!"]]), byte_tokenizer(), t, range(4))
+    assert verdicts == [True, False, False, False]
+
+
+def test_continuations_longer_than_the_context_are_judged_by_all_that_fits(bundle: str, tmp_path: Path) -> None:
+    """The first token of the tail has nothing before it and only conditions the rest."""
+    draw, length = random.Random(0), 8
+    lines = [
+        {"query": "Pick:", "choices": ["".join(draw.choices("abcdef", k=30)) for _ in range(3)], "gold": 0}
+        for _ in range(40)
+    ]
+    (tmp_path / "eval_data" / "some" / "adding.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    t, tokenizer = task(bundle, "adding"), byte_tokenizer()
+    model = GPT(GPTConfig(**{**vars(CONFIG), "sequence_len": length}))
+    model.load_state_dict(lively().state_dict())
+    expected = []
+    for line in lines:
+        losses = [sum(slow_losses(model.eval(), tokenizer.encode(choice)[-length:])) for choice in line["choices"]]
+        expected.append(losses.index(min(losses)) == 0)
+    assert core.evaluate_items(model, tokenizer, t, range(40)) == expected
+    assert len(set(expected)) == 2
 
 
 def test_long_prompts_keep_their_tail(bundle: str) -> None:

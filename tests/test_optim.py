@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raychat.model.rates import rates_of
 from raychat.optim.muon_adamw import MuonAdamW
+from raychat.optim.shards import Slot
 from raychat.optim.updates import POLAR_STEPS, adamw_, equilibrated, muon_, polar, rescaled
 
 DIM = 32
@@ -388,6 +389,15 @@ def test_resumed_is_uninterrupted_bit_by_bit() -> None:
     second.load_state(state)  # also: the copies in `state` were not touched by the steps since
     train(resumed, second, range(2, 5))
     assert all(resumed[name].equal(straight[name]) for name in straight)
+
+
+def test_only_pieces_that_hold_own_rows_are_read() -> None:
+    rows = torch.zeros(4, 2)
+    pieces = {"p/mean/4": torch.arange(8.0).view(4, 2), "p/mean/8": torch.full((8, 2), 9.0)}  # "p/mean/0" is elsewhere
+    Slot("p/mean", rows, first_row=4, num_rows=16).fill(pieces, [0, 4, 8])
+    assert rows.equal(pieces["p/mean/4"])
+    Slot("p/mean", rows, first_row=6, num_rows=16).fill(pieces, [0, 4, 8])
+    assert rows.tolist() == [[4, 5], [6, 7], [9, 9], [9, 9]]
 
 
 def test_state_that_does_not_fit_is_refused() -> None:

@@ -52,9 +52,10 @@ def test_base_of_a_short_run_is_positive_rises_then_falls_and_has_no_jumps(steps
 
 
 def test_linear_to_zero_starts_at_the_peak_and_takes_no_step_of_zero() -> None:
-    lr = schedule.linear_to_zero(10, peak=0.05).lr
+    lr, momentum, _ = schedule.linear_to_zero(10, peak=0.05)
     assert [lr(step) for step in (0, 5, 9, 10)] == pytest.approx([0.05, 0.025, 0.005, 0.0])
     assert lr(9) > 0
+    assert momentum(0) == momentum(9) == 0.95
 
 
 def test_sft_is_constant_for_half_the_run_then_falls_to_zero() -> None:
