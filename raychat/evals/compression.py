@@ -3,11 +3,12 @@
 import inspect
 import io
 import json.decoder
+import multiprocessing
 import textwrap
-import threading
 from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 import tiktoken
 from matplotlib.figure import Figure
@@ -57,22 +58,13 @@ def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
     Raises:
         OSError: it is neither in the cache nor downloaded within `timeout_s`; the message gives the reason.
     """
-    result: list[Any] = []
-
-    def fetch() -> None:
-        try:
-            result.append(tiktoken.get_encoding(name))
-        except Exception as error:  # of requests, the file system or the parser
-            result.append(error)
-
-    thread = threading.Thread(target=fetch, daemon=True)  # tiktoken sets no time limit of its own
-    thread.start()
-    thread.join(timeout_s)
-    if not result:
-        raise OSError(f"no answer within {timeout_s:.0f} s")
-    if isinstance(result[0], Exception):
-        raise OSError(f"{type(result[0]).__name__}: {textwrap.shorten(str(result[0]), 120)}")
-    return result[0]
+    try:
+        with ThreadPool(1) as pool:  # a daemon thread, as tiktoken sets no time limit of its own
+            return pool.apply_async(tiktoken.get_encoding, (name,)).get(timeout_s)
+    except multiprocessing.TimeoutError:
+        raise OSError(f"no answer within {timeout_s:.0f} s") from None
+    except Exception as e:  # of requests, the file system or the parser
+        raise OSError(f"{type(e).__name__}: {textwrap.shorten(str(e), 120)}") from e
 
 
 def table(rows: list[Compression], name: str) -> str:

@@ -1,45 +1,49 @@
 """Texts for people to read: continuations by a base model, replies of a chat model."""
 
-import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from raychat.chat import template
 from raychat.data.shards import TokenRows
 from raychat.engine.sampling import SamplingParams
-from raychat.evals.evaluation import Call, Evaluation, LoadedModel
+from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.tokenizer import Tokenizer
 
+NUM_BEGINNINGS = 6
+BEGINNING_TOKENS = 12
 
-def beginnings(rows: TokenRows, tokenizer: Tokenizer, *, num: int = 6, num_tokens: int = 12) -> tuple[str, ...]:
+
+def beginnings(rows: TokenRows, tokenizer: Tokenizer) -> tuple[str, ...]:
     """Return the beginnings of documents as prompts: those of the first rows of token shards, without the BOS."""
-    first_rows, _ = rows.rows(range(min(num, rows.num_rows())))
+    first_rows, _ = rows.rows(range(min(NUM_BEGINNINGS, rows.num_rows())))
     texts = []
     for row in first_rows.tolist():
-        document = itertools.takewhile(lambda token: token != tokenizer.bos, row[1 : num_tokens + 1])
+        document = itertools.takewhile(lambda token: token != tokenizer.bos, row[1 : BEGINNING_TOKENS + 1])
         texts.append(tokenizer.decode(list(document)).strip("\ufffd"))
     return tuple(text for text in texts if text)
 
 
 def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:
     """Describe greedy continuations of texts by a base model; the figure is `samples`."""
-    return _samples(prompts, functools.partial(_continue, prompts=tuple(prompts), max_new_tokens=max_new_tokens))
+    return _samples(_continue, prompts, max_new_tokens)
 
 
 def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
     """Describe greedy replies of a chat model to questions; the figure is `samples`."""
-    return _samples(questions, functools.partial(_reply, questions=tuple(questions), max_new_tokens=max_new_tokens))
+    return _samples(_reply, questions, max_new_tokens)
 
 
-def _samples(prompts: Sequence[str], call: Call) -> Evaluation:
+def _samples(call: Callable[..., list[str]], prompts: Sequence[str], max_new_tokens: int) -> Evaluation:
     def finish(results: list[list[str]]) -> dict[str, object]:
         texts = [text for result in results for text in result]
         return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]}
 
-    return Evaluation("samples", [call] if prompts else [], finish)
+    calls = [partial(call, prompts=prompts, max_new_tokens=max_new_tokens)] if prompts else []
+    return Evaluation("samples", calls, finish)
 
 
-def _continue(loaded: LoadedModel, prompts: tuple[str, ...], max_new_tokens: int) -> list[str]:
+def _continue(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     tokenizer = loaded.tokenizer
     rows = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
     params = SamplingParams(0.0, max_new_tokens=max_new_tokens, stop_ids=(tokenizer.bos,))
@@ -47,8 +51,8 @@ def _continue(loaded: LoadedModel, prompts: tuple[str, ...], max_new_tokens: int
     return [tokenizer.decode([i for i in completion.ids if i != tokenizer.bos]) for completion in completions]
 
 
-def _reply(loaded: LoadedModel, questions: tuple[str, ...], max_new_tokens: int) -> list[str]:
+def _reply(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     tokenizer = loaded.tokenizer
-    rows = [template.render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    rows = [template.render_prompt(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     completions = loaded.engine.generate(rows, SamplingParams(0.0, max_new_tokens=max_new_tokens))
     return [template.completion_text(tokenizer, completion.ids) for completion in completions]
