@@ -59,8 +59,6 @@ def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> 
     Its probabilities are the counts of the tokens among the targets of `train`, plus one for every token of the
     vocabulary. It is evaluated on the targets of `val` that have bytes. token_bytes: (V,) int.
 
-    Two tokens of one byte, equally frequent, take one bit per byte:
-
     >>> rows = np.array([[0, 0, 1]]), np.array([[True, True, True]])
     >>> unigram_bpb(rows, rows, np.array([1, 1]))
     1.0

@@ -30,6 +30,8 @@ class Sampling(NamedTuple):
 
 GREEDY = Sampling()
 
+load = lru_cache(maxsize=16)(partial(tasks.load, split=SPLIT))  # (name, root) -> the task, loaded once per process
+
 
 class Graded(NamedTuple):
     """A problem's (mean) reward, 0 to 1, and the text of its (first) answer."""
@@ -97,12 +99,7 @@ def chat_evaluation(
     """Describe the evaluation of chat tasks (of `tasks.TASKS`), each over at most `max_problems` of its problems.
 
     The figures are `accuracy`, `chance` and `num_problems` by task, `chatcore`, and under `answers` a few of each task.
-
-    Args:
-        root: where the tasks' data is, readable by every process that makes a call.
-
-    Raises:
-        ValueError: there are no tasks, one has no problems, or as `tasks.load`; all before the first call.
+    Every process that makes a call must be able to read `root`, where the tasks' data is.
     """
     by_name = {name: load(name, root) for name in names}
     empty = [name for name, task in by_name.items() if not task.problems]
@@ -143,9 +140,3 @@ def available(names: Sequence[str], root: str) -> tuple[str, ...]:
         else:
             found.append(name)
     return tuple(found)
-
-
-@lru_cache(maxsize=16)
-def load(name: str, root: str) -> Task:
-    """Load a task once per process."""
-    return tasks.load(name, root, SPLIT)

@@ -14,9 +14,6 @@ import tiktoken
 from matplotlib.figure import Figure
 
 PEERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}  # name -> tiktoken's name
-FETCH_TIMEOUT_S = 20.0
-
-CountTokens = Callable[[str], int]
 
 
 class Compression(NamedTuple):
@@ -27,7 +24,6 @@ class Compression(NamedTuple):
     num_tokens: dict[str, int]  # vocabulary -> tokens
 
     def bytes_per_token(self, name: str) -> float:
-        """Return the mean bytes of a token of the named vocabulary."""
         return self.num_bytes / self.num_tokens[name]
 
     def saving(self, name: str, peer: str) -> float:
@@ -35,7 +31,7 @@ class Compression(NamedTuple):
         return 1 - self.num_tokens[name] / self.num_tokens[peer]
 
 
-def measure(texts: Mapping[str, str], vocabularies: Mapping[str, CountTokens]) -> list[Compression]:
+def measure(texts: Mapping[str, str], vocabularies: Mapping[str, Callable[[str], int]]) -> list[Compression]:
     """Count the tokens of every kind of text in every vocabulary; skip empty texts."""
     return [
         Compression(kind, len(text.encode()), {name: count(text) for name, count in vocabularies.items()})
@@ -52,11 +48,11 @@ def samples() -> dict[str, str]:
     return kinds
 
 
-def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
+def peer(name: str, timeout_s: float = 20.0) -> tiktoken.Encoding:
     """Return one of tiktoken's encodings, from tiktoken's cache or its download address.
 
     Raises:
-        OSError: it is neither in the cache nor downloaded within `timeout_s`; the message gives the reason.
+        OSError: it is neither in the cache nor downloaded within `timeout_s`.
     """
     try:
         with ThreadPool(1) as pool:  # a daemon thread, as tiktoken sets no time limit of its own

@@ -28,8 +28,6 @@ Rows = list[list[int]]  # one candidate's token ids each
 
 
 class Score(NamedTuple):
-    """A task's result."""
-
     accuracy: float
     centred: float  # 0 = guessing, 1 = perfect
     num_items: int
@@ -64,12 +62,11 @@ def prompts(task: CoreTask, items: Sequence[Item], index: int) -> tuple[list[str
     others = range(len(items) - 1)
     drawn = random.Random(f"{SEED}/{task.label}/{index}").sample(others, min(task.num_fewshot, len(others)))
     examples = [items[i + (i >= index)] for i in drawn]  # steps over the item itself
-    shots = [_text(task, example, example.gold) for example in examples]
+    shots = "".join(_text(task, example, example.gold) + "\n\n" for example in examples)
     item = items[index]
-    full = [_text(task, item, i) for i in range(len(item.contexts))]
+    full = [shots + _text(task, item, i) for i in range(len(item.contexts))]
     # Without trailing blanks: they belong to the first token of the continuation.
-    bare = [f"{context}{task.delimiter}".rstrip() for context in item.contexts]
-    return ["\n\n".join([*shots, text]) for text in full], ["\n\n".join([*shots, text]) for text in bare]
+    return full, [shots + f"{context}{task.delimiter}".rstrip() for context in item.contexts]
 
 
 def _text(task: CoreTask, item: Item, candidate: int) -> str:
@@ -129,10 +126,7 @@ def score(task: CoreTask, correct: Sequence[bool]) -> Score:
 def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> Evaluation:
     """Describe CORE, the mean centred accuracy, over these tasks, each over at most `max_items` of its items.
 
-    The figures are `core`, and under `core_tasks` every task's `Score`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_items`; all files are read before the first call.
+    The figures are `core`, and under `core_tasks` every task's `Score`. All files are read before the first call.
     """
     if not tasks:
         raise ValueError("CORE needs at least one task")

@@ -36,14 +36,11 @@ class LoadedModel:
         return Engine(self.model, self.tokenizer, max_sequences=MAX_SEQUENCES)
 
 
-Call = Callable[[LoadedModel], Any]  # picklable; its result as well
-
-
 class Evaluation(NamedTuple):
     """One evaluation. Its calls, and so its figures, are the same for any number of processes."""
 
     name: str
-    calls: Sequence[Call]
+    calls: Sequence[Callable[[LoadedModel], Any]]  # picklable, and so are their results
     finish: Callable[[list[Any]], dict[str, Any]]  # results of the calls, in order -> the figures in eval.json
 
 

@@ -19,9 +19,6 @@ def evaluate(path: str, evaluations: Sequence[Evaluation], open_actors: OpenActo
     """Evaluate the checkpoint at `path`; return the figures of all evaluations, joined.
 
     The calls are spread over actors, which must all be able to read `path`.
-
-    Raises:
-        ValueError: `path` is no checkpoint, or two evaluations give a figure of the same name.
     """
     checkpoint.read_meta(path)
     calls = [call for evaluation in evaluations for call in evaluation.calls]
@@ -44,15 +41,11 @@ def evaluate_stage(
 ) -> dict[str, Any]:
     """Evaluate a stage's newest checkpoint and write `eval.json` into its folder, unless it is there already.
 
+    Return what the file holds: the figures, `checkpoint`, `step`, `settings` and `wall_s`.
+
     Args:
         settings: what the figures depend on besides the checkpoint; plain values.
         describe: from the checkpoint's path to its evaluations; called only when there is something to do.
-
-    Returns:
-        The figures, `checkpoint`, `step`, `settings` and `wall_s`.
-
-    Raises:
-        ValueError: the stage has no checkpoint yet.
     """
     path = checkpoint.latest(folder)
     if path is None:

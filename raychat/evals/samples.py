@@ -36,11 +36,9 @@ def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
 
 def _samples(call: Callable[..., list[str]], prompts: Sequence[str], max_new_tokens: int) -> Evaluation:
     def finish(results: list[list[str]]) -> dict[str, object]:
-        texts = [text for result in results for text in result]
-        return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]}
+        return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, results[0], strict=True)]}
 
-    calls = [partial(call, prompts=prompts, max_new_tokens=max_new_tokens)] if prompts else []
-    return Evaluation("samples", calls, finish)
+    return Evaluation("samples", [partial(call, prompts=prompts, max_new_tokens=max_new_tokens)], finish)
 
 
 def _continue(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
