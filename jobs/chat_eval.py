@@ -54,7 +54,7 @@ def run(args: Args) -> dict[str, Any]:
     def describe(path: str) -> list[Evaluation]:
         root = corpus.task_root(args.task_data, args.cluster.storage())
         names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
-        sampling = chat.Sampling(args.temperature, None, args.num_samples, args.max_new_tokens)
+        sampling = chat.Sampling(args.temperature, args.num_samples, args.max_new_tokens)
         return [
             chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling),
             samples.replies(args.questions),

@@ -83,7 +83,7 @@ def test_only_the_letters_of_the_problem_count() -> None:
     with torch.no_grad():
         loaded.model.lm_head.weight[ord("D")] = 0.9
         loaded.model.lm_head.weight[ord("C")] = 0.5
-    assert evals_chat.choose(loaded.model, loaded.tokenizer, choices("ABC", "ABC").problems) == ["C"] * 3
+    assert evals_chat.choose(loaded, choices("ABC", "ABC").problems) == ["C"] * 3
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 10_000])
@@ -96,7 +96,7 @@ def test_choices_equal_those_of_one_prompt_at_a_time(batch_tokens: int) -> None:
             logits = loaded.model(torch.tensor([ids]))[0, -1]
         expected.append(max("ABCD", key=lambda letter: logits[ord(letter)].item()))
     assert len(set(expected)) > 1
-    assert evals_chat.choose(loaded.model, loaded.tokenizer, task.problems, batch_tokens) == expected
+    assert evals_chat.choose(loaded, task.problems, batch_tokens) == expected
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
@@ -127,9 +127,9 @@ def test_bad_letters_are_named() -> None:
     wrong = Problem([question, {"role": "assistant", "content": "E"}], ("A", "B"))
     long = Problem([question, {"role": "assistant", "content": "AB"}], ("AB", "C"))
     with pytest.raises(ValueError, match="'E' is none of the letters A, B"):
-        evals_chat.choose(loaded.model, loaded.tokenizer, [wrong])
+        evals_chat.choose(loaded, [wrong])
     with pytest.raises(ValueError, match="'AB' is 2 tokens"):
-        evals_chat.choose(loaded.model, loaded.tokenizer, [long])
+        evals_chat.choose(loaded, [long])
 
 
 def test_long_prompt_keeps_bos_and_tail() -> None:
@@ -141,7 +141,7 @@ def test_long_prompt_keeps_bos_and_tail() -> None:
     whole = template.render_prompt(tokenizer, problem.messages[:-1])
     assert ids == [tokenizer.bos, *whole[-19:]]
     assert prompt(tokenizer, problem, 1000) == whole
-    assert evals_chat.choose(one_track("A").model, tokenizer, [problem]) == ["A"]
+    assert evals_chat.choose(one_track("A"), [problem]) == ["A"]
 
 
 def test_answers_equal_those_of_the_engine_alone() -> None:
@@ -161,7 +161,7 @@ def test_reward_is_the_mean_over_samples() -> None:
 
 
 def test_samples_do_not_depend_on_how_problems_are_divided() -> None:
-    sampling = Sampling(temperature=1.0, top_k=50, num_samples=2)
+    sampling = Sampling(temperature=1.0, num_samples=2)
     task, loaded = questions(4, max_new_tokens=8), lively()
     whole = evals_chat.generate(loaded.engine, task, range(4), sampling)
     last = evals_chat.generate(loaded.engine, task, [2, 3], sampling)

@@ -205,7 +205,7 @@ def test_results_equal_those_of_one_candidate_at_a_time(bundle: str, label: str,
         else:
             losses = [sum(slow_losses(model, row)[-n:]) / n for row, n in zip(rows, spans, strict=True)]
             expected.append(losses.index(min(losses)) == item.gold)
-    assert core.evaluate_items(model, tokenizer, t, range(len(items)), batch_tokens) == expected
+    assert core.evaluate_items(LoadedModel(model, tokenizer), t, range(len(items)), batch_tokens) == expected
 
 
 def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle: str) -> None:
@@ -266,7 +266,7 @@ def test_long_prompts_keep_their_tail(bundle: str) -> None:
     short = GPT(GPTConfig(**{**vars(CONFIG), "sequence_len": 64}))
     short.load_state_dict(model.state_dict())
     _, expected = core._score_rows(short, [row[-64:]], [2], 1000)
-    assert core.evaluate_items(short, tokenizer, t, [0]) == expected
+    assert core.evaluate_items(LoadedModel(short, tokenizer), t, [0]) == expected
 
 
 def test_chosen_items_are_fixed_and_nested() -> None:
@@ -288,6 +288,6 @@ def test_evaluation_sums_up_all_tasks(bundle: str) -> None:
     evaluation = core.core_evaluation(tasks, max_items=4)
     found: dict[str, Any] = evaluation.finish([call(loaded) for call in evaluation.calls])
     for t in tasks:
-        right = core.evaluate_items(loaded.model, loaded.tokenizer, t, chosen(len(read_items(t)), 4))
+        right = core.evaluate_items(loaded, t, chosen(len(read_items(t)), 4))
         assert found["core_tasks"][t.label] == core.score(t, right)._asdict()
     assert found["core"] == pytest.approx(sum(s["centred"] for s in found["core_tasks"].values()) / 3)

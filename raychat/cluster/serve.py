@@ -15,7 +15,6 @@ from typing import Any, Literal
 import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -103,9 +102,6 @@ def build(args: dict[str, Any]) -> Application:
 
     `build` finds the checkpoint and hands its path to the replicas, whose machines must be able to read it. `serve run`
     and jobs/serve.py call it in the driver, `serve deploy` in a task of the cluster.
-
-    Raises:
-        ValueError: a setting is unknown or wrong, or there is no such checkpoint.
     """
     settings = _settings(args)
     found = find_checkpoint(Cluster(storage_path=settings.storage_path).storage(), settings.run, settings.stage)
@@ -143,23 +139,16 @@ def _settings(args: dict[str, Any]) -> ServeArgs:
     try:
         return ServeArgs.model_validate(args)
     except ValidationError as e:
-        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}={x['input']!r}: {_problem(x)}" for x in e.errors())
+        unknown = f"no such setting; expected one of {', '.join(ServeArgs.model_fields)}"
+        problems = [(x, unknown if x["type"] == "extra_forbidden" else x["msg"]) for x in e.errors()]
+        wrong = "; ".join(f"{'.'.join(map(str, x['loc']))}={x['input']!r}: {problem}" for x, problem in problems)
         raise ValueError(f"wrong setting of the application: {wrong}") from None
-
-
-def _problem(error: ErrorDetails) -> str:
-    if error["type"] == "extra_forbidden":
-        return f"no such setting; expected one of {', '.join(ServeArgs.model_fields)}"
-    return error["msg"]
 
 
 def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluster) -> None:
     """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
 
     A cluster that was joined keeps Ray Serve and its other applications.
-
-    Raises:
-        ValueError: the port is taken, or as `build`.
     """
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:

@@ -3,9 +3,9 @@
 Only targets with bytes of their own count: neither special tokens nor masked ones.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from raychat.evals.evaluation import Evaluation, LoadedModel, chunks
 from raychat.model.loss import token_nll
 
 ROWS_PER_CALL = 64
+DEVICE_ROWS = 8
 
 MaskedRows = tuple[np.ndarray, np.ndarray]  # tokens (N, T + 1) int and mask (N, T + 1) bool, as of `TokenRows.rows`
 
@@ -29,9 +30,6 @@ def bits_per_byte(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch],
         forward: (B, T) int64 -> (B, T, V) fp32 logits.
         batches: this worker's, possibly none; their weights do not matter.
         token_bytes: (V,) int on the model's device, the UTF-8 bytes of every token, 0 for special ones.
-
-    Raises:
-        ValueError: no target of any worker has bytes.
     """
     return from_sums(dist.sum_(nats_and_bytes(forward, batches, token_bytes)))
 
@@ -61,8 +59,6 @@ def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> 
     Its probabilities are the counts of the tokens among the targets of `train`, plus one for every token of the
     vocabulary. It is evaluated on the targets of `val` that have bytes. token_bytes: (V,) int.
 
-    Two tokens of one byte, equally frequent, take one bit per byte:
-
     >>> rows = np.array([[0, 0, 1]]), np.array([[True, True, True]])
     >>> unigram_bpb(rows, rows, np.array([1, 1]))
     1.0
@@ -79,26 +75,23 @@ def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
     return np.bincount(tokens[:, 1:][mask[:, 1:]], minlength=vocab_size)
 
 
-def bpb_evaluation(folder: str, max_rows: int, *, name: str = "val_bpb", device_rows: int = 8) -> Evaluation:
-    """Describe bits per byte over the first rows of a complete folder of token shards; the figure is `name`.
+def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
+    """Describe bits per byte over the first rows of a complete folder of token shards; the figure is `val_bpb`.
 
     folder: readable by every process that makes a call.
     """
-    num_rows = min(TokenRows(folder).num_rows(), max_rows)
-    calls = [
-        functools.partial(_call, folder=folder, rows=rows, device_rows=device_rows)
-        for rows in chunks(range(num_rows), ROWS_PER_CALL)
-    ]
+    rows = range(min(TokenRows(folder).num_rows(), max_rows))
+    calls = [partial(_call, folder=folder, rows=part) for part in chunks(rows, ROWS_PER_CALL)]
 
-    def finish(results: list[tuple[float, float]]) -> dict[str, float]:
-        return {name: from_sums(torch.tensor(results, dtype=torch.float64).sum(0))}
+    def finish(results: list[list[float]]) -> dict[str, float]:
+        return {"val_bpb": from_sums(torch.tensor(results, dtype=torch.float64).sum(0))}
 
     return Evaluation("bits per byte", calls, finish)
 
 
-def _call(loaded: LoadedModel, folder: str, rows: Sequence[int], device_rows: int) -> tuple[float, float]:
+def _call(loaded: LoadedModel, folder: str, rows: Sequence[int]) -> list[float]:
     store, device = TokenRows(folder), next(loaded.model.parameters()).device
     token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
-    batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, device_rows))
-    nats, bytes_ = nats_and_bytes(loaded.model, batches, token_bytes).tolist()
-    return nats, bytes_
+    batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, DEVICE_ROWS))
+    sums: list[float] = nats_and_bytes(loaded.model, batches, token_bytes).tolist()
+    return sums

@@ -27,8 +27,6 @@ class Item(NamedTuple):
 
 
 class CoreTask(NamedTuple):
-    """A task of a bundle."""
-
     label: str
     kind: str  # of KINDS
     file: str  # path or URL of its items
@@ -47,12 +45,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], Item]] = {  # icl_task_type -> from 
 
 
 def load_bundle(folder: str, labels: Sequence[str] | None = None) -> list[CoreTask]:
-    """Read the tasks of a bundle, in its order; `labels` None means all of them.
-
-    Raises:
-        FileNotFoundError: core.yaml or eval_meta_data.csv is not there.
-        ValueError: a label that is not there, a task of unknown type, or one without its random baseline.
-    """
+    """Read the tasks of a bundle, in its order; `labels` None means all of them."""
     config = yaml.safe_load(_read(folder, "core.yaml"))
     table = csv.DictReader(io.StringIO(_read(folder, "eval_meta_data.csv")))
     chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in table}
@@ -85,12 +78,7 @@ def _task(folder: str, entry: dict[str, Any], chance: dict[str, float]) -> CoreT
 
 @functools.lru_cache(maxsize=32)
 def read_items(task: CoreTask) -> tuple[Item, ...]:
-    """Read all items of a task.
-
-    Raises:
-        FileNotFoundError: their file does not exist.
-        ValueError: a line of it is not an item; the message names the line.
-    """
+    """Read all items of a task; an error names the line that is not one."""
     try:
         lines = paths.read_text(task.file).splitlines()
     except FileNotFoundError:

@@ -1,22 +1,22 @@
 """Chat tasks: multiple choice by the logits of the letters, the others by generating answers and rewarding them."""
 
-import functools
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from raychat import tasks
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.core import centred
-from raychat.evals.evaluation import ITEMS_PER_CALL, Evaluation, LoadedModel, chosen, chunks
+from raychat.evals.evaluation import Evaluation, LoadedModel, chosen, over_tasks
 from raychat.evals.generate import Question, answer, prompt
 from raychat.evals.scoring import logits_of
-from raychat.model.base import Model
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
 
 BATCH_TOKENS = 8192
+SPLIT = "test"
 NUM_SHOWN = 2  # answers per task that eval.json keeps for people to read
 
 
@@ -24,12 +24,13 @@ class Sampling(NamedTuple):
     """How to generate answers."""
 
     temperature: float = 0.0  # 0 = greedy
-    top_k: int | None = None
     num_samples: int = 1  # answers per problem; a problem's reward is their mean
     max_new_tokens: int | None = None  # None = the task's own
 
 
 GREEDY = Sampling()
+
+load = lru_cache(maxsize=16)(partial(tasks.load, split=SPLIT))  # (name, root) -> the task, loaded once per process
 
 
 class Graded(NamedTuple):
@@ -42,35 +43,23 @@ class Graded(NamedTuple):
 def evaluate_problems(
     loaded: LoadedModel, task: Task, indices: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[Graded]:
-    """Grade the model on these problems of a task; those with letters are multiple choice."""
-    choices = [i for i in indices if task.problems[i].letters]
-    others = [i for i in indices if not task.problems[i].letters]
-    letters = choose(loaded.model, loaded.tokenizer, [task.problems[i] for i in choices])
-    graded = {
-        i: Graded(float(letter == task.problems[i].messages[-1]["content"]), letter)
-        for i, letter in zip(choices, letters, strict=True)
-    }
-    if others:
-        graded |= zip(others, generate(loaded.engine, task, others, sampling), strict=True)
-    return [graded[i] for i in indices]
+    """Grade the model on these problems of a task; a task whose problems have letters is multiple choice."""
+    problems = [task.problems[index] for index in indices]
+    if not problems[0].letters:
+        return generate(loaded.engine, task, indices, sampling)
+    letters = zip(problems, choose(loaded, problems), strict=True)
+    return [Graded(float(letter == problem.messages[-1]["content"]), letter) for problem, letter in letters]
 
 
-def choose(
-    model: Model, tokenizer: Tokenizer, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS
-) -> list[str]:
-    """Return for each multiple-choice problem the likeliest of its letters as the first token of the answer.
-
-    Raises:
-        ValueError: a letter is not one token, or the right answer is none of the letters.
-    """
+def choose(loaded: LoadedModel, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS) -> list[str]:
+    """Return for each multiple-choice problem the likeliest of its letters as the first token of the answer."""
     for problem in problems:
-        if problem.messages[-1]["content"] not in problem.letters:
-            right, letters = problem.messages[-1]["content"], ", ".join(problem.letters)
-            raise ValueError(f"the right answer {right!r:.80} is none of the letters {letters}")
-    tokens = [[_token(tokenizer, letter) for letter in problem.letters] for problem in problems]
+        if (right := problem.messages[-1]["content"]) not in problem.letters:
+            raise ValueError(f"the right answer {right!r:.80} is none of the letters {', '.join(problem.letters)}")
+    tokens = [[_token(loaded.tokenizer, letter) for letter in problem.letters] for problem in problems]
     likeliest = [""] * len(problems)
-    rows = [prompt(tokenizer, problem, model.config.sequence_len) for problem in problems]
-    for number, logits in logits_of(model, rows, batch_tokens):
+    rows = [prompt(loaded.tokenizer, problem, loaded.model.config.sequence_len) for problem in problems]
+    for number, logits in logits_of(loaded.model, rows, batch_tokens):
         likeliest[number] = problems[number].letters[int(logits[-1, tokens[number]].argmax())]
     return likeliest
 
@@ -87,15 +76,10 @@ def generate(engine: Engine, task: Task, indices: Sequence[int], sampling: Sampl
 
     The seed of a sample is made from task, problem and sample, so results do not depend on how problems are divided.
     """
-    questions = [
-        Question(
-            task.problems[index],
-            tuple(zlib.crc32(f"{task.name}/{index}/{sample}".encode()) for sample in range(sampling.num_samples)),
-        )
-        for index in indices
-    ]
-    max_new_tokens = sampling.max_new_tokens or task.max_new_tokens
-    params = SamplingParams(sampling.temperature, sampling.top_k, max_new_tokens=max_new_tokens)
+    names = [[f"{task.name}/{index}/{sample}" for sample in range(sampling.num_samples)] for index in indices]
+    seeds = [tuple(zlib.crc32(name.encode()) for name in of_problem) for of_problem in names]
+    questions = [Question(task.problems[index], s) for index, s in zip(indices, seeds, strict=True)]
+    params = SamplingParams(sampling.temperature, max_new_tokens=sampling.max_new_tokens or task.max_new_tokens)
     groups = answer(engine, task.reward, questions, params)
     return [Graded(sum(rollout.reward for rollout in group) / len(group), group[0].text) for group in groups]
 
@@ -110,35 +94,20 @@ def chatcore(accuracies: Mapping[str, float], chances: Mapping[str, float]) -> f
 
 
 def chat_evaluation(
-    names: Sequence[str],
-    root: str,
-    *,
-    split: str = "test",
-    max_problems: int | None = None,
-    sampling: Sampling = GREEDY,
+    names: Sequence[str], root: str, *, max_problems: int | None = None, sampling: Sampling = GREEDY
 ) -> Evaluation:
-    """Describe the evaluation of chat tasks, each over at most `max_problems` of its problems.
+    """Describe the evaluation of chat tasks (of `tasks.TASKS`), each over at most `max_problems` of its problems.
 
     The figures are `accuracy`, `chance` and `num_problems` by task, `chatcore`, and under `answers` a few of each task.
-
-    Args:
-        names: of `tasks.TASKS`.
-        root: where their data is, readable by every process that makes a call.
-
-    Raises:
-        ValueError: there are no tasks, one has no problems, or as `tasks.load`; all before the first call.
+    Every process that makes a call must be able to read `root`, where the tasks' data is.
     """
-    by_name = {name: load(name, root, split) for name in names}
+    by_name = {name: load(name, root) for name in names}
     empty = [name for name, task in by_name.items() if not task.problems]
     if empty or not by_name:
-        raise ValueError(f"no problems to evaluate: {', '.join(empty) or 'no tasks'} (split {split} of {root})")
+        raise ValueError(f"no problems to evaluate: {', '.join(empty) or 'no tasks'} (split {SPLIT} of {root})")
     indices = {name: chosen(len(task.problems), max_problems) for name, task in by_name.items()}
-    parts = [(name, chunk) for name in names for chunk in chunks(indices[name], ITEMS_PER_CALL)]
 
-    def finish(results: list[list[Graded]]) -> dict[str, Any]:
-        graded: dict[str, list[Graded]] = {name: [] for name in names}
-        for (name, _), result in zip(parts, results, strict=True):
-            graded[name] += result
+    def figures(graded: dict[str, list[Graded]]) -> dict[str, Any]:
         accuracy = {name: sum(g.reward for g in of_task) / len(of_task) for name, of_task in graded.items()}
         chance = {name: task.chance for name, task in by_name.items()}
         return {
@@ -148,38 +117,26 @@ def chat_evaluation(
             "chatcore": chatcore(accuracy, chance),
             "answers": [
                 {"task": name, "question": by_name[name].problems[index].messages[-2]["content"], **g._asdict()}
-                for name in names
-                for index, g in list(zip(indices[name], graded[name], strict=True))[:NUM_SHOWN]
+                for name, of_task in graded.items()
+                for index, g in list(zip(indices[name], of_task, strict=True))[:NUM_SHOWN]
             ],
         }
 
-    calls = [
-        functools.partial(_call, name=name, root=root, split=split, indices=chunk, sampling=sampling)
-        for name, chunk in parts
-    ]
-    return Evaluation("chat tasks", calls, finish)
+    return over_tasks("chat tasks", indices, partial(_evaluate, root=root, sampling=sampling), figures)
 
 
-def _call(
-    loaded: LoadedModel, name: str, root: str, split: str, indices: Sequence[int], sampling: Sampling
-) -> list[Graded]:
-    return evaluate_problems(loaded, load(name, root, split), indices, sampling)
+def _evaluate(loaded: LoadedModel, task: str, indices: Sequence[int], root: str, sampling: Sampling) -> list[Graded]:
+    return evaluate_problems(loaded, load(task, root), indices, sampling)
 
 
-def available(names: Sequence[str], root: str, split: str = "test") -> tuple[str, ...]:
+def available(names: Sequence[str], root: str) -> tuple[str, ...]:
     """Return those of the tasks that have data at `root`; print the reason for each of the others."""
     found = []
     for name in names:
         try:
-            load(name, root, split)
+            load(name, root)
         except ValueError as e:
             print(f"not evaluated: {name}: {e}", flush=True)
         else:
             found.append(name)
     return tuple(found)
-
-
-@functools.lru_cache(maxsize=16)
-def load(name: str, root: str, split: str) -> Task:
-    """Load a task once per process."""
-    return tasks.load(name, root, split)

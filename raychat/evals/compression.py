@@ -3,19 +3,17 @@
 import inspect
 import io
 import json.decoder
+import multiprocessing
 import textwrap
-import threading
 from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 import tiktoken
 from matplotlib.figure import Figure
 
 PEERS = {"GPT-2": "gpt2", "GPT-4": "cl100k_base"}  # name -> tiktoken's name
-FETCH_TIMEOUT_S = 20.0
-
-CountTokens = Callable[[str], int]
 
 
 class Compression(NamedTuple):
@@ -26,7 +24,6 @@ class Compression(NamedTuple):
     num_tokens: dict[str, int]  # vocabulary -> tokens
 
     def bytes_per_token(self, name: str) -> float:
-        """Return the mean bytes of a token of the named vocabulary."""
         return self.num_bytes / self.num_tokens[name]
 
     def saving(self, name: str, peer: str) -> float:
@@ -34,7 +31,7 @@ class Compression(NamedTuple):
         return 1 - self.num_tokens[name] / self.num_tokens[peer]
 
 
-def measure(texts: Mapping[str, str], vocabularies: Mapping[str, CountTokens]) -> list[Compression]:
+def measure(texts: Mapping[str, str], vocabularies: Mapping[str, Callable[[str], int]]) -> list[Compression]:
     """Count the tokens of every kind of text in every vocabulary; skip empty texts."""
     return [
         Compression(kind, len(text.encode()), {name: count(text) for name, count in vocabularies.items()})
@@ -51,28 +48,19 @@ def samples() -> dict[str, str]:
     return kinds
 
 
-def peer(name: str, timeout_s: float = FETCH_TIMEOUT_S) -> tiktoken.Encoding:
+def peer(name: str, timeout_s: float = 20.0) -> tiktoken.Encoding:
     """Return one of tiktoken's encodings, from tiktoken's cache or its download address.
 
     Raises:
-        OSError: it is neither in the cache nor downloaded within `timeout_s`; the message gives the reason.
+        OSError: it is neither in the cache nor downloaded within `timeout_s`.
     """
-    result: list[Any] = []
-
-    def fetch() -> None:
-        try:
-            result.append(tiktoken.get_encoding(name))
-        except Exception as error:  # of requests, the file system or the parser
-            result.append(error)
-
-    thread = threading.Thread(target=fetch, daemon=True)  # tiktoken sets no time limit of its own
-    thread.start()
-    thread.join(timeout_s)
-    if not result:
-        raise OSError(f"no answer within {timeout_s:.0f} s")
-    if isinstance(result[0], Exception):
-        raise OSError(f"{type(result[0]).__name__}: {textwrap.shorten(str(result[0]), 120)}")
-    return result[0]
+    try:
+        with ThreadPool(1) as pool:  # a daemon thread, as tiktoken sets no time limit of its own
+            return pool.apply_async(tiktoken.get_encoding, (name,)).get(timeout_s)
+    except multiprocessing.TimeoutError:
+        raise OSError(f"no answer within {timeout_s:.0f} s") from None
+    except Exception as e:  # of requests, the file system or the parser
+        raise OSError(f"{type(e).__name__}: {textwrap.shorten(str(e), 120)}") from e
 
 
 def table(rows: list[Compression], name: str) -> str:

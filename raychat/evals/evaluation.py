@@ -1,8 +1,8 @@
 """What an evaluation is: calls that any process with the model can make, and how their results become figures."""
 
 import random
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 from raychat import checkpoint
@@ -16,6 +16,7 @@ MAX_SEQUENCES = 32  # generated at once
 ITEMS_PER_CALL = 32  # items of a CORE task, or problems of a chat task
 
 T = TypeVar("T")
+TaskT = TypeVar("TaskT")
 
 
 class LoadedModel:
@@ -32,19 +33,38 @@ class LoadedModel:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that generates with the model, made at first use."""
         return Engine(self.model, self.tokenizer, max_sequences=MAX_SEQUENCES)
-
-
-Call = Callable[[LoadedModel], Any]  # picklable; its result as well
 
 
 class Evaluation(NamedTuple):
     """One evaluation. Its calls, and so its figures, are the same for any number of processes."""
 
     name: str
-    calls: Sequence[Call]
+    calls: Sequence[Callable[[LoadedModel], Any]]  # picklable, and so are their results
     finish: Callable[[list[Any]], dict[str, Any]]  # results of the calls, in order -> the figures in eval.json
+
+
+def over_tasks(
+    name: str,
+    items: Mapping[TaskT, Sequence[int]],
+    call: Callable[..., list[Any]],
+    figures: Callable[[dict[TaskT, list[Any]]], dict[str, Any]],
+) -> Evaluation:
+    """Describe an evaluation of these items of each task.
+
+    Args:
+        call: (loaded model, task=, indices=) -> a result for each of these items of the task.
+        figures: from the results of all items, by task, to the figures in eval.json.
+    """
+    parts = [(task, chunk) for task, indices in items.items() for chunk in chunks(indices, ITEMS_PER_CALL)]
+
+    def finish(results: list[list[Any]]) -> dict[str, Any]:
+        found: dict[TaskT, list[Any]] = {task: [] for task in items}
+        for (task, _), result in zip(parts, results, strict=True):
+            found[task] += result
+        return figures(found)
+
+    return Evaluation(name, [partial(call, task=task, indices=chunk) for task, chunk in parts], finish)
 
 
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -37,8 +37,7 @@ def answer(
 ) -> list[Group]:
     """Return a group of rewarded answers for each question, one answer per seed.
 
-    They depend on the questions and the weights alone: neither on what else is asked nor on what the engine did before.
-    `params` says how to sample; its seed is not used.
+    An answer depends on its question, its seed and the weights alone. The seed of `params` is not used.
     """
     room = max(engine.context - params.max_new_tokens, engine.context // 2)  # for the prompt, whose tail counts most
     prompts = [prompt(engine.tokenizer, question.problem, room) for question in questions]

@@ -5,29 +5,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from raychat import checkpoint, paths
 from raychat.actors import Actors
 from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.log import Progress
 
-
-class OpenActors(Protocol):
-    """Make actors that hold what `build` returns, for `num_calls` calls."""
-
-    def __call__(self, build: Callable[[], Any], num_calls: int, *, name: str) -> Actors: ...
+OpenActors = Callable[..., Actors]  # (build, num_calls, name=) -> actors that hold what `build()` returns
 
 
 def evaluate(path: str, evaluations: Sequence[Evaluation], open_actors: OpenActors) -> dict[str, Any]:
     """Evaluate the checkpoint at `path`; return the figures of all evaluations, joined.
 
     The calls are spread over actors, which must all be able to read `path`.
-
-    Raises:
-        ValueError: `path` is no checkpoint, or two evaluations give a figure of the same name.
-        RuntimeError: actors keep dying.
-        Exception: whatever a call raises.
     """
     checkpoint.read_meta(path)
     calls = [call for evaluation in evaluations for call in evaluation.calls]
@@ -50,17 +41,11 @@ def evaluate_stage(
 ) -> dict[str, Any]:
     """Evaluate a stage's newest checkpoint and write `eval.json` into its folder, unless it is there already.
 
+    Return what the file holds: the figures, `checkpoint`, `step`, `settings` and `wall_s`.
+
     Args:
-        folder: of the stage, on the storage.
         settings: what the figures depend on besides the checkpoint; plain values.
         describe: from the checkpoint's path to its evaluations; called only when there is something to do.
-        open_actors: makes the actors that evaluate.
-
-    Returns:
-        The figures, `checkpoint`, `step`, `settings` and `wall_s`.
-
-    Raises:
-        ValueError: the stage has no checkpoint yet.
     """
     path = checkpoint.latest(folder)
     if path is None:
@@ -74,8 +59,7 @@ def evaluate_stage(
             return done
     started = time.monotonic()
     found = evaluate(path, describe(path), open_actors)
-    wall_s = round(time.monotonic() - started, 3)
-    step = checkpoint.read_meta(path).step
-    result = {**asked, "step": step, "wall_s": wall_s, **found}
+    facts = {"step": checkpoint.read_meta(path).step, "wall_s": round(time.monotonic() - started, 3)}
+    result = {**asked, **facts, **found}
     paths.write_json(file, result)
     return result

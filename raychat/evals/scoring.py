@@ -16,18 +16,16 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
 
     Rows are padded on the right, where causal attention does not look. A batch has at least one row, and beyond that at
     most `batch_tokens` tokens with the padding.
-
-    Raises:
-        ValueError: a row is empty or longer than the model's context.
     """
-    device = next(model.parameters()).device
-    context = model.config.sequence_len
+    device, context = next(model.parameters()).device, model.config.sequence_len
     lengths = [len(row) for row in rows]
     if rows and not 1 <= min(lengths) <= max(lengths) <= context:
         raise ValueError(f"rows must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     while order:
-        width = padded_length(lengths[order[0]], context, device)
+        width = lengths[order[0]]
+        if device.type == "cuda":
+            width = min(context, max(SHORTEST_ON_GPU, 1 << (width - 1).bit_length()))  # the next power of two
         height = max(1, batch_tokens // width)
         batch, order = order[:height], order[height:]
         padded = torch.zeros(height if device.type == "cuda" else len(batch), width, dtype=torch.int64)
@@ -36,10 +34,3 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
         logits = model(padded.to(device))
         for i, row in enumerate(batch):
             yield row, logits[i, : lengths[row]]
-
-
-def padded_length(length: int, context: int, device: torch.device) -> int:
-    """Return the padded length of rows of up to `length` tokens: on GPUs the next power of two within the context."""
-    if device.type != "cuda":
-        return length
-    return min(context, max(SHORTEST_ON_GPU, 1 << (length - 1).bit_length()))

@@ -14,21 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from raychat.engine.engine import Finish
-from raychat.serve.types import (
-    AssistantMessage,
-    ChatChunk,
-    ChatCompletion,
-    ChatRequest,
-    Choice,
-    ChunkChoice,
-    Delta,
-    Failure,
-    ModelCard,
-    ModelList,
-    Usage,
-    no_such_model,
-)
+from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard, no_such_model
 
 HEALTH_TIMEOUT_S = 10.0
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that went away
@@ -64,36 +50,38 @@ def make_app(backend: Backend) -> FastAPI:
         return JSONResponse({"status": "ok", "model": backend.card.id})
 
     @app.get("/v1/models")
-    async def models() -> ModelList:
-        return ModelList(data=[backend.card])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [backend.card]}
 
-    @app.get("/v1/models/{name}", response_model=ModelCard)
+    @app.get("/v1/models/{name}")
     async def model(name: str) -> Any:
         return backend.card if name == backend.card.id else _error(no_such_model(name, backend.card))
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion)
-    async def chat_completions(request: ChatRequest, http: Request) -> Any:
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: ChatRequest, http: Request) -> Response:
         return await _answer(backend, request, http)
 
     _handle_errors(app)
     return app
 
 
-async def _answer(backend: Backend, request: ChatRequest, http: Request) -> Response | ChatCompletion:
+async def _answer(backend: Backend, request: ChatRequest, http: Request) -> Response:
     """Wait for the first delta, so that an error before it is an HTTP status; then stream or collect the rest."""
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": backend.card.id}
+    kind = "chat.completion.chunk" if request.stream else "chat.completion"
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": backend.card.id}
     deltas = backend.stream(request)
     first = await anext(deltas)
     if isinstance(first, Failure):
         return _error(first)
     if not request.stream:
         return await _completion(head, first, deltas, http)
-    events = _events(head, first, deltas, request.include_usage)
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    events = _events(head, first, deltas, include_usage)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _completion(head: dict[str, Any], first: Delta, rest: Deltas, http: Request) -> Response | ChatCompletion:
+async def _completion(head: dict[str, Any], first: Delta, rest: Deltas, http: Request) -> Response:
     """Return the whole answer; closing `rest` cancels the request when the client is gone."""
     text, last = first.text, first
     async with contextlib.aclosing(rest):
@@ -103,18 +91,20 @@ async def _completion(head: dict[str, Any], first: Delta, rest: Deltas, http: Re
             if await http.is_disconnected():
                 return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody reads it
             text, last = text + delta.text, delta
-    choice = Choice(message=AssistantMessage(content=text), finish_reason=last.finish or "length")
-    return ChatCompletion(**head, choices=[choice], usage=_usage(last))
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish or "length"}
+    return JSONResponse({**head, "choices": [choice], "usage": _usage(last)})
 
 
 async def _events(head: dict[str, Any], first: Delta, rest: Deltas, include_usage: bool) -> AsyncIterator[str]:
     """Yield a streamed answer as server-sent events, those of one delta together."""
 
-    def event(choices: list[ChunkChoice], usage: Usage | None = None) -> str:
-        return f"data: {ChatChunk(**head, choices=choices, usage=usage).model_dump_json()}\n\n"
+    def event(choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
+        fields = {**head, "choices": choices, "usage": usage}
+        return f"data: {json.dumps(fields, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
-    def chunk(delta: dict[str, str], finish: Finish | None = None) -> str:
-        return event([ChunkChoice(delta=delta, finish_reason=finish)])
+    def chunk(delta: dict[str, str], finish: str | None = None) -> str:
+        return event([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}])
 
     def chunks(delta: Delta) -> str:
         text = chunk({"content": delta.text}) if delta.text else ""
@@ -132,9 +122,9 @@ async def _events(head: dict[str, Any], first: Delta, rest: Deltas, include_usag
     yield (event([], _usage(last)) if include_usage else "") + "data: [DONE]\n\n"
 
 
-def _usage(last: Delta) -> Usage:
+def _usage(last: Delta) -> dict[str, int]:
     prompt, completion = last.prompt_tokens, last.completion_tokens
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _error(failure: Failure) -> JSONResponse:

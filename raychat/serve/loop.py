@@ -18,7 +18,7 @@ class EngineLoop:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.error: BaseException | None = None  # what ended the engine; every later request fails with it
+        self.error: Exception | None = None  # what ended the engine; every later request fails with it
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[int, EventStream] = {}  # of the requests that wait or run, by request id
@@ -36,20 +36,17 @@ class EngineLoop:
 
     def _run(self) -> None:
         while True:
-            self._run_commands()
-            if self.error is None and self._engine.busy:
-                try:
-                    self._step()
-                except Exception as e:
-                    self._fail(e)
-
-    def _run_commands(self) -> None:
-        """Run all queued commands; wait for one when the engine has nothing to do."""
-        idle = self.error is not None or not self._engine.busy
-        with contextlib.suppress(queue.Empty):
-            self._commands.get(block=idle)()
-            while True:
-                self._commands.get_nowait()()
+            steps = self.error is None and self._engine.busy
+            with contextlib.suppress(queue.Empty):
+                self._commands.get(block=not steps)()
+                continue
+            try:
+                self._step()
+            except Exception as e:
+                self.error = e
+                for stream in self._streams.values():
+                    stream.put(e)
+                self._streams.clear()
 
     def _step(self) -> None:
         for event in self._engine.step():
@@ -57,18 +54,13 @@ class EngineLoop:
             if event.finish:
                 del self._streams[event.id]
 
-    def _fail(self, error: Exception) -> None:
-        self.error = error
-        for stream in self._streams.values():
-            stream.put(_engine_failed(error))
-        self._streams.clear()
-
     def _add(self, prompt: Sequence[int], params: SamplingParams, stream: "EventStream") -> None:
+        if self.error is not None:
+            stream.put(self.error)
+            return
         try:
-            if self.error is not None:
-                raise _engine_failed(self.error)
             stream.id = self._engine.add(prompt, params)
-        except (ValueError, RuntimeError) as e:
+        except ValueError as e:
             stream.put(e)
         else:
             self._streams[stream.id] = stream
@@ -76,12 +68,6 @@ class EngineLoop:
     def _cancel(self, stream: "EventStream") -> None:
         if self._streams.pop(stream.id, None):
             self._engine.cancel(stream.id)
-
-
-def _engine_failed(cause: BaseException) -> RuntimeError:
-    error = RuntimeError(f"the engine has failed: {cause!r}")
-    error.__cause__ = cause
-    return error
 
 
 class EventStream:
@@ -98,16 +84,11 @@ class EventStream:
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
     async def take(self) -> list[Event]:
-        """Wait for at least one event and return all that came since the last call.
-
-        Raises:
-            ValueError: as `Engine.add`.
-            RuntimeError: the engine has failed; the cause is attached.
-        """
-        items = [await self._items.get()]
-        while not self._items.empty():
-            items.append(self._items.get_nowait())
-        for item in items:
+        """Wait for at least one event and return all that came since the last call."""
+        events: list[Event] = []
+        while not events or not self._items.empty():
+            item = await self._items.get()
             if isinstance(item, Exception):
-                raise item
-        return [item for item in items if isinstance(item, Event)]
+                raise RuntimeError(f"the engine has failed: {item!r}") from item
+            events.append(item)
+        return events

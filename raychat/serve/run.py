@@ -13,11 +13,7 @@ READY = "chat at http://{}:{}, the API is below /v1; Ctrl-C ends"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on the address; port 0 = a free one.
-
-    Raises:
-        ValueError: another process listens there, or the host is not this machine.
-    """
+    """Return a socket that listens on the address; port 0 = a free one."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as e:
@@ -27,11 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve_here(storage: str, run: str | None, stage: str | None, max_sequences: int, host: str, port: int) -> None:
-    """Serve until interrupted; run, stage: as in `find_checkpoint`.
-
-    Raises:
-        ValueError: the port is taken, or there is no checkpoint.
-    """
+    """Serve until interrupted; run, stage: as in `find_checkpoint`."""
     with listen(host, port) as server, contextlib.suppress(KeyboardInterrupt):
         found = find_checkpoint(storage, run, stage)
         service = ChatService.load(found.path, card_of(found), max_sequences)

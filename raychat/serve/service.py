@@ -17,11 +17,7 @@ FLUSH_S = 0.03  # tokens of this time travel together: a message between process
 
 
 def card_of(found: Found) -> ModelCard:
-    """Return how the API presents a checkpoint.
-
-    Raises:
-        ValueError: the checkpoint is damaged or foreign.
-    """
+    """Return how the API presents a checkpoint."""
     context = checkpoint.read_meta(found.path).recipe.sequence_len
     return ModelCard(id=found.name, created=int(written(found.path).timestamp()), max_model_len=context)
 
@@ -36,11 +32,7 @@ class ChatService:
 
     @classmethod
     def load(cls, path: str, card: ModelCard, max_sequences: int) -> "ChatService":
-        """Load the checkpoint at `path`.
-
-        Raises:
-            ValueError: there is no checkpoint.
-        """
+        """Load the checkpoint at `path`."""
         model, _ = checkpoint.load_model(path, device())
         return cls(Engine(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences), card)
 

@@ -1,4 +1,4 @@
-"""Requests, answers and errors of the OpenAI API, as far as raychat serves it.
+"""Requests and errors of the OpenAI API, as far as raychat serves it.
 
 `top_k` is an extension that vLLM and others share.
 
@@ -16,6 +16,7 @@ from raychat.chat.template import Message
 from raychat.engine.engine import Finish
 
 MAX_STOP_STRINGS = 4
+StopString = Annotated[str, Field(min_length=1)]
 
 # Fields that clients send although raychat does not serve them. They are accepted at null and at these values, which
 # ask for nothing. Any other value is refused: an answer that ignores part of a request is worse than an error.
@@ -47,18 +48,21 @@ class _Strict(BaseModel):
     @model_validator(mode="after")
     def _refuse_unserved_fields(self) -> "_Strict":
         for name, value in (self.model_extra or {}).items():
-            if value is None or name in _IGNORED or any(value == v for v in _NEUTRAL.get(name, ())):
-                continue
-            expected = " or ".join(json.dumps(v) for v in _NEUTRAL.get(name, ()))
-            hint = f"got {json.dumps(value)}, expected {expected}" if expected else "unknown or not supported"
-            raise PydanticCustomError("unsupported", "{param}: {hint}", {"param": name, "hint": hint})
+            neutral = _NEUTRAL.get(name, ())
+            if value is not None and name not in _IGNORED and value not in neutral:
+                expected = " or ".join(map(json.dumps, neutral))
+                hint = f"got {json.dumps(value)}, expected {expected}" if expected else "unknown or not supported"
+                raise _unsupported(name, hint)
         return self
+
+
+def _unsupported(name: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("unsupported", "{param}: {hint}", {"param": name, "hint": hint})
 
 
 def _list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
-        hint = f"got {json.dumps(value)}, expected a string or a list"
-        raise PydanticCustomError("unsupported", "{param}: {hint}", {"param": name, "hint": hint})
+        raise _unsupported(name, f"got {json.dumps(value)}, expected a string or a list")
     return value
 
 
@@ -70,8 +74,6 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(_Strict):
-    """One message of a conversation."""
-
     role: Literal["system", "developer", "user", "assistant"]
     content: list[TextPart]  # or a string
 
@@ -88,12 +90,7 @@ class ChatMessage(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream sends besides the text."""
-
     include_usage: bool = False
-
-
-StopString = Annotated[str, Field(min_length=1)]
 
 
 class ChatRequest(_Strict):
@@ -102,7 +99,7 @@ class ChatRequest(_Strict):
     messages: list[ChatMessage] = Field(min_length=1)
     model: str | None = None  # the id that /v1/models lists, or "raychat"; None = the same model
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = None  # None = no usage
     temperature: float | None = Field(default=None, ge=0, le=2)  # None = 1
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=1)
@@ -115,10 +112,6 @@ class ChatRequest(_Strict):
     @classmethod
     def _several(cls, stop: Any) -> Any:
         return [] if stop is None else [stop] if isinstance(stop, str) else _list("stop", stop)
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class Delta(NamedTuple):
@@ -140,59 +133,9 @@ class Failure(NamedTuple):
 
     def body(self) -> dict[str, Any]:
         """Return the error as the OpenAI API words it."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        kind = "rate_limit_error" if self.status == 429 else kind
+        server = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else server
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-class Usage(BaseModel):
-    """Tokens of a request and its answer."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class AssistantMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: Literal[0] = 0
-    message: AssistantMessage
-    logprobs: None = None
-    finish_reason: Finish
-
-
-class ChatCompletion(BaseModel):
-    """A whole answer."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int  # Unix time
-    model: str
-    choices: list[Choice]
-    usage: Usage
-
-
-class ChunkChoice(BaseModel):
-    index: Literal[0] = 0
-    delta: dict[str, str]  # {"role": "assistant", "content": ""}, then {"content": ...}, at last {}
-    logprobs: None = None
-    finish_reason: Finish | None = None
-
-
-class ChatChunk(BaseModel):
-    """One server-sent event of a streamed answer; the event with the usage has no choices."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None = None
 
 
 class ModelCard(BaseModel):
@@ -203,11 +146,6 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "raychat"
     max_model_len: int  # context in tokens, as vLLM calls it
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
 
 
 def no_such_model(name: str, card: ModelCard) -> Failure:
