@@ -23,9 +23,7 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
         raise ValueError(f"rows must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     while order:
-        width = lengths[order[0]]
-        if device.type == "cuda":
-            width = min(context, max(SHORTEST_ON_GPU, 1 << (width - 1).bit_length()))  # the next power of two
+        width = padded_length(lengths[order[0]], context, device)
         height = max(1, batch_tokens // width)
         batch, order = order[:height], order[height:]
         padded = torch.zeros(height if device.type == "cuda" else len(batch), width, dtype=torch.int64)
@@ -34,3 +32,8 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
         logits = model(padded.to(device))
         for i, row in enumerate(batch):
             yield row, logits[i, : lengths[row]]
+
+
+def padded_length(length: int, context: int, device: torch.device) -> int:
+    """Return what rows of up to `length` tokens are padded to: on GPUs the next power of two within the context."""
+    return length if device.type != "cuda" else min(context, max(SHORTEST_ON_GPU, 1 << (length - 1).bit_length()))
