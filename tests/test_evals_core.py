@@ -235,7 +235,7 @@ def test_language_modelling_is_right_where_every_token_is_the_first_choice(bundl
     lines = [json.dumps({"context": "x", "continuation": continuation}) for continuation in continuations]
     (tmp_path / "eval_data" / "some" / "letters.jsonl").write_text("\n".join(lines))
     t = task(bundle, "letters")._replace(delimiter="", num_fewshot=0)
-    verdicts = core.evaluate_items(scripted_model([[*b"xyz!"]]), byte_tokenizer(), t, range(4))
+    verdicts = core.evaluate_items(LoadedModel(scripted_model([[*b"xyz!"]]), byte_tokenizer()), t, range(4))
     assert verdicts == [True, False, False, False]
 
 
@@ -254,7 +254,7 @@ def test_continuations_longer_than_the_context_are_judged_by_all_that_fits(bundl
     for line in lines:
         losses = [sum(slow_losses(model.eval(), tokenizer.encode(choice)[-length:])) for choice in line["choices"]]
         expected.append(losses.index(min(losses)) == 0)
-    assert core.evaluate_items(model, tokenizer, t, range(40)) == expected
+    assert core.evaluate_items(LoadedModel(model, tokenizer), t, range(40)) == expected
     assert len(set(expected)) == 2
 
 
