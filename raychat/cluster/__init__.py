@@ -51,17 +51,13 @@ class Cluster:
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         address = self.address or os.environ.get("RAY_ADDRESS")
-        variables = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
+        variables = {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}}
         if address and address != "local":
-            ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=True)
+            ray.init(address=address, runtime_env=variables)
             return
-        ray.init(
-            address="local",
-            num_cpus=max(_LOGICAL_CPUS, os.cpu_count() or 1),
-            include_dashboard=True,  # Ray Train asks it about its own actors, and people like to look at it
-            runtime_env={"env_vars": variables},
-            logging_level=logging.WARNING,
-        )
+        cpus, level = max(_LOGICAL_CPUS, os.cpu_count() or 1), logging.WARNING
+        # Ray Train asks the dashboard about its own actors, and people like to look at it
+        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=variables, logging_level=level)
 
     def gpus(self) -> int:
         """Return the GPUs of each worker or actor: `gpus_per_worker`, else 1 where there are GPUs, else 0."""

@@ -5,7 +5,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
@@ -35,8 +35,8 @@ class RolloutPool:
         The object store gets the weights once. Every call carries the reference and a version; an actor that holds
         another version, such as a replacement, fetches them first.
         """
-        published = _Published([ray.put(_as_arrays(weights))], uuid.uuid4().hex)
-        return list(self._actors.map(partial(_Policy.rollout, published=published), calls))
+        published = [ray.put(_as_arrays(weights))]  # in a list, so that Ray does not fetch it for every call
+        return list(self._actors.map(partial(_Policy.rollout, published=published, version=uuid.uuid4().hex), calls))
 
     def close(self) -> None:
         """End the actors."""
@@ -75,13 +75,6 @@ def _as_arrays(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in weights.items()}
 
 
-class _Published(NamedTuple):
-    """Weights in the object store."""
-
-    reference: list[Any]  # in a list, so that Ray does not fetch it for every call
-    version: str
-
-
 class _Policy:
     """What an actor holds: a sampler and the version of its weights."""
 
@@ -90,8 +83,8 @@ class _Policy:
         self._sampler = build()
         self._version: str | None = None
 
-    def rollout(self, questions: Sequence[Question], published: _Published) -> list[Group]:
-        if published.version != self._version:
-            self._sampler.load_weights(ray.get(published.reference[0]))
-            self._version = published.version
+    def rollout(self, questions: Sequence[Question], published: list[Any], version: str) -> list[Group]:
+        if version != self._version:
+            self._sampler.load_weights(ray.get(published[0]))
+            self._version = version
         return self._sampler.rollout(questions)

@@ -91,12 +91,11 @@ def task_root(task_data: str, storage: str) -> str:
         return task_data
     if task_data == "tinyworld":
         return tinyworld_root(storage)
-    root = paths.absolute(task_data)
-    if not paths.is_folder(root):
-        raise ValueError(
-            f"--task-data is {task_data!r}; expected tinyworld, hub or a folder of data sets; {root} is not a folder"
-        )
-    return root
+    if paths.is_folder(root := paths.absolute(task_data)):
+        return root
+    raise ValueError(
+        f"--task-data is {task_data!r}; expected tinyworld, hub or a folder of data sets; {root} is not a folder"
+    )
 
 
 def _resolve(entry: str, storage: str) -> list[str]:
@@ -107,10 +106,9 @@ def _resolve(entry: str, storage: str) -> list[str]:
         return _in_folder(paths.join(tinyworld_root(storage), "pretrain"))
     path = paths.absolute(entry)
     if any(c in path for c in "*?["):
-        found = [shard for shard in _glob(path) if shard.endswith(KINDS)]
-        if not found:
-            raise ValueError(f"{entry} matches no file that ends in {', '.join(KINDS)}")
-        return found
+        if found := [shard for shard in _glob(path) if shard.endswith(KINDS)]:
+            return found
+        raise ValueError(f"{entry} matches no file that ends in {', '.join(KINDS)}")
     if paths.is_folder(path):
         return _in_folder(path)
     if not paths.exists(path):
@@ -122,12 +120,11 @@ def _resolve(entry: str, storage: str) -> list[str]:
 
 def _in_folder(folder: str) -> list[str]:
     names = paths.names(folder)
-    found = [paths.join(folder, name) for name in names if name.endswith(KINDS)]
-    if not found:
-        raise ValueError(
-            f"{folder} holds no file that ends in {', '.join(KINDS)}; it holds {', '.join(names[:8]) or 'nothing'}"
-        )
-    return found
+    if found := [paths.join(folder, name) for name in names if name.endswith(KINDS)]:
+        return found
+    raise ValueError(
+        f"{folder} holds no file that ends in {', '.join(KINDS)}; it holds {', '.join(names[:8]) or 'nothing'}"
+    )
 
 
 def _glob(pattern: str) -> list[str]:
