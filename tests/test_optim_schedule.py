@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -69,6 +70,7 @@ def test_later_stages_have_no_weight_decay(made: Schedule) -> None:
     assert [made.weight_decay(step) for step in (0, 5, 10)] == [0.0, 0.0, 0.0]
 
 
-def test_no_steps_is_refused() -> None:
+@pytest.mark.parametrize("make", [schedule.base, schedule.linear_to_zero, schedule.sft])
+def test_no_steps_is_refused(make: Callable[[int], Schedule]) -> None:
     with pytest.raises(ValueError, match="steps=0"):
-        schedule.base(0)
+        make(0)
