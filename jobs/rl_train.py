@@ -57,7 +57,8 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.engine.sampling import SamplingParams
     from raychat.optim import schedule
     from raychat.recipe import SAMPLING, Runtime
-    from raychat.rl import RolloutSource, Sampler
+    from raychat.rl.feed import RolloutSource
+    from raychat.rl.sampler import Sampler
     from raychat.train.finetune import child_recipe
     from raychat.train.stage import Stage, finished, summary_of
 

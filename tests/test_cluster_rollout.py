@@ -19,10 +19,13 @@ from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.rollout import RolloutPool, num_actors, rollout_pool
+from raychat.evals.generate import Group, Question, Rollout
 from raychat.log import read_metrics
 from raychat.optim.schedule import Schedule, linear_to_zero
 from raychat.recipe import Runtime
-from raychat.rl import Group, Question, Rollout, RolloutSource, Sampler, questions_of
+from raychat.rl.feed import RolloutSource
+from raychat.rl.sampler import Sampler
+from raychat.rl.step import questions_of
 from raychat.tasks import Problem
 from raychat.train import stage
 

@@ -21,9 +21,11 @@ from raychat import checkpoint, paths
 from raychat.data.batches import Batch
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
+from raychat.evals.generate import Rollout
 from raychat.log import read_metrics
 from raychat.recipe import Runtime
-from raychat.rl import Rollout, Sampler, advantages, questions_of, to_batches, weigh
+from raychat.rl.sampler import Sampler
+from raychat.rl.step import advantages, questions_of, to_batches, weigh
 from raychat.tasks import Problem
 from raychat.train import stage
 from raychat.train.loop import accumulate

@@ -15,7 +15,7 @@ from raychat.model.gpt import GPT, GPTConfig
 from raychat.model.registry import architecture_of
 from raychat.optim.schedule import linear_to_zero
 from raychat.recipe import Recipe
-from raychat.rl import RolloutSource
+from raychat.rl.feed import RolloutSource
 from raychat.tasks import Problem, Task
 from raychat.train.finetune import child_recipe
 from raychat.train.stage import Stage

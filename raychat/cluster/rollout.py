@@ -14,7 +14,8 @@ from torch import Tensor
 
 from raychat.cluster import Cluster, num_gpus
 from raychat.cluster.map import FanOut
-from raychat.rl import Group, Question, Sampler
+from raychat.evals.generate import Group, Question
+from raychat.rl.sampler import Sampler
 
 _MAX_DEATHS = 8  # in a row, without one finished call
 

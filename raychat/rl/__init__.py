@@ -8,22 +8,3 @@ ratio to clip nor a second model.
 
 The questions of a step and the seeds of its answers depend on the number of the step alone.
 """
-
-from raychat.evals.generate import Group, Question, Rollout
-from raychat.rl.feed import RolloutFeed, RolloutSource
-from raychat.rl.sampler import Pool, Sampler
-from raychat.rl.step import advantages, questions_of, to_batches, weigh
-
-__all__ = [
-    "Group",
-    "Pool",
-    "Question",
-    "Rollout",
-    "RolloutFeed",
-    "RolloutSource",
-    "Sampler",
-    "advantages",
-    "questions_of",
-    "to_batches",
-    "weigh",
-]
