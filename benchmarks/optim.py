@@ -25,7 +25,7 @@ WARMUP_STEPS, STEPS = 2, 7
 
 def main(depth: int | None = None) -> None:
     """Time the optimizers on a model of `depth` blocks; None = 12 on a GPU, 4 on a CPU."""
-    device = devices.device()
+    device = devices.default_device()
     depth = depth or (12 if device.type == "cuda" else 4)
     sizes = from_depth(depth)
     config = GPTConfig(n_layer=depth, n_head=sizes.n_head, n_kv_head=sizes.n_head, n_embd=sizes.n_embd)

@@ -32,14 +32,11 @@ class Args:
 
 def run(args: Args) -> str:
     """Chat, or answer the one prompt; return the text of the last answer."""
-    from raychat import checkpoint
-    from raychat.device import device
     from raychat.engine.engine import Engine
     from raychat.runs import find_checkpoint
 
     found = find_checkpoint(args.cluster.storage(), args.run, args.stage)
-    model, _ = checkpoint.load_model(found.path, device())
-    engine = Engine(model.eval(), checkpoint.load_tokenizer(found.path), max_sequences=1)
+    engine = Engine.load(found.path, max_sequences=1)
     if args.prompt is not None:
         return _show(answer(engine, [{"role": "user", "content": args.prompt}], args))
     print(f"{found.name} from {found.path}\n/new: new conversation, empty line: end, Ctrl-C: stop the answer\n")

@@ -18,7 +18,7 @@ _PEAK_BF16_FLOPS = {
 }
 
 
-def device() -> torch.device:
+def default_device() -> torch.device:
     """Return the device to compute on: the current CUDA device, or the CPU without one."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

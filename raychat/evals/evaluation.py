@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 from raychat import checkpoint
-from raychat.device import device
+from raychat.device import default_device
 from raychat.engine.engine import Engine
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ class LoadedModel:
     @classmethod
     def load(cls, path: str) -> "LoadedModel":
         """Load a checkpoint (local or remote) onto this process's GPU, or the CPU without one."""
-        model, _ = checkpoint.load_model(path, device())
+        model, _ = checkpoint.load_model(path, default_device())
         return cls(model, checkpoint.load_tokenizer(path))
 
     @cached_property

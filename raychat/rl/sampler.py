@@ -6,8 +6,6 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from raychat import checkpoint
-from raychat.device import device
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.generate import Group, Question, answer
@@ -25,9 +23,7 @@ class Sampler:
         cls, path: str, reward: Callable[[Problem, str], float], params: SamplingParams, max_sequences: int
     ) -> Self:
         """Make a sampler with the model of a checkpoint, on this process's device."""
-        model, _ = checkpoint.load_model(path, device())
-        engine = Engine(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences)
-        return cls(engine, reward, params)
+        return cls(Engine.load(path, max_sequences), reward, params)
 
     def load_weights(self, weights: Mapping[str, Tensor | np.ndarray]) -> None:
         """Copy these weights into the model."""

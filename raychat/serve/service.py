@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator
 from raychat import checkpoint
 from raychat.chat.stream import TextStream
 from raychat.chat.template import render_prompt
-from raychat.device import device
 from raychat.engine.engine import Engine, Finish
 from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, written
@@ -33,8 +32,7 @@ class ChatService:
     @classmethod
     def load(cls, path: str, card: ModelCard, max_sequences: int) -> "ChatService":
         """Load the checkpoint at `path`."""
-        model, _ = checkpoint.load_model(path, device())
-        return cls(Engine(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences), card)
+        return cls(Engine.load(path, max_sequences), card)
 
     async def check(self) -> None:
         """Raise RuntimeError when the engine has failed; it does not recover."""

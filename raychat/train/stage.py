@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from raychat import checkpoint, dist, paths
 from raychat.checkpoint import Meta
 from raychat.data.batches import Step
-from raychat.device import compute_dtype, peak_flops, synchronize
-from raychat.device import device as default_device
+from raychat.device import compute_dtype, default_device, peak_flops, synchronize
 from raychat.log import MetricsLog, Report, Throttle
 from raychat.model import flops, registry
 from raychat.model.base import Model
