@@ -9,11 +9,13 @@ is either equal in effect to the original, or a line that can be wrong without a
 
 import argparse
 import ast
+import contextlib
 import copy
 import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +65,7 @@ def mutants(source: str) -> Iterator[tuple[int, str]]:
 
 
 def run_tests(folder: str, tests: list[str]) -> None:
+    os.setsid()
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
     os.chdir(folder)
@@ -75,7 +78,8 @@ def passes(folder: str, tests: list[str], timeout_s: float) -> bool:
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=(folder, tests))
     process.start()
     process.join(timeout_s)
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # with what the tests have started
     process.join()
     return process.exitcode == 0
 

@@ -310,6 +310,14 @@ def test_initial_weights_follow_the_recipe() -> None:
             assert p.abs().max() > 4 * std, name  # a uniform distribution ends at 1.73
 
 
+@pytest.mark.parametrize("n_layer, resid, x0", [(1, [1.15], [0.20]), (2, [1.15, 1.05], [0.20, 0.05])])
+def test_initial_scalars_of_few_layers(n_layer: int, resid: list[float], x0: list[float]) -> None:
+    model = GPT(GPTConfig(sequence_len=64, vocab_size=64, n_layer=n_layer, n_head=1, n_kv_head=1, n_embd=64))
+    model.init_weights()
+    assert model.resid_scale.tolist() == pytest.approx(resid)
+    assert model.x0_scale.tolist() == pytest.approx(x0)
+
+
 def test_seed_gives_the_same_initial_weights() -> None:
     first, again, other = GPT(SMALL), GPT(SMALL), GPT(SMALL)
     first.init_weights(seed=3)

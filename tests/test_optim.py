@@ -244,6 +244,12 @@ def test_polar_brings_singular_values_near_one_and_keeps_the_vectors(shape: tupl
     assert values.max() < 1.15
 
 
+@pytest.mark.parametrize("norm", [0.0, 1e-9, 1e-6])
+def test_polar_of_a_vanishing_matrix_stays_bounded(norm: float) -> None:
+    x = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.linalg.matrix_norm(polar(rescaled(x, norm)), ord=2).max() < 1.15
+
+
 def test_polar_in_bf16_is_that_in_float32_to_rounding() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 64, 128)
