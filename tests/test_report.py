@@ -201,6 +201,15 @@ def test_markdown_keeps_texts_of_the_model_from_being_markup(run: str) -> None:
         assert paths.exists(paths.join(run, "report", name))
 
 
+@pytest.mark.parametrize("text", ["~~~\n![a](http://a.org/a.png)", "a\r![a](http://a.org/a.png)", "~~~~\n<b>a</b>", ""])
+def test_no_text_of_the_model_leaves_its_fence(tmp_path: Path, text: str) -> None:
+    write_stage(str(tmp_path / "r" / "base"), None, {"samples": [{"prompt": text, "text": text}]}, [])
+    report.write(str(tmp_path / "r"))
+    page = Page(file(str(tmp_path / "r"), "report.html"))
+    assert not {"img", "a", "b"} & {tag for tag, _ in page.seen}
+    assert page.text.count(text.replace("\r", "\n")) >= 2
+
+
 @pytest.mark.parametrize(
     "recorded",
     [

@@ -4,9 +4,10 @@ The terminal and the API show an answer in this notation; `content_of` reads it 
 a conversation, so that the model sees the tokens that it generated.
 """
 
+import itertools
 import re
 
-from raychat.chat.parts import Part
+from raychat.chat.parts import FENCES, Part
 
 START, RESULT, END = "<<", "=", ">>"
 _CALL = re.compile(r"<<([^<>\n]*?)(?:=([^<>=\n]*))?>>")
@@ -27,15 +28,7 @@ def content_of(text: str) -> str | list[Part]:
     >>> content_of("That is <<48/2=24>>24.")[1:3]
     [{'type': 'python', 'text': '48/2'}, {'type': 'python_output', 'text': '24'}]
     """
-    parts: list[Part] = []
-    at = 0
-    for call in _CALL.finditer(text):
-        if call.start() > at:
-            parts.append({"type": "text", "text": text[at : call.start()]})
-        parts.append({"type": "python", "text": call[1]})
-        if call[2] is not None:
-            parts.append({"type": "python_output", "text": call[2]})
-        at = call.end()
-    if not parts:
-        return text
-    return [*parts, {"type": "text", "text": text[at:]}] if at < len(text) else parts
+    found = _CALL.split(text)  # text, call, result (None = without), text, ...
+    parts = zip(itertools.cycle(("text", *FENCES)), found, strict=False)
+    kept = [{"type": kind, "text": t} for kind, t in parts if t or (kind != "text" and t is not None)]
+    return text if len(found) == 1 else kept

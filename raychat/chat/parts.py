@@ -31,8 +31,7 @@ class PartReader:
         """Return what the token adds to the part being read, and the type of the part that it begins, if it does."""
         if token not in self._special:
             return self._decoder.decode(self._tokenizer.decode_bytes([token])), None
-        begun = self._next.get((self.type, token))
-        if begun is None:
+        if (begun := self._next.get((self.type, token))) is None:
             return "", None
         self.type = begun
         return self.close(), begun

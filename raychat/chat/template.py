@@ -76,32 +76,26 @@ def _join_text(index: int, parts: Sequence[Part]) -> str | list[Part]:
     joined: list[Part] = []
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            raise ValueError(
-                f"message {index}: a part should be a dict with 'type' and a string 'text', got {part!r:.200}"
-            )
+            expected = "a dict with 'type' and a string 'text'"
+            raise ValueError(f"message {index}: a part should be {expected}, got {part!r:.200}")
         kind = part.get("type")
         if kind != "text" and kind not in FENCES:
             raise ValueError(f"message {index}: part type {kind!r}, expected 'text', 'python' or 'python_output'")
-        if kind == "text" and not part["text"]:
-            continue
         if kind == "text" and joined and joined[-1]["type"] == "text":
-            joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
-        else:
+            joined[-1]["text"] += part["text"]
+        elif kind != "text" or part["text"]:
             joined.append({"type": kind, "text": part["text"]})
     return _simplest(joined)
 
 
 def _simplest(parts: list[Part]) -> str | list[Part]:
-    if not parts:
-        return ""
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+    return "".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
     """Return a whole conversation as tokens; those that the assistant writes carry loss.
 
-    The assistant's text, its tool calls with their fences, and <|assistant_end|> carry loss. User text, tool output and
-    <|assistant_start|> do not.
+    These are its text, its tool calls with their fences, and <|assistant_end|>, but not a tool's output.
 
     Raises:
         ValueError: the conversation is malformed (see `normalise`) or does not end with the assistant.
@@ -136,18 +130,15 @@ def _render(tokenizer: Tokenizer, messages: Iterable[Message]) -> Rendered:
 
     for message in messages:
         role, content = message["role"], message["content"]
+        writes = int(role == "assistant")
         add([special[f"<|{role}_start|>"]], 0)
-        if role == "user":
-            add(tokenizer.encode(content), 0)
-            add([special["<|user_end|>"]], 0)
-            continue
         for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if part["type"] == "text":
-                add(tokenizer.encode(part["text"]), 1)
-            else:
+            tokens, loss = tokenizer.encode(part["text"]), writes
+            if part["type"] in FENCES:
                 start, end, loss = FENCES[part["type"]]
-                add([special[start], *tokenizer.encode(part["text"]), special[end]], loss)
-        add([special["<|assistant_end|>"]], 1)
+                tokens = [special[start], *tokens, special[end]]
+            add(tokens, loss)
+        add([special[f"<|{role}_end|>"]], writes)
     return Rendered(ids, mask)
 
 

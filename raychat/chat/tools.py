@@ -29,10 +29,6 @@ _ARITHMETIC = re.compile(r"[0-9eE.+\-*/%()\s]+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
-class _Refused(Exception):
-    """The calculator does not compute this expression."""
-
-
 def calculator(expression: str) -> str | None:
     """Compute an expression as GSM8K writes it; return the result as text, or None for anything else.
 
@@ -54,46 +50,36 @@ def calculator(expression: str) -> str | None:
             return None
     try:
         return _as_text(_value(ast.parse(text, mode="eval").body))
-    except (_Refused, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None  # Python's parser raises RecursionError and MemoryError for deep nesting
 
 
 def _value(node: ast.expr) -> Number:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return _bounded(node.value)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        operand = _value(node.operand)
-        return -operand if isinstance(node.op, ast.USub) else operand
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        return _power(_value(node.left), _value(node.right))
-    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        return _bounded(_BINARY[type(node.op)](_value(node.left), _value(node.right)))
-    if isinstance(node, ast.Call):
-        return _count(node)
-    raise _Refused
+    match node:
+        case ast.Constant(int() | float() as value) if not isinstance(value, bool):
+            return _bounded(value)
+        case ast.UnaryOp(ast.UAdd(), operand):
+            return _value(operand)
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_value(operand)
+        case ast.BinOp(left, ast.Pow(), right):
+            return _power(_value(left), _value(right))
+        case ast.BinOp(left, op, right) if type(op) in _BINARY:
+            return _bounded(_BINARY[type(op)](_value(left), _value(right)))
+        case ast.Call(ast.Attribute(ast.Constant(str(text)), "count"), [ast.Constant(str(part))], []):
+            return text.count(part)
+    raise ValueError("neither arithmetic nor a count")
 
 
 def _power(base: Number, exponent: Number) -> Number:
     if base != 0 and exponent * math.log10(abs(base)) > math.log10(MAX_MAGNITUDE):
-        raise _Refused
+        raise ValueError("too large")
     return _bounded(base**exponent)
-
-
-def _count(call: ast.Call) -> int:
-    """Compute `'text'.count('part')` of two literal strings."""
-    match call:
-        case ast.Call(
-            func=ast.Attribute(value=ast.Constant(value=str(text)), attr="count"),
-            args=[ast.Constant(value=str(part))],
-            keywords=[],
-        ):
-            return text.count(part)
-    raise _Refused
 
 
 def _bounded(value: Number | complex) -> Number:
     if isinstance(value, complex) or not abs(value) <= MAX_MAGNITUDE:  # also refuses NaN
-        raise _Refused
+        raise ValueError("not a real number, or too large")
     return value
 
 

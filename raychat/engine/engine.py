@@ -6,6 +6,7 @@ generator, from logits that depend on its own tokens only. So its tokens do not 
 the rounding of matrix products of different batch sizes.
 """
 
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,19 +69,12 @@ class Engine:
         ValueError: `max_sequences` is less than 1, or the tokenizer is not the model's.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        tokenizer: Tokenizer,
-        *,
-        max_sequences: int = 16,
-        tool: Tool = calculator,
-    ) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, *, max_sequences: int = 16, tool: Tool = calculator) -> None:
         if max_sequences < 1:
             raise ValueError(f"max_sequences is {max_sequences}; expected a whole number >= 1")
         if tokenizer.vocab_size != model.config.vocab_size:
-            got, expected = tokenizer.vocab_size, model.config.vocab_size
-            raise ValueError(f"the tokenizer is not the model's: it has {got} tokens, expected {expected}")
+            got = f"it has {tokenizer.vocab_size} tokens, expected {model.config.vocab_size}"
+            raise ValueError(f"the tokenizer is not the model's: {got}")
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
         self._device = next(iter(model.parameters())).device
@@ -112,11 +106,7 @@ class Engine:
             raise ValueError(f"the prompt holds ids outside the vocabulary of {self.tokenizer.vocab_size}")
         special = self.tokenizer.special
         stop = params.stop_ids if params.stop_ids is not None else (special["<|assistant_end|>"], special["<|bos|>"])
-        generator = torch.Generator()
-        if params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(params.seed)
+        generator = torch.Generator().manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
         self._num_added += 1
         tool_use = ToolUse(self.tokenizer, self.tool)
         self._waiting.append(_Request(self._num_added, prompt, params, frozenset(stop), generator, tool_use))
@@ -141,9 +131,8 @@ class Engine:
             if got != want:
                 raise ValueError(f"the weights are not this model's: {name}: got shape {got}, expected {want}")
         with torch.no_grad():
-            for name, tensor in own.items():
-                value = weights[name]
-                tensor.copy_(torch.tensor(value) if isinstance(value, np.ndarray) else value)
+            for name, value in weights.items():
+                own[name].copy_(torch.tensor(value) if isinstance(value, np.ndarray) else value)
         self._prefix = None
 
     @torch.inference_mode()
@@ -154,7 +143,7 @@ class Engine:
             FloatingPointError: the model's logits are NaN or infinite.
         """
         running = list(self._running)
-        logits = [self._decode(running)] if running else []
+        logits = [self._forward([[self._running[slot].last] for slot in running], running)] if running else []
         logits += self._admit()
         return self._postprocess(list(self._running), torch.cat(logits)) if logits else []
 
@@ -196,10 +185,9 @@ class Engine:
                 self.cancel(id)
         return list(done.values())
 
-    def _decode(self, slots: list[int]) -> Tensor:
-        """Feed each running request its newest token; return the next logits (B, V)."""
-        idx = torch.tensor([[self._running[slot].last] for slot in slots], device=self._device)
-        return self.model(idx, self._cache.at(torch.tensor(slots)))[:, -1]
+    def _forward(self, tokens: list[list[int]], slots: list[int]) -> Tensor:
+        """Read tokens (B, T) into the slots; return the next logits (B, V)."""
+        return self.model(torch.tensor(tokens, device=self._device), self._cache.at(torch.tensor(slots)))[:, -1]
 
     def _admit(self) -> list[Tensor]:
         """Start waiting requests in free slots; return the logits (1, V) of each one's first token."""
@@ -214,8 +202,7 @@ class Engine:
         if prompt != self._prefix:
             self._prefix = None
             self._cache.reset(self._prefix_slot)
-            idx = torch.tensor([prompt], device=self._device)
-            self._prefix_logits = self.model(idx, self._cache.at(torch.tensor([self._prefix_slot])))[:, -1].clone()
+            self._prefix_logits = self._forward([list(prompt)], [self._prefix_slot]).clone()
             self._prefix = prompt
         self._cache.copy(self._prefix_slot, slot)
         return self._prefix_logits
@@ -231,15 +218,14 @@ class Engine:
         tokens = torch.zeros(len(requests), dtype=torch.int64)
         groups: dict[tuple[float, int | None, float | None], list[int]] = {}  # rows with the same parameters
         for row, request in enumerate(requests):
+            p = request.params
             if request.tool_use.forced:
                 tokens[row] = request.tool_use.forced[0]
             else:
-                p = request.params
                 groups.setdefault((p.temperature, p.top_k, p.top_p), []).append(row)
-        for (temperature, top_k, top_p), rows in groups.items():
+        for sampling, rows in groups.items():
             draws = [torch.rand(1, generator=requests[row].generator, dtype=torch.float64) for row in rows]
-            uniforms = torch.cat(draws).to(logits.device)
-            tokens[rows] = sample(logits[rows], uniforms, temperature=temperature, top_k=top_k, top_p=top_p).cpu()
+            tokens[rows] = sample(logits[rows], torch.cat(draws).to(logits.device), *sampling).cpu()
         return tokens
 
     def _advance(self, slot: int, token: int, logprob: float) -> Event:

@@ -45,9 +45,9 @@ DEFAULT = SamplingParams()
 
 
 def sample(
-    logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Draw a token for every row: keep the top-k, of these the top-p, then invert the cumulative probability.
+    """Draw tokens (B,) int64: keep each row's top-k, of these the top-p, then invert the cumulative probability.
 
     Top-k keeps exactly k tokens, also where probabilities are equal. Top-p keeps the fewest most likely tokens whose
     probabilities sum to p, and at least one.
@@ -55,9 +55,6 @@ def sample(
     Args:
         logits: (B, V) fp32; -inf means that a token is impossible.
         uniforms: (B,) fp64 in [0, 1), the only source of randomness.
-
-    Returns:
-        Tokens (B,) int64, each inside the vocabulary, whatever the parameters that `SamplingParams` accepts.
 
     Raises:
         FloatingPointError: a row holds NaN or +inf, or nothing but -inf.

@@ -88,8 +88,7 @@ def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
     24.0
     """
     if price_per_hour is None:
-        device = stage.get("device") or ""
-        one = next((price for part, price in LIST_PRICES.items() if part in device), None)
+        one = next((price for part, price in LIST_PRICES.items() if part in (stage.get("device") or "")), None)
         if one is None:
             return None
         price_per_hour = one * max(1, stage.get("workers") or 1)
