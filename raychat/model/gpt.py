@@ -212,7 +212,6 @@ class GPT(Model):
         return self
 
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
-        """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the context)."""
         return KVCache(self.config, num_slots, max_len or self.config.sequence_len, like=self.wte.weight.detach())
 
     def flops_per_token(self) -> int:
@@ -222,7 +221,6 @@ class GPT(Model):
         return 6 * flops.matmul_weights(self) + 12 * config.n_head * config.head_dim * keys
 
     def optimizer_rates(self) -> dict[str, AdamW | Muon]:
-        """Return how each parameter is updated, by its name, before `lr_scale` and the schedule."""
         return {name: rates_of(name, p.dim(), self.config.n_embd) for name, p in self.named_parameters()}
 
     def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:

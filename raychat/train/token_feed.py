@@ -45,7 +45,6 @@ class TokenFeed:
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
 
     def steps(self, start: int) -> Iterator[Step]:
-        """Yield step `start` and all that follow."""
         return steps_of(self._rows, rows_per_step=self._recipe.rows_per_step, start=start, **self._split)
 
     def evaluate(self) -> Metrics:
