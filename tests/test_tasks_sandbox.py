@@ -110,7 +110,7 @@ def test_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_inherited_files() -> None:
     with open(__file__) as held:
         os.set_inheritable(held.fileno(), True)
-        # one file more than the three standard ones: the pipe for the verdict, whose number may be high in a large suite
+        # one file more than the three standard ones: the pipe for the verdict, of any number
         code = (
             "import os\nn = 0\nfor fd in range(3, 9999):\n  try: os.fstat(fd); n += 1\n  except OSError: pass\nprint(n)"
         )
