@@ -68,14 +68,7 @@ def run(args: Args) -> dict[str, Any]:
         name=f"{args.run}/rl",
         storage=storage,
         recipe=child_recipe(
-            parent,
-            storage,
-            lr=args.lr,
-            steps=args.steps,
-            seed=args.seed,
-            tasks=(args.task,),
-            task_data=args.task_data,
-            sampling={key: getattr(args, key) for key in SAMPLING},
+            parent, storage, args, tasks=(args.task,), sampling={key: getattr(args, key) for key in SAMPLING}
         ),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),

@@ -51,16 +51,7 @@ def run(args: Args) -> dict[str, Any]:
     stage = Stage(
         name=f"{args.run}/sft",
         storage=storage,
-        recipe=child_recipe(
-            parent,
-            storage,
-            batch_tokens=args.batch_tokens,
-            lr=args.lr,
-            steps=args.steps,
-            seed=args.seed,
-            tasks=args.tasks,
-            task_data=args.task_data,
-        ),
+        recipe=child_recipe(parent, storage, args),
         schedule=partial(schedule.sft, peak=args.lr),
         runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
     )

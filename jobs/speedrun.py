@@ -44,7 +44,7 @@ def tiny() -> Pipeline:
             sequence_len=256,
             batch_tokens=2048,
             steps=450,
-            lr_scale=0.4,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
+            lr_scale=0.8,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
             eval_every=200,
             save_every=200,
             eval_tokens=60_000,
@@ -55,7 +55,7 @@ def tiny() -> Pipeline:
             tasks=("arc-easy*6", "mmlu", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
             steps=250,
         ),
-        rl_train.Args(steps=16, samples=8, lr=0.4, max_new_tokens=96),
+        rl_train.Args(steps=16, samples=8, lr=0.2, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )

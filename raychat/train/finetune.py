@@ -1,7 +1,7 @@
 """What midtraining and SFT are made of: a parent's recipe, and conversations from tasks."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from raychat import checkpoint, paths, tasks
@@ -16,16 +16,19 @@ _VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MI
 _MIN_VAL = 50
 
 
-def child_recipe(parent: str, storage: str, **changes: Any) -> Recipe:
+def child_recipe(parent: str, storage: str, job: object = None, **changes: Any) -> Recipe:
     """Return the recipe of a stage that starts from the checkpoint `parent`: the parent's, with these changes.
 
     A change of None leaves the parent's value. Weight decay is 0: the base stage's cosine ended there.
+
+    Args:
+        job: settings of the job; those that are fields of a recipe are changes, too.
     """
-    inherited = checkpoint.read_meta(parent).recipe
     own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling"))
+    given = {field.name: getattr(job, field.name, None) for field in fields(Recipe)} | changes
+    own |= {key: value for key, value in given.items() if value is not None}
     own |= {"parent": paths.relative(parent, storage), "weight_decay": 0.0}
-    own |= {key: value for key, value in changes.items() if value is not None}
-    return replace(inherited, **own)
+    return replace(checkpoint.read_meta(parent).recipe, **own)
 
 
 def packings(stage: Stage, *, masked: bool) -> tuple[Packing, Packing]:
