@@ -1,16 +1,15 @@
 """The engine: requests join and leave a running batch at any step. Chat, rollouts and evaluation generate with it.
 
-A `step` schedules, runs and postprocesses: it prefills waiting requests into free slots, decodes one token of every
-running request in one batched pass, and returns an event per request. Each request samples with its own random
-generator, from logits that depend on its own tokens only. So its tokens do not depend on the requests beside it, up to
-the rounding of matrix products of different batch sizes.
+A `step` schedules, runs and postprocesses: it reads prompts in chunks beside the requests that decode, in one pass, and
+returns an event for every request that got a token. Each request samples with uniform numbers of its own, from logits
+that depend on its own tokens only. So its tokens do not depend on the requests beside it, up to the rounding of matrix
+products of different batch sizes.
 """
 
 import secrets
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,43 +18,14 @@ from torch import Tensor
 from raychat import checkpoint
 from raychat.chat.tools import calculator
 from raychat.device import default_device
-from raychat.engine.sampling import DEFAULT, SamplingParams, sample
+from raychat.engine.request import Alternatives, Completion, EngineStats, Event, Finish, PromptLogprob, Request
+from raychat.engine.sampling import DEFAULT, Draws, SamplingParams, parameters, penalise, sample, uniforms
+from raychat.engine.scheduler import Plan, Scheduler
 from raychat.engine.tool import Tool, ToolUse
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
 
-Finish = Literal["stop", "length"]
-
-
-class Event(NamedTuple):
-    """The next token of a request."""
-
-    id: int  # of the request
-    token: int
-    logprob: float  # of the token under the model itself, at temperature 1, whatever the sampling parameters
-    sampled: bool  # False = forced by a tool
-    finish: Finish | None  # set with the last token: "stop" = a stop token, "length" = a limit of tokens or the context
-
-
-class Completion(NamedTuple):
-    """A finished request, with one entry per token, the stop token included; the fields are those of `Event`."""
-
-    ids: list[int]
-    logprobs: list[float]
-    sampled: list[bool]
-    finish: Finish
-
-
-@dataclass
-class _Request:
-    id: int
-    prompt: tuple[int, ...]
-    params: SamplingParams
-    stop_ids: frozenset[int]
-    generator: torch.Generator
-    tool_use: ToolUse
-    num_new: int = 0
-    last: int = -1  # newest token, not in the cache yet
+_STEP_TOKENS = {"cpu": 512, "cuda": 4096}  # of one step: what a request that decodes waits for at most
 
 
 class Engine:
@@ -66,9 +36,11 @@ class Engine:
     Args:
         max_sequences: requests that run at once; more wait.
         tool: gets the text of a tool call; the engine forces its answer into the sequence, unless it is None.
+        cache_tokens: room of the cache in tokens; None = a whole context for each sequence, and some more.
+        step_tokens: tokens of a step at most; None = by the device.
 
     Raises:
-        ValueError: `max_sequences` is less than 1, or the tokenizer is not the model's.
+        ValueError: a number is too small, or the tokenizer is not the model's.
     """
 
     @classmethod
@@ -77,57 +49,93 @@ class Engine:
         model, _ = checkpoint.load_model(path, default_device())
         return cls(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences)
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, *, max_sequences: int = 16, tool: Tool = calculator) -> None:
-        if max_sequences < 1:
-            raise ValueError(f"max_sequences is {max_sequences}; expected a whole number >= 1")
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        max_sequences: int = 16,
+        tool: Tool = calculator,
+        cache_tokens: int | None = None,
+        step_tokens: int | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.tool = model, tokenizer, tool
+        self.context = int(model.config.sequence_len)
+        for name, got, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, self.context)):
+            if got is not None and got < least:
+                raise ValueError(f"{name} is {got}; expected a whole number >= {least}")
         if tokenizer.vocab_size != model.config.vocab_size:
             got = f"it has {tokenizer.vocab_size} tokens, expected {model.config.vocab_size}"
             raise ValueError(f"the tokenizer is not the model's: {got}")
-        self.model, self.tokenizer, self.tool = model, tokenizer, tool
-        self.context = int(model.config.sequence_len)
         self._device = next(iter(model.parameters())).device
-        # One slot more than requests: it holds the newest prompt, and further samples of that prompt copy it.
-        self._cache = model.new_cache(max_sequences + 1)
-        self._prefix_slot = max_sequences
-        self._prefix: tuple[int, ...] | None = None
-        self._prefix_logits = torch.empty(0)
-        self._free = list(reversed(range(max_sequences)))
-        self._waiting: deque[_Request] = deque()
-        self._running: dict[int, _Request] = {}  # by slot
-        self._num_added = 0
+        self._scheduler = Scheduler(
+            model.new_cache(1, 1),
+            max_len=self.context,
+            max_sequences=max_sequences,
+            cache_tokens=cache_tokens or 2 * max_sequences * self.context + self.context,
+            step_tokens=step_tokens or _STEP_TOKENS.get(self._device.type, 512),
+        )
+        special = tokenizer.special
+        self._default_stop = (special["<|assistant_end|>"], special["<|bos|>"])
+        self._requests: dict[int, Request] = {}  # waiting and running
+        self._num_added = self._num_generated = 0
 
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
-        return bool(self._waiting or self._running)
+        return bool(self._requests)
 
     def add(self, prompt: Sequence[int], params: SamplingParams = DEFAULT) -> int:
-        """Queue a request for the next step that has a free slot; return its id.
+        """Queue a request for the next step that has room for it; return its id.
 
         Raises:
-            ValueError: the prompt is empty, longer than the model's context, or holds ids outside the vocabulary.
+            ValueError: the prompt is empty, longer than the model's context, or holds ids outside the vocabulary; so
+                does the logit bias.
         """
-        prompt = tuple(map(int, prompt))
-        if not 1 <= len(prompt) <= self.context:
-            raise ValueError(f"the prompt has {len(prompt)} tokens; expected 1 to {self.context}, the model's context")
-        if not all(0 <= token < self.tokenizer.vocab_size for token in prompt):
-            raise ValueError(f"the prompt holds ids outside the vocabulary of {self.tokenizer.vocab_size}")
-        special = self.tokenizer.special
-        stop = params.stop_ids if params.stop_ids is not None else (special["<|assistant_end|>"], special["<|bos|>"])
-        generator = torch.Generator().manual_seed(secrets.randbits(63) if params.seed is None else params.seed)
+        tokens = np.array(prompt, dtype=np.int64)
+        vocab_size = self.tokenizer.vocab_size
+        if not 1 <= len(tokens) <= self.context:
+            raise ValueError(f"the prompt has {len(tokens)} tokens; expected 1 to {self.context}, the model's context")
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            raise ValueError(f"the prompt holds ids outside the vocabulary of {vocab_size}")
+        if any(id >= vocab_size for id, _ in params.logit_bias):
+            raise ValueError(f"logit_bias names ids outside the vocabulary of {vocab_size}")
         self._num_added += 1
-        tool_use = ToolUse(self.tokenizer, self.tool)
-        self._waiting.append(_Request(self._num_added, prompt, params, frozenset(stop), generator, tool_use))
+        room = min(len(tokens) + params.max_new_tokens, self.context + 1)
+        self._requests[self._num_added] = request = Request(
+            id=self._num_added,
+            params=params,
+            tokens=np.pad(tokens, (0, room - len(tokens))),
+            length=len(tokens),
+            num_prompt=len(tokens),
+            stop_ids=frozenset(self._default_stop if params.stop_ids is None else params.stop_ids),
+            seed=(secrets.randbits(64) if params.seed is None else params.seed) % 2**64,
+            tool_use=ToolUse(self.tokenizer, self.tool),
+        )
+        self._scheduler.waiting.append(request)
         return self._num_added
 
     def cancel(self, id: int) -> None:
         """Drop a request: it gets no more events. A request that has finished is ignored."""
-        self._waiting = deque(r for r in self._waiting if r.id != id)
-        for slot in [slot for slot, r in self._running.items() if r.id == id]:
-            self._leave(slot)
+        if request := self._requests.pop(id, None):
+            self._scheduler.remove(request)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does now and has done."""
+        s = self._scheduler
+        return EngineStats(
+            running=len(s.rows),
+            waiting=len(s.waiting),
+            cached_tokens=int(s.cache.lengths.sum()),
+            cache_tokens=s.cache_tokens,
+            prompt_tokens=s.prompt_tokens,
+            reused_tokens=s.reused_tokens,
+            generated_tokens=self._num_generated,
+            preemptions=s.preemptions,
+        )
 
     def load_weights(self, weights: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Copy new weights into the model, in place. Running requests continue with them from their cached keys.
+        """Copy new weights into the model, in place. Running requests continue with them, from what they have so far.
 
         Raises:
             ValueError: names or shapes are not the model's.
@@ -141,26 +149,25 @@ class Engine:
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(torch.tensor(value) if isinstance(value, np.ndarray) else value)
-        self._prefix = None
+        self._scheduler.forget()
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Prefill waiting requests into free slots, give every request its next token, and return an event for each.
+        """Read the next tokens of prompts, give every request that has read its own the next one; return the events.
 
         Raises:
             FloatingPointError: the model's logits are NaN or infinite.
         """
-        running = list(self._running)
-        logits = [self._forward([[self._running[slot].last] for slot in running], running)] if running else []
-        logits += self._admit()
-        return self._postprocess(list(self._running), torch.cat(logits)) if logits else []
+        plan = self._scheduler.schedule()
+        if not plan.singles and not plan.chunks:
+            return []
+        requests, logits = self._run(plan)
+        return self._postprocess(requests, logits) if requests else []
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] = DEFAULT
     ) -> list[Completion]:
         """Continue all prompts to their ends; return a completion for each, in order.
-
-        Equal prompts next to each other are prefilled once: for n samples of a prompt, give it n times.
 
         Args:
             params: one for each prompt, or one for all; then prompt i gets its seed + i, so that samples differ.
@@ -180,12 +187,13 @@ class Engine:
         try:
             for prompt, p in zip(prompts, params, strict=True):
                 done[self.add(prompt, p)] = Completion([], [], [], "length")
-            while self._waiting or self._running:
+            while self.busy:
                 for event in self.step():
                     completion = done[event.id]
                     completion.ids.append(event.token)
-                    completion.logprobs.append(event.logprob)
                     completion.sampled.append(event.sampled)
+                    if event.logprob is not None:
+                        completion.logprobs.append(event.logprob)
                     if event.finish:
                         done[event.id] = completion._replace(finish=event.finish)
         finally:
@@ -193,66 +201,95 @@ class Engine:
                 self.cancel(id)
         return list(done.values())
 
-    def _forward(self, tokens: list[list[int]], slots: list[int]) -> Tensor:
-        """Read tokens (B, T) into the slots; return the next logits (B, V)."""
-        return self.model(torch.tensor(tokens, device=self._device), self._cache.at(torch.tensor(slots)))[:, -1]
+    def _run(self, plan: Plan) -> tuple[list[Request], Tensor]:
+        """Read the plan's tokens; return the requests that have read all of theirs, and the logits (R, V) after them."""
+        cache = self._scheduler.cache
+        newest = np.array([request.tokens[request.length - 1] for request in plan.singles], dtype=np.int64)
+        past = cache.begin(newest, [chunk for _, chunk in plan.chunks])
+        x = self.model.hidden(past.ids[None], past)[0]
+        past.finish()
+        if not plan.chunks:
+            return plan.singles, self.model.logits(x)
+        requests, rows, end = list(plan.singles), list(range(len(plan.singles))), len(plan.singles)
+        for request, chunk in plan.chunks:
+            start, end = end, end + len(chunk.tokens)
+            if request.params.prompt_logprobs is not None and not request.num_new:
+                self._score_prompt(request, x[start:end])
+            if cache.lengths[chunk.slot] == request.length:
+                requests.append(request)
+                rows.append(end - 1)
+        return requests, self.model.logits(x[rows])
 
-    def _admit(self) -> list[Tensor]:
-        """Start waiting requests in free slots; return the logits (1, V) of each one's first token."""
-        logits = []
-        while self._waiting and self._free:
-            logits.append(self._prefill(self._waiting[0].prompt, self._free[-1]))  # if it raises, the request waits
-            self._running[self._free.pop()] = self._waiting.popleft()
-        return logits
+    def _score_prompt(self, request: Request, x: Tensor) -> None:
+        """Add the log-probabilities of the prompt's tokens after a chunk's hidden states (N, C)."""
+        done = len(request.prompt_logprobs)
+        targets = request.tokens[done + 1 : min(done + 1 + len(x), request.num_prompt)]
+        if len(targets):
+            number = request.params.prompt_logprobs or 0
+            scored = _logprobs(self.model.logits(x[: len(targets)]), targets, number)
+            request.prompt_logprobs += [PromptLogprob(logprob, top) for logprob, top in scored]
 
-    def _prefill(self, prompt: tuple[int, ...], slot: int) -> Tensor:
-        """Put a prompt into a slot; return the logits (1, V) of the token after it."""
-        if prompt != self._prefix:
-            self._prefix = None
-            self._cache.reset(self._prefix_slot)
-            self._prefix_logits = self._forward([list(prompt)], [self._prefix_slot]).clone()
-            self._prefix = prompt
-        self._cache.copy(self._prefix_slot, slot)
-        return self._prefix_logits
+    def _postprocess(self, requests: list[Request], logits: Tensor) -> list[Event]:
+        """Choose the next token of each request from logits (R, V) and add it to the request."""
+        tokens = self._choose(requests, logits)
+        scores: dict[int, tuple[float, Alternatives]] = {}
+        asked = [row for row, request in enumerate(requests) if request.params.logprobs is not None]
+        if asked:
+            number = max(requests[row].params.logprobs or 0 for row in asked)
+            scored = _logprobs(logits if len(asked) == len(requests) else logits[asked], tokens[asked], number)
+            scores = dict(zip(asked, scored, strict=True))
+        return [
+            self._advance(request, token, scores.get(row))
+            for row, (request, token) in enumerate(zip(requests, tokens.tolist(), strict=True))
+        ]
 
-    def _postprocess(self, slots: list[int], logits: Tensor) -> list[Event]:
-        """Choose the next token of each request from logits (B, V) and add it to the request."""
-        tokens = self._choose(logits, [self._running[slot] for slot in slots])
-        logprobs = torch.log_softmax(logits, -1).gather(-1, tokens.to(logits.device)[:, None]).squeeze(-1)
-        return [self._advance(*row) for row in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True)]
-
-    def _choose(self, logits: Tensor, requests: list[_Request]) -> Tensor:
-        """Return the next token (B,) of each request, on the CPU: forced by a tool, or sampled."""
-        tokens = torch.zeros(len(requests), dtype=torch.int64)
-        groups: dict[tuple[float, int | None, float | None], list[int]] = {}  # rows with the same parameters
+    def _choose(self, requests: list[Request], logits: Tensor) -> np.ndarray:
+        """Return the next token (R,) of each request: sampled, or forced by a tool."""
+        changed = [row for row, request in enumerate(requests) if request.params.changes_logits]
+        if changed:
+            logits = logits.clone()
+            for row in changed:
+                r = requests[row]
+                prompt, new = (torch.from_numpy(x).to(logits.device) for x in np.split(r.known, [r.num_prompt]))
+                penalise(logits[row], r.params, prompt, new)
+        seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+        counters = np.array([request.num_new for request in requests], dtype=np.uint64)
+        table = np.concatenate(
+            [uniforms(seeds, counters)[:, None], parameters([request.params for request in requests])], axis=1
+        )
+        tokens = sample(logits, Draws.of(torch.from_numpy(table).to(self._device))).cpu().numpy()
+        if tokens.min() < 0:
+            raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
         for row, request in enumerate(requests):
-            p = request.params
             if request.tool_use.forced:
                 tokens[row] = request.tool_use.forced[0]
-            else:
-                groups.setdefault((p.temperature, p.top_k, p.top_p), []).append(row)
-        for sampling, rows in groups.items():
-            draws = [torch.rand(1, generator=requests[row].generator, dtype=torch.float64) for row in rows]
-            tokens[rows] = sample(logits[rows], torch.cat(draws).to(logits.device), *sampling).cpu()
-        return tokens
+        return np.asarray(tokens)
 
-    def _advance(self, slot: int, token: int, logprob: float) -> Event:
-        """Add a token to a request, and free its slot when it has finished."""
-        request = self._running[slot]
+    def _advance(self, request: Request, token: int, score: tuple[float, Alternatives] | None) -> Event:
+        """Add a token to a request, and end the request when it has finished."""
         sampled = not request.tool_use.forced
+        prompt = None
+        if not request.num_new and request.params.prompt_logprobs is not None:
+            prompt = tuple(request.prompt_logprobs)
         request.tool_use.push(token)
-        request.last = token
-        request.num_new += 1
+        request.tokens[request.length] = token
+        request.length += 1
+        self._num_generated += 1
         finish: Finish | None = None
         if sampled and token in request.stop_ids:
             finish = "stop"
-        elif request.num_new >= request.params.max_new_tokens or int(self._cache.lengths[slot]) >= self.context:
+        elif request.length == len(request.tokens):
             finish = "length"
         if finish:
-            self._leave(slot)
-        return Event(request.id, token, logprob, sampled, finish)
+            self.cancel(request.id)
+        logprob, top = score or (None, ())
+        return Event(request.id, token, logprob, sampled, finish, top[: request.params.logprobs], prompt)
 
-    def _leave(self, slot: int) -> None:
-        del self._running[slot]
-        self._cache.reset(slot)
-        self._free.append(slot)
+
+def _logprobs(logits: Tensor, targets: np.ndarray, number: int) -> list[tuple[float, Alternatives]]:
+    """Return the log-probability of each target (R,) under logits (R, V), and the `number` likeliest tokens with theirs."""
+    logprobs = logits.log_softmax(-1)
+    own = logprobs.gather(-1, torch.from_numpy(targets).to(logits.device)[:, None])[:, 0].tolist()
+    top = logprobs.topk(min(number, logits.size(-1)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [(logprob, tuple(zip(*pair, strict=True))) for logprob, pair in zip(own, pairs, strict=True)]

@@ -6,12 +6,13 @@ Hopper GPUs where that is installed, FlexAttention for windows on other CUDA dev
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -56,23 +57,80 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.transpose(1, 2)
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int) -> Tensor:
-    """Attend from new positions over everything that a cache holds.
+def attend_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with one query of each sequence over what a cache holds of it.
 
     Args:
-        q: (B, T, H, D), the new positions.
-        k, v: (B, S, K, D), cached keys and values, entry s at position s.
-        positions: (B, T) int64, the queries' positions.
+        q: (B, H, D).
+        k, v: (B, S, K, D), views of the cache.
+        mask: (B, 1, 1, S) bool, the entries that a query sees; None = all.
+
+    Returns:
+        (B, H, D).
+    """
+    q, k, v = q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1)).squeeze(2)
+
+
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attend with the last T of a sequence's S tokens.
+
+    Args:
+        q: (T, H, D).
+        k, v: (S, K, D), views of the cache.
         window: as in `attend`.
 
     Returns:
-        (B, T, H, D).
+        (T, H, D).
     """
-    key = torch.arange(k.size(1), device=k.device)
-    distance = positions.unsqueeze(-1) - key  # (B, T, S)
-    mask = ((distance >= 0) & (distance <= window)).unsqueeze(1)
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.size(1) != k.size(1)).transpose(1, 2)
+    T, S = q.size(0), k.size(0)
+    grouped = q.size(1) != k.size(1)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    if T == S and window >= S - 1:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    else:
+        distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
+        mask = (distance >= 0) & (distance <= window)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    return out[0].transpose(0, 1)
+
+
+class Packing(NamedTuple):
+    """Which tokens of a packed pass belong to which sequence."""
+
+    bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
+    slots: Tensor  # (sequences + 1,) int32, its slot; one more, since the kernel wants as many offsets as bounds
+    longest: int  # tokens
+
+
+def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packing: Packing, seen: Tensor, window: int) -> Tensor:
+    """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
+
+    With one split a sequence's result does not depend on the others.
+
+    Args:
+        q: (N, H, D).
+        keys, values: (slots, S, K, D).
+        seen: (sequences,) int32, entries of each slot up to its last query.
+        window: as in `attend`.
+
+    Returns:
+        (N, H, D).
+    """
+    length = keys.size(1)
+    return varlen_attn(
+        q,
+        keys.flatten(0, 1),
+        values.flatten(0, 1),
+        packing.bounds,
+        packing.slots * length,
+        packing.longest,
+        length,
+        window_size=(window if window < length else -1, 0),
+        enable_gqa=q.size(1) != keys.size(2),
+        seqused_k=seen,
+        num_splits=1,
+    )
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from raychat.model.cache import KVCache, Slots
+from raychat.model.cache import KVCache, Pass
 
 
 class AdamW(NamedTuple):
@@ -30,8 +30,20 @@ class Model(nn.Module, ABC):
     config: Any  # a frozen dataclass with at least sequence_len, vocab_size and n_embd
 
     @abstractmethod
-    def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:
-        """Compute fp32 logits (B, T, V) of every next token from ids (B, T); a cache holds what came before."""
+    def forward(self, idx: Tensor) -> Tensor:
+        """Compute fp32 logits (B, T, V) of every next token from whole sequences of ids (B, T) int64."""
+
+    @abstractmethod
+    def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
+        """Compute the normalised last hidden states (B, T, C).
+
+        Args:
+            past: a pass over a KVCache: idx is (1, N), its tokens, which continue what the cache's slots hold.
+        """
+
+    @abstractmethod
+    def logits(self, x: Tensor) -> Tensor:
+        """Compute fp32 logits (..., V) of the next tokens from hidden states (..., C)."""
 
     @abstractmethod
     def init_weights(self, seed: int = 0) -> None:

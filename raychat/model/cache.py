@@ -1,74 +1,240 @@
-"""The key/value cache: what a model remembers of the sequences it continues."""
+"""The key/value cache: what a model remembers of the sequences it continues.
 
-from typing import Any
+Sequences live side by side in slots, at their positions in order. A layer with a sliding window keeps only the last
+2 x window tokens of a slot: when these are full, its newest `window` entries move to the front.
 
+What is where is counted in numpy, on the CPU: asking for it never waits for a device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from raychat.model.attention import Packing, attend_chunk, attend_packed, attend_slots
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens that a forward pass appends to a slot."""
+
+    slot: int
+    tokens: Sequence[int]
+
+
+@dataclass
+class _Span:
+    """Layers with the same window, which keep the same entries."""
+
+    window: int
+    capacity: int  # entries of a slot
+    starts: np.ndarray  # (S,) int64, position of each slot's first entry
+
 
 class KVCache:
-    """Keys, values and what else a model must remember of its past, for a fixed number of sequences ("slots").
+    """Keys and values of up to `num_slots` sequences of up to `max_len` tokens.
 
-    Positions are counted per slot, so sequences of different lengths live side by side. `lengths` is kept on the CPU:
-    asking for it never waits for the device.
+    Args:
+        windows: of each layer, in tokens to the left of the query's own.
+        like: its device and dtype are the cache's.
     """
 
-    def __init__(self, config: Any, num_slots: int, max_len: int, like: Tensor) -> None:
-        """Make room for `num_slots` sequences of up to `max_len` tokens, with the device and dtype of `like`."""
-        shape = (config.n_layer, num_slots, max_len, config.n_kv_head, config.head_dim)
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.previous = like.new_zeros(num_slots, config.n_embd)  # last un-smeared embedding
-        self.lengths = torch.zeros(num_slots, dtype=torch.int64)
-        self.max_len = max_len
+    def __init__(
+        self, windows: Sequence[int], n_kv_head: int, head_dim: int, num_slots: int, max_len: int, like: Tensor
+    ) -> None:
+        self._windows, self._shape, self._like = list(windows), (n_kv_head, head_dim), like
+        self.keys: list[Tensor] = []  # of each layer: (S, capacity, K, D)
+        self.values: list[Tensor] = []
+        self.lengths = np.zeros(0, dtype=np.int64)  # (S,) tokens held
+        self.tokens = np.zeros((0, 0), dtype=np.int64)  # (S, max_len) their ids
+        self.spans: dict[int, _Span] = {}  # by window
+        self.resize(num_slots, max_len)
 
-    def at(self, slots: Tensor) -> "Slots":
-        """Return the view that a forward pass of one sequence per slot takes; slots is (B,) int64, no slot twice."""
-        return Slots(self, slots)
+    @property
+    def num_slots(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_len(self) -> int:
+        return self.tokens.shape[1]
+
+    def resize(self, num_slots: int, max_len: int) -> None:
+        """Change the number of slots, and lengthen them; what the remaining slots hold stays."""
+        kept = min(self.num_slots, num_slots)
+        grow = (0, num_slots - kept)
+        self.lengths = np.pad(self.lengths[:kept], grow)
+        self.tokens = np.pad(self.tokens[:kept], (grow, (0, max_len - self.tokens.shape[1])))
+        spans = {}
+        for window in set(self._windows):
+            starts = self.spans[window].starts if self.spans else self.lengths
+            spans[window] = _Span(window, min(max_len, 2 * window), np.pad(starts[:kept], grow))
+        self.spans = spans
+        for tensors in (self.keys, self.values):
+            for layer, window in enumerate(self._windows):
+                new = self._like.new_zeros(num_slots, spans[window].capacity, *self._shape)
+                if layer < len(tensors):
+                    old = tensors[layer]
+                    new[:kept, : old.size(1)] = old[:kept, : new.size(1)]
+                    tensors[layer] = new
+                else:
+                    tensors.append(new)
+
+    @property
+    def max_chunk(self) -> int:
+        """Tokens that fit into any slot in one pass, up to `max_len` in all."""
+        return min([span.window for span in self.spans.values() if span.capacity < self.max_len], default=self.max_len)
 
     def reset(self, slot: int) -> None:
         """Forget the sequence of a slot."""
         self.lengths[slot] = 0
+        for span in self.spans.values():
+            span.starts[slot] = 0
 
-    def copy(self, source: int, target: int) -> None:
-        """Make a slot hold the same sequence as another: one prefill then serves many samples."""
-        n = int(self.lengths[source])
-        self.keys[:, target, :n] = self.keys[:, source, :n]
-        self.values[:, target, :n] = self.values[:, source, :n]
-        self.previous[target] = self.previous[source]
-        self.lengths[target] = n
+    def holds(self, slot: int, length: int) -> bool:
+        """Whether a sequence can be continued from the first `length` tokens of a slot."""
+        return length <= self.lengths[slot] and all(
+            span.starts[slot] <= max(0, length - span.window) for span in self.spans.values()
+        )
 
+    def match(self, tokens: np.ndarray) -> np.ndarray:
+        """Return how many tokens each slot shares with the beginning of a sequence, (S,) int64."""
+        width = min(len(tokens), self.max_len)
+        same = (self.tokens[:, :width] == tokens[:width]) & (np.arange(width) < self.lengths[:, None])
+        return np.asarray(np.pad(same, ((0, 0), (0, 1))).argmin(1))
 
-class Slots:
-    """Some slots of a cache during one forward pass that appends T tokens to each of them."""
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make a slot hold the first `length` tokens of another one (`holds`)."""
+        if source != target:
+            for layer, window in enumerate(self._windows):
+                used = slice(0, length - int(self.spans[window].starts[source]))
+                self.keys[layer][target, used] = self.keys[layer][source, used]
+                self.values[layer][target, used] = self.values[layer][source, used]
+            self.tokens[target, :length] = self.tokens[source, :length]
+        self.lengths[target] = length
+        for span in self.spans.values():
+            span.starts[target] = span.starts[source]
 
-    def __init__(self, cache: KVCache, slots: Tensor) -> None:
-        self._cache = cache
-        self._slots_cpu = slots.cpu()
-        self._slots = slots.to(cache.keys.device)
+    def swap(self, a: int, b: int) -> None:
+        """Exchange the sequences of two slots."""
+        if a == b:
+            return
+        pair = [a, b]
+        for tensors in (self.keys, self.values):
+            for tensor, window in zip(tensors, self._windows, strict=True):
+                used = int((self.lengths[pair] - self.spans[window].starts[pair]).max())
+                if used:
+                    tensor[pair, :used] = tensor[pair[::-1], :used]
+        for column in (self.lengths, self.tokens, *(span.starts for span in self.spans.values())):
+            column[pair] = column[pair[::-1]]
 
-    def positions(self, length: int) -> Tensor:
-        """Return the positions (B, T) of the next T tokens. Raises ValueError where they do not fit."""
-        held = self._cache.lengths[self._slots_cpu]
-        if int(held.max()) + length > self._cache.max_len:
+    def begin(self, tokens: np.ndarray, chunks: Sequence[Chunk] = ()) -> "Pass":
+        """Return the pass that appends tokens (B,), one to each of the first B slots, and then chunks to others.
+
+        Raises:
+            ValueError: a sequence would be longer than `max_len`, or a chunk longer than `max_chunk`.
+        """
+        slots = np.array([chunk.slot for chunk in chunks], dtype=np.int64)
+        sizes = np.array([len(chunk.tokens) for chunk in chunks], dtype=np.int64)
+        ends = self.lengths.copy()
+        ends[: len(tokens)] += 1
+        ends[slots] += sizes
+        if ends.max() > self.max_len or sizes.max(initial=0) > max(self.max_chunk, 1):
             raise ValueError(
-                f"the cache holds {int(held.max())} of {self._cache.max_len} tokens; {length} more do not fit"
+                f"a pass over chunks of {sizes.tolist()} tokens up to positions {ends.tolist()} does not fit; expected "
+                f"chunks of at most {self.max_chunk} tokens, and sequences of {self.max_len}"
             )
-        return (held[:, None] + torch.arange(length)).to(self._cache.keys.device)
+        for span in self.spans.values():
+            for slot in np.flatnonzero(ends - span.starts > span.capacity):
+                self._drop_oldest(span, int(slot))
+        return Pass(self, tokens, chunks)
 
-    def append(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, T, K, D) at their positions; return all keys and values held, each (B, S, K, D)."""
-        rows = self._slots[:, None]
-        self._cache.keys[layer].index_put_((rows, positions), k)
-        self._cache.values[layer].index_put_((rows, positions), v)
-        used = int(self._cache.lengths[self._slots_cpu].max()) + k.size(1)
-        return self._cache.keys[layer, self._slots, :used], self._cache.values[layer, self._slots, :used]
+    def _drop_oldest(self, span: _Span, slot: int) -> None:
+        """Move the newest `window` entries of a slot to its front."""
+        start = int(self.lengths[slot]) - span.window
+        moved = slice(start - int(span.starts[slot]), int(self.lengths[slot] - span.starts[slot]))
+        for layer, window in enumerate(self._windows):
+            if window == span.window:
+                for tensor in (self.keys[layer], self.values[layer]):
+                    tensor[slot, : span.window] = tensor[slot, moved].clone()
+        span.starts[slot] = start
 
-    def exchange_previous(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the last embedding of x (B, T, C); return the one before its first (B, C), and if there is one (B,)."""
-        before = self._cache.previous[self._slots]
-        self._cache.previous[self._slots] = x[:, -1]
-        return before, (self._cache.lengths[self._slots_cpu] > 0).to(x.device)
 
-    def advance(self, length: int) -> None:
-        """Count T more tokens for these slots, at the end of the forward pass."""
-        self._cache.lengths[self._slots_cpu] += length
+class _Index(NamedTuple):
+    """Where a pass writes in the layers of one span, and what its tokens see there."""
+
+    columns: Tensor  # (N,) int64, entry of each token in its slot
+    seen: Tensor  # (B + chunks,) int32, entries up to the last token of each sequence
+    num_seen: list[int]  # the same, on the CPU
+    mask: Tensor | None  # (B, 1, 1, S) bool, which entries each of the first B slots sees; None = all
+
+
+class Pass:
+    """One forward pass over N tokens of a cache's sequences: one of each of the first B slots, then chunks of others.
+
+    A model asks it for ids, for positions, for the ids before, and for attention.
+    """
+
+    def __init__(self, cache: KVCache, tokens: np.ndarray, chunks: Sequence[Chunk]) -> None:
+        self._cache, self._num_single = cache, len(tokens)
+        self._slots_host = [*range(len(tokens)), *(chunk.slot for chunk in chunks)]
+        self._sizes = np.array([*(1 for _ in tokens), *(len(chunk.tokens) for chunk in chunks)], dtype=np.int64)
+        self._ends = np.cumsum(self._sizes)  # (B + chunks,) of each sequence's tokens among the N
+        ids = np.concatenate([tokens, *(chunk.tokens for chunk in chunks)]).astype(np.int64)
+        slots = np.repeat(self._slots_host, self._sizes)
+        first = self._ends - self._sizes
+        positions = np.arange(len(ids)) - np.repeat(first, self._sizes) + cache.lengths[slots]
+        held = cache.lengths[self._slots_host]
+        before = np.concatenate([[-1], ids[:-1]])
+        before[first] = np.where(held > 0, cache.tokens[self._slots_host, held - 1], -1)
+        columns = [positions - span.starts[slots] for span in cache.spans.values()]
+        table = torch.from_numpy(np.stack([ids, before, positions, slots, *columns])).to(cache.keys[0].device)
+        self.ids, self.before, self.positions, self._slots = table[:4]  # each (N,) int64; before is -1 at a start
+        self._writes = slots, positions, ids
+        self._indices = {
+            window: self._index(span, table[4 + i], columns[i][self._ends - 1] + 1)
+            for i, (window, span) in enumerate(cache.spans.items())
+        }
+
+    @cached_property
+    def last(self) -> Tensor:
+        """Index (B + chunks,) of each sequence's last token among the N."""
+        return torch.from_numpy(self._ends - 1).to(self.ids.device)
+
+    def attend(self, layer: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
+        index, keys, values = self._indices[window], self._cache.keys[layer], self._cache.values[layer]
+        keys[self._slots, index.columns] = k
+        values[self._slots, index.columns] = v
+        if q.is_cuda and q.dtype != torch.float32:
+            return attend_packed(q, keys, values, self._packing, index.seen, window)
+        B, out = self._num_single, []
+        if B:
+            seen = (slice(B), slice(max(index.num_seen[:B])))
+            out.append(attend_slots(q[:B], keys[seen], values[seen], index.mask))
+        for i in range(B, len(self._sizes)):
+            tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots_host[i]
+            out.append(attend_chunk(q[tokens], *(x[slot, : index.num_seen[i]] for x in (keys, values)), window))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def finish(self) -> None:
+        """Count the tokens as held, after the pass."""
+        slots, positions, ids = self._writes
+        self._cache.tokens[slots, positions] = ids
+        self._cache.lengths[self._slots_host] += self._sizes
+
+    def _index(self, span: _Span, columns: Tensor, seen: np.ndarray) -> _Index:
+        B, mask = self._num_single, None
+        width = int(seen[:B].max(initial=0))
+        if B and (seen[:B].min() < width or width > span.window + 1):
+            distance = columns[:B, None] - torch.arange(width, device=columns.device)
+            mask = ((distance >= 0) & (distance <= span.window))[:, None, None]
+        return _Index(columns, torch.from_numpy(seen.astype(np.int32)).to(columns.device), seen.tolist(), mask)
+
+    @cached_property
+    def _packing(self) -> Packing:
+        bounds = np.concatenate([[0], self._ends]).astype(np.int32)
+        slots = np.array([*self._slots_host, 0], dtype=np.int32)
+        return Packing(*(torch.from_numpy(x).to(self.ids.device) for x in (bounds, slots)), int(self._sizes.max()))

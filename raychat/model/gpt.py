@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raychat.model import flops
-from raychat.model.attention import attend, attend_cached, rotary_table, rotate
+from raychat.model.attention import attend, rotary_table, rotate
 from raychat.model.base import AdamW, Model, Muon
-from raychat.model.cache import KVCache, Slots
+from raychat.model.cache import KVCache, Pass
 from raychat.model.rates import rates_of
 
 SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
@@ -105,9 +105,7 @@ class Attention(nn.Module):
         self.proj = Linear(config.n_embd, config.n_embd)
         self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
 
-    def forward(
-        self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Pass | None) -> Tensor:
         """x: (B, T, C) normalised; ve: (B, T, K * D) or None -> (B, T, C)."""
         B, T, _ = x.shape
         D = self.config.head_dim
@@ -116,11 +114,10 @@ class Attention(nn.Module):
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, K)
             v = v + gate.unsqueeze(-1) * ve.view(v.shape).to(v.dtype)
         q, k = (self.config.qk_scale * norm(rotate(z, *rotary)) for z in (q, k))
-        if cache is None or positions is None:
+        if past is None:
             y = attend(q, k, v, self.window)
         else:
-            k, v = cache.append(self.layer, k, v, positions)
-            y = attend_cached(q, k, v, positions, self.window)
+            y = past.attend(self.layer, self.window, q[0], k[0], v[0])
         return self.proj(y.reshape(B, T, -1))
 
 
@@ -140,10 +137,8 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], positions: Tensor | None, cache: Slots | None
-    ) -> Tensor:
-        x = x + self.attn(norm(x), ve, rotary, positions, cache)
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Pass | None) -> Tensor:
+        x = x + self.attn(norm(x), ve, rotary, past)
         return x + self.mlp(norm(x))
 
 
@@ -212,7 +207,10 @@ class GPT(Model):
         return self
 
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
-        return KVCache(self.config, num_slots, max_len or self.config.sequence_len, like=self.wte.weight.detach())
+        config = self.config
+        max_len = max_len or config.sequence_len
+        windows = config.windows()
+        return KVCache(windows, config.n_kv_head, config.head_dim, num_slots, max_len, like=self.wte.weight.detach())
 
     def flops_per_token(self) -> int:
         """Count the FLOPs of forward and backward per token: 6 per matmul weight, 12 H D per key that a query sees."""
@@ -223,46 +221,40 @@ class GPT(Model):
     def optimizer_rates(self) -> dict[str, AdamW | Muon]:
         return {name: rates_of(name, p.dim(), self.config.n_embd) for name, p in self.named_parameters()}
 
-    def forward(self, idx: Tensor, cache: Slots | None = None) -> Tensor:
-        """Compute the logits of every next token.
+    def forward(self, idx: Tensor) -> Tensor:
+        return self.logits(self.hidden(idx))
 
-        Args:
-            idx: (B, T) int64 token ids; with a cache, the tokens that follow what it holds.
-            cache: slots of a KVCache, which this pass extends by T tokens each; None = whole sequences.
+    def logits(self, x: Tensor) -> Tensor:
+        logits = self.lm_head(x)[..., : self.config.vocab_size].float()
+        return self.config.softcap * torch.tanh(logits / self.config.softcap)
 
-        Returns:
-            (B, T, V) fp32 logits, soft-capped.
-        """
+    def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
         config = self.config
         T = idx.size(1)
-        positions = cache.positions(T) if cache is not None else None
         cos, sin = self._rotary_table(max(T, config.sequence_len), idx.device)
-        rotary = (cos[:T], sin[:T]) if positions is None else (cos[positions], sin[positions])
+        rotary = (cos[:T], sin[:T]) if past is None else (cos[past.positions], sin[past.positions])
 
         x = norm(self.wte(idx))
         if config.smear:
-            x = self._smear(x, cache)
+            x = self._smear(x, past)
         x0, middle = x, x
         for i, block in enumerate(self.blocks):
             if config.residual_scalars:
                 x = self.resid_scale[i].to(x.dtype) * x + self.x0_scale[i].to(x.dtype) * x0
             ve = self.value_embeds[str(i)](idx) if config.has_value_embedding(i) else None
-            x = block(x, ve, rotary, positions, cache)
+            x = block(x, ve, rotary, past)
             if i == config.n_layer // 2:
                 middle = x
         if config.backout:
             x = x - self.backout_lambda.to(x.dtype) * middle
-        if cache is not None:
-            cache.advance(T)
-        logits = self.lm_head(norm(x))[..., : config.vocab_size].float()
-        return config.softcap * torch.tanh(logits / config.softcap)
+        return norm(x)
 
-    def _smear(self, x: Tensor, cache: Slots | None) -> Tensor:
+    def _smear(self, x: Tensor, past: Pass | None) -> Tensor:
         """Add to every embedding a gated share of the one before it (B, T, C)."""
-        before = F.pad(x[:, :-1], (0, 0, 1, 0))
-        if cache is not None:
-            previous, exists = cache.exchange_previous(x)
-            before = torch.cat((previous.unsqueeze(1) * exists[:, None, None].to(x.dtype), x[:, :-1]), dim=1)
+        if past is None:
+            before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        else:
+            before = norm(self.wte(past.before.clamp(min=0))) * (past.before >= 0).unsqueeze(-1).to(x.dtype)
         gate = torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
         return x + self.smear_lambda.to(x.dtype) * gate * before
 

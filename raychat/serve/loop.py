@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from raychat.engine.engine import Engine, Event
+from raychat.engine.engine import Engine
+from raychat.engine.request import Event
 from raychat.engine.sampling import SamplingParams
 
 
