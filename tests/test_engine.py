@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import byte_tokenizer, random_model, scripted_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import byte_tokenizer, first_generation, random_model, scripted_model
 
 from raychat.chat.template import completion_parts
 from raychat.engine.engine import Engine
@@ -17,6 +19,9 @@ from raychat.engine.sampling import SamplingParams
 TOKENIZER = byte_tokenizer()
 SPECIAL = TOKENIZER.special
 NO_STOP = ()  # a random model would stop at random
+
+
+MODELS = {"current": random_model(sequence_len=300), "first": first_generation(sequence_len=300)}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,122 @@ def test_requests_enter_and_leave_at_any_step(model: torch.nn.Module) -> None:
     for id, events in run(engine, list(got)).items():
         got[id] += [event.token for event in events]
     assert list(got.values()) == [done.ids for done in alone]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_schedule_gives_each_request_its_own_tokens(data: st.DataObject) -> None:
+    """Any sizes of engine, cache and step, requests that share beginnings, enter late and are cancelled.
+
+    Greedy tokens are those of the model without a cache, and the others those of the request alone.
+    """
+    model = MODELS[data.draw(st.sampled_from(sorted(MODELS)), label="model")]
+    engine = Engine(
+        model,
+        TOKENIZER,
+        max_sequences=data.draw(st.integers(1, 6), label="max_sequences"),
+        cache_tokens=data.draw(st.integers(300, 1200), label="cache_tokens"),
+        step_tokens=data.draw(st.integers(1, 200), label="step_tokens"),
+    )
+    bases = prompts_of([250, 250], seed=data.draw(st.integers(0, 3)))
+    wanted: dict[int, tuple[list[int], SamplingParams]] = {}
+    got: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for event in engine.step():
+            got[event.id].append(event.token)
+
+    for i in range(data.draw(st.integers(1, 8), label="requests")):
+        base = data.draw(st.sampled_from(bases))
+        own = prompts_of([data.draw(st.integers(1, 40))], seed=data.draw(st.integers(0, 2)))[0]
+        prompt = base[: data.draw(st.integers(0, 250), label="shared")] + own
+        params = SamplingParams(
+            temperature=data.draw(st.sampled_from([0.0, 0.0, 1.0])),
+            top_k=data.draw(st.sampled_from([None, 5])),
+            max_new_tokens=data.draw(st.integers(1, 40)),
+            repetition_penalty=data.draw(st.sampled_from([1.0, 1.0, 1.3])),
+            seed=i,
+            stop_ids=NO_STOP,
+        )
+        id = engine.add(prompt, params)
+        wanted[id], got[id] = (prompt, params), []
+        for _ in range(data.draw(st.integers(0, 12), label="steps")):
+            step()
+        if data.draw(st.integers(0, 5)) == 0:
+            cancelled = data.draw(st.sampled_from(sorted(wanted)))
+            engine.cancel(cancelled)
+            del wanted[cancelled]
+    while engine.busy:
+        step()
+    for id, (prompt, params) in wanted.items():
+        length = min(params.max_new_tokens, engine.context + 1 - len(prompt))
+        assert len(got[id]) == length
+        if params.temperature == 0 and params.repetition_penalty == 1:
+            logits = recomputed(model, prompt, got[id])
+            chosen = logits[range(length), got[id]]
+            assert (logits.amax(-1) - chosen).max() < 1e-3  # fp32 sums in another order
+        else:
+            assert got[id] == Engine(model, TOKENIZER).generate([prompt], params)[0].ids
+
+
+def test_preemption_when_sequences_outgrow_the_cache() -> None:
+    """The cache has room for three slots of 256 tokens or two of 300: the newest request begins anew, unchanged."""
+    model, prompts = MODELS["current"], prompts_of([100, 100, 100])
+    params = SamplingParams(max_new_tokens=180, seed=3, stop_ids=NO_STOP, logprobs=0)
+    engine = Engine(model, TOKENIZER, max_sequences=3, cache_tokens=3 * 256)
+    together = engine.generate(prompts, params)
+    assert engine.stats().preemptions == 1
+    for i, (prompt, done) in enumerate(zip(prompts, together, strict=True)):
+        assert_same(done, Engine(model, TOKENIZER).generate([prompt], replace(params, seed=3 + i))[0])
+
+
+def test_second_turn_reads_only_what_is_new(model: torch.nn.Module) -> None:
+    engine, (prompt, more) = Engine(model, TOKENIZER), prompts_of([50, 10])
+    params = SamplingParams(temperature=0, max_new_tokens=20, stop_ids=NO_STOP)
+    (first,) = engine.generate([prompt], params)
+    turn = prompt + first.ids + more
+    (second,) = engine.generate([turn], params)
+    assert engine.stats().reused_tokens == 50 + 19  # the last token of an answer is not read
+    assert second.ids == Engine(model, TOKENIZER).generate([turn], params)[0].ids
+
+
+def test_decoding_goes_on_beside_a_long_prompt(model: torch.nn.Module) -> None:
+    """A prompt is read in chunks of a step's tokens, and every step also gives the running request its token."""
+    engine, (short, long) = Engine(model, TOKENIZER, max_sequences=2, step_tokens=20), prompts_of([5, 130])
+    params = SamplingParams(temperature=0, max_new_tokens=30, stop_ids=NO_STOP)
+    first = engine.add(short, params)
+    engine.step()
+    second = engine.add(long, params)
+    events = [[event.id for event in engine.step()] for _ in range(8)]
+    assert events == [[first]] * 6 + [[first, second]] * 2  # 19 tokens of the prompt a step
+
+
+def test_prompt_logprobs_and_alternatives_are_the_models(model: torch.nn.Module) -> None:
+    (prompt,) = prompts_of([70])
+    engine = Engine(model, TOKENIZER, step_tokens=32)
+    params = SamplingParams(temperature=0, max_new_tokens=3, logprobs=4, prompt_logprobs=2, stop_ids=NO_STOP)
+    for _ in range(2):  # the second time the cache holds the prompt
+        id = engine.add(prompt, params)
+        events = run(engine, [id])[id]
+        logprobs = recomputed(model, prompt[:1], prompt[1:] + [e.token for e in events]).log_softmax(-1)
+        scores = [(e.logprob, e.top) for e in events]
+        assert events[0].prompt is not None
+        assert [e.prompt for e in events[1:]] == [None, None]
+        tokens = prompt[1:] + [e.token for e in events]
+        for row, token, (logprob, top) in zip(logprobs, tokens, [*events[0].prompt, *scores], strict=True):
+            assert abs(logprob - row[token]) < 1e-3  # fp32 sums in another order
+            np.testing.assert_allclose([p for _, p in top], row.topk(len(top)).values, atol=1e-3)
+        assert [len(top) for _, top in (*events[0].prompt, *scores)] == [2] * 69 + [4] * 3
+
+
+def test_biases_and_penalties_steer_one_request(model: torch.nn.Module) -> None:
+    prompts, params = prompts_of([9, 9]), SamplingParams(temperature=0, max_new_tokens=12, stop_ids=NO_STOP)
+    biased = replace(params, logit_bias=((77, 100.0),))
+    plain, always = Engine(model, TOKENIZER).generate(prompts, [params, biased])
+    assert always.ids == [77] * 12
+    assert plain.ids == Engine(model, TOKENIZER).generate(prompts[:1], params)[0].ids
+    never_twice = replace(params, presence_penalty=1e6)
+    assert len(set(Engine(model, TOKENIZER).generate(prompts[:1], never_twice)[0].ids)) == 12
 
 
 def test_seed_gives_same_tokens_and_none_new_ones(model: torch.nn.Module) -> None:

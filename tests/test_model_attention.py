@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raychat.model.attention import _window_blocks, attend, attend_cached, rotary_table, rotate
+from raychat.model.attention import _window_blocks, attend, attend_chunk, attend_slots, rotary_table, rotate
 
 T, H, D = 160, 4, 16
 
@@ -37,12 +37,23 @@ def test_attend_equals_explicit_softmax(window: int, kv_heads: int) -> None:
     torch.testing.assert_close(attend(q, k, v, window).double(), explicit(q, k, v, window), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [5, 1000])
-def test_cached_attention_equals_whole_attention(window: int) -> None:
+@pytest.mark.parametrize("window", [5, 59, 1000])
+@pytest.mark.parametrize("start", [0, 100])
+def test_attention_of_a_chunk_is_whole_attentions(window: int, start: int) -> None:
     q, k, v = qkv(2)
-    positions = torch.arange(100, T).expand(2, -1)
-    part = attend_cached(q[:, 100:], k, v, positions, window)
-    torch.testing.assert_close(part, attend(q, k, v, window)[:, 100:], rtol=1e-5, atol=1e-5)
+    expected = attend(q, k, v, window)[0, start:]
+    torch.testing.assert_close(attend_chunk(q[0, start:], k[0], v[0], window), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_slots_is_an_explicit_softmax(masked: bool) -> None:
+    q, k, v = qkv(2)
+    mask = torch.rand(2, T) < 0.5 if masked else torch.ones(2, T, dtype=torch.bool)
+    got = attend_slots(q[:, -1], k, v, mask[:, None, None] if masked else None)
+    for row in range(2):
+        seen = [x[row : row + 1, mask[row]] for x in (k, v)]
+        expected = explicit(torch.cat([q[row : row + 1, -1:]] * mask[row].sum(), 1), *seen, window=T)[0, -1]
+        torch.testing.assert_close(got[row].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from tiny import extend
 from torch import Tensor
 
 from raychat.model.gpt import GPT, GPTConfig
@@ -122,12 +123,13 @@ def test_logits_and_gradients_are_the_recipes(config: GPTConfig, T: int) -> None
 def test_prefill_and_decode_are_the_recipes() -> None:
     """Past a window of 128, in slots out of order, beside a sequence that begins with one token."""
     model, idx = random_model(ODD), ids(2, 140)
-    cache, both = model.new_cache(3), torch.tensor([2, 0])
-    model(idx[:1, :131], cache.at(both[:1]))
-    model(idx[1:, :1], cache.at(both[1:]))
-    steps = [model(torch.stack((idx[0, 131 + i], idx[1, 1 + i]))[:, None], cache.at(both)) for i in range(4)]
-    steps += [model(torch.stack((idx[0, 135:140], idx[1, 5:10])), cache.at(both))]  # several at once
-    cached, weights = torch.cat(steps, dim=1), doubled(model)
+    cache, rows = model.new_cache(3), idx.tolist()
+    extend(model, cache, [], {1: rows[0][:128]})
+    extend(model, cache, [rows[1][0]], {1: rows[0][128:131]})
+    steps = [extend(model, cache, [rows[1][1 + i], rows[0][131 + i]], {}) for i in range(4)]
+    last = extend(model, cache, [], {1: rows[0][135:], 0: rows[1][5:10]})  # several at once
+    cached = torch.cat((torch.stack(steps, 1), last.view(2, 5, -1).flip(0)), dim=1).flip(0)
+    weights = doubled(model)
     for row, n in ((0, 140), (1, 10)):
         expected = recipe(ODD, weights, idx[row, :n])[-9:]
         torch.testing.assert_close(cached[row].double(), expected, rtol=1e-4, atol=1e-4)  # as above
@@ -184,57 +186,16 @@ def test_greedy_continuation_is_transformers(transformers_model: tuple[GPT, torc
     prompt = ids(2, 9)
     expected = theirs.generate(prompt, max_new_tokens=30, do_sample=False, use_cache=cached)
     idx, cache = prompt, ours.new_cache(2)
-    new = prompt
+    if cached:
+        extend(ours, cache, [], {slot: row[:-1] for slot, row in enumerate(prompt.tolist())})
     for _ in range(30):
-        logits = ours(new, cache.at(torch.tensor([0, 1]))) if cached else ours(idx)
-        new = logits[:, -1:].argmax(-1)
-        idx = torch.cat((idx, new), dim=1)
+        logits = extend(ours, cache, idx[:, -1].tolist(), {}) if cached else ours(idx)[:, -1]
+        idx = torch.cat((idx, logits.argmax(-1, keepdim=True)), dim=1)
     assert idx.tolist() == expected.tolist()
     assert len(set(idx[0].tolist())) > 20  # no loop of a few tokens
 
 
-# Cache, causality, windows
-
-
-@pytest.mark.parametrize(
-    "config",
-    [SMALL, GPTConfig.october_2025(sequence_len=512, vocab_size=300, n_layer=3, n_head=4, n_kv_head=4, n_embd=64)],
-)
-@torch.no_grad()
-def test_cache_gives_the_same_logits(config: GPTConfig) -> None:
-    model, idx = random_model(config), ids(3, 200)
-    slots, cache = torch.tensor([4, 0, 2]), model.new_cache(6)
-    pieces = [slice(0, 150), slice(150, 151), slice(151, 152), slice(152, 200)]
-    cached = torch.cat([model(idx[:, p], cache.at(slots)) for p in pieces], dim=1)
-    torch.testing.assert_close(cached, model(idx), rtol=1e-4, atol=1e-4)
-
-
-@torch.no_grad()
-def test_cache_slots_of_different_lengths_do_not_touch_each_other() -> None:
-    model, idx = random_model(SMALL), ids(2, 60)
-    cache = model.new_cache(3)
-    model(idx[:1, :40], cache.at(torch.tensor([2])))
-    model(idx[1:, :7], cache.at(torch.tensor([0])))
-    cache.copy(0, 1)
-    last = model(torch.stack((idx[0, 40], idx[1, 7], idx[1, 7]))[:, None], cache.at(torch.tensor([2, 0, 1])))[:, 0]
-    torch.testing.assert_close(last[0], model(idx[:1, :41])[0, -1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(last[1], model(idx[1:, :8])[0, -1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(last[2], last[1])
-
-
-@torch.no_grad()
-def test_a_reset_slot_starts_anew() -> None:
-    model, idx = random_model(SMALL), ids(1, 20)
-    cache, slot = model.new_cache(1), torch.tensor([0])
-    first = model(idx, cache.at(slot))
-    cache.reset(0)
-    torch.testing.assert_close(model(idx, cache.at(slot)), first)
-
-
-def test_full_cache_says_so() -> None:
-    cache = random_model(SMALL).new_cache(1, max_len=8)
-    with pytest.raises(ValueError, match="8 tokens; 9 more do not fit"):
-        cache.at(torch.tensor([0])).positions(9)
+# Causality, windows
 
 
 @torch.no_grad()
@@ -335,12 +296,13 @@ def test_placed_in_bf16_it_computes_in_bf16_and_keeps_float32_weights() -> None:
     rounded = {name for name, p in placed.named_parameters() if p.dtype == torch.bfloat16}
     assert rounded == {name for name, _ in placed.named_parameters() if name.startswith(("wte", "value_embeds"))}
     idx, cache = ids(1, 60), placed.new_cache(1)
-    assert cache.keys.dtype == torch.bfloat16
+    assert cache.keys[0].dtype == torch.bfloat16
     logits = placed(idx)
     assert logits.dtype == torch.float32
     # 8 bits of mantissa through five layers: a tenth of the logits' size
     assert (logits - exact(idx)).norm() < 0.1 * exact(idx).norm()
-    torch.testing.assert_close(placed(idx, cache.at(torch.tensor([0]))), logits, rtol=0.1, atol=0.5)  # two bf16 passes
+    cached = extend(placed, cache, [], {0: idx[0].tolist()})
+    torch.testing.assert_close(cached, logits[0], rtol=0.1, atol=0.5)  # two bf16 passes
 
 
 def test_initial_loss_is_that_of_a_uniform_guess() -> None:

@@ -5,9 +5,13 @@ import threading
 from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import torch
 import uvicorn
+from torch import Tensor
 
+from raychat.model.base import Model
+from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.serve.http import Backend, make_app
 from raychat.serve.run import listen
@@ -24,6 +28,16 @@ def random_model(seed: int = 0, sequence_len: int = 160) -> GPT:
     config = GPTConfig(
         sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern="SL"
     )
+    return _random(config, seed)
+
+
+def first_generation(seed: int = 0, sequence_len: int = 160) -> GPT:
+    """The same of the first generation, without windows, smear and the other later parts."""
+    sizes = {"vocab_size": 265, "n_layer": 3, "n_head": 4, "n_kv_head": 4, "n_embd": 64}
+    return _random(GPTConfig.october_2025(sequence_len=sequence_len, **sizes), seed)
+
+
+def _random(config: GPTConfig, seed: int) -> GPT:
     model = GPT(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -57,6 +71,15 @@ def scripted_model(scripts: list[list[int]], sequence_len: int = 128, vocab_size
             for token, successor in pairwise(script):
                 model.lm_head.weight[successor, token] = 2.0
     return model.eval()
+
+
+@torch.inference_mode()
+def extend(model: Model, cache: KVCache, tokens: list[int], chunks: dict[int, list[int]]) -> Tensor:
+    """Read one token into each of a cache's first slots and chunks into others, by slot; return the logits (N, V)."""
+    past = cache.begin(np.array(tokens, dtype=np.int64), [Chunk(slot, chunk) for slot, chunk in chunks.items()])
+    logits = model.logits(model.hidden(past.ids[None], past))[0]
+    past.finish()
+    return logits
 
 
 @contextlib.contextmanager

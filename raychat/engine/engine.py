@@ -202,7 +202,7 @@ class Engine:
         return list(done.values())
 
     def _run(self, plan: Plan) -> tuple[list[Request], Tensor]:
-        """Read the plan's tokens; return the requests that have read all of theirs, and the logits (R, V) after them."""
+        """Read the plan's tokens; return the requests that have read all of theirs, and their logits (R, V)."""
         cache = self._scheduler.cache
         newest = np.array([request.tokens[request.length - 1] for request in plan.singles], dtype=np.int64)
         past = cache.begin(newest, [chunk for _, chunk in plan.chunks])
@@ -287,7 +287,7 @@ class Engine:
 
 
 def _logprobs(logits: Tensor, targets: np.ndarray, number: int) -> list[tuple[float, Alternatives]]:
-    """Return the log-probability of each target (R,) under logits (R, V), and the `number` likeliest tokens with theirs."""
+    """Return how likely each target (R,) is under logits (R, V), and the `number` likeliest tokens there."""
     logprobs = logits.log_softmax(-1)
     own = logprobs.gather(-1, torch.from_numpy(targets).to(logits.device)[:, None])[:, 0].tolist()
     top = logprobs.topk(min(number, logits.size(-1)))
