@@ -52,8 +52,9 @@ def tiny() -> Pipeline:
         base_eval.Args(max_items=60, eval_tokens=60_000),
         mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=120),
         sft_train.Args(
-            tasks=("arc-easy*6", "mmlu", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
-            steps=250,
+            tasks=("arc-easy*6", "mmlu*2", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
+            steps=320,
+            lr=0.4,
         ),
         rl_train.Args(steps=16, samples=8, lr=0.2, max_new_tokens=96),
         chat_eval.Args(max_problems=100),

@@ -30,7 +30,6 @@ MAX_FILE, MAX_FUNCTION = 300, 60  # lines
 LONGER = {  # path or path:function -> why it is longer
     "raychat/data/packing.py:best_fit": "one loop, and a docstring with examples",
     "raychat/train/scaling.py:from_depth": "half of it is its docstring",
-    "jobs/rl_train.py:run": "a job is read from top to bottom",
     "jobs/tok_train.py:run": "a job is read from top to bottom",
 }
 JOBS = sorted(path.stem for path in (REPO / "jobs").glob("*.py") if path.stem != "__init__")

@@ -238,8 +238,9 @@ def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     rewards = [row["reward"] for row in read_metrics(two.folder)]
     assert rewards == [row["reward"] for row in read_metrics(one.folder)]
     assert json.loads(paths.read_text(paths.join(two.folder, "summary.json")))["reward_last"] == summary["reward_last"]
-    # Muon's orthogonalisation amplifies the rounding of gradients summed in another order
-    torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-3, atol=1e-4)
+    # Muon's orthogonalisation, and AdamW's division by small second moments, amplify the rounding of gradients that are
+    # summed in another order
+    torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-3, atol=1e-3)
 
 
 def test_step_with_equal_rewards_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_failed_engine_is_reported_and_unhealthy() -> None:
     broken = service(model)
     with http_server(broken) as url:
         assert httpx.get(f"{url}/health").status_code == 200
-        model.register_forward_pre_hook(fail)
+        model.lm_head.register_forward_pre_hook(fail)
         for _ in range(2):
             with pytest.raises(openai.InternalServerError, match="boom"):
                 ask(client(url))
@@ -303,7 +303,7 @@ def test_failure_in_the_middle_of_a_stream_reaches_the_client() -> None:
     with http_server(slow) as url:
         stream = ask(client(url), stream=True)
         next(stream), next(stream)
-        slow._engine.model.register_forward_pre_hook(lambda module, args: 1 / 0)
+        slow._engine.model.lm_head.register_forward_pre_hook(lambda module, args: 1 / 0)
         with pytest.raises(openai.APIError, match="division by zero"):
             list(stream)
 

@@ -20,7 +20,7 @@ from raychat.chat.tools import calculator
 from raychat.device import default_device
 from raychat.engine.request import Alternatives, Completion, EngineStats, Event, Finish, PromptLogprob, Request
 from raychat.engine.sampling import DEFAULT, Draws, SamplingParams, parameters, penalise, sample, uniforms
-from raychat.engine.scheduler import Plan, Scheduler
+from raychat.engine.scheduler import StepPlan, Scheduler
 from raychat.engine.tool import Tool, ToolUse
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
@@ -61,9 +61,9 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
-        for name, got, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, self.context)):
-            if got is not None and got < least:
-                raise ValueError(f"{name} is {got}; expected a whole number >= {least}")
+        for name, number, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, self.context)):
+            if number is not None and number < least:
+                raise ValueError(f"{name} is {number}; expected a whole number >= {least}")
         if tokenizer.vocab_size != model.config.vocab_size:
             got = f"it has {tokenizer.vocab_size} tokens, expected {model.config.vocab_size}"
             raise ValueError(f"the tokenizer is not the model's: {got}")
@@ -187,7 +187,7 @@ class Engine:
         try:
             for prompt, p in zip(prompts, params, strict=True):
                 done[self.add(prompt, p)] = Completion([], [], [], "length")
-            while self.busy:
+            while self._requests:
                 for event in self.step():
                     completion = done[event.id]
                     completion.ids.append(event.token)
@@ -201,7 +201,7 @@ class Engine:
                 self.cancel(id)
         return list(done.values())
 
-    def _run(self, plan: Plan) -> tuple[list[Request], Tensor]:
+    def _run(self, plan: StepPlan) -> tuple[list[Request], Tensor]:
         """Read the plan's tokens; return the requests that have read all of theirs, and their logits (R, V)."""
         cache = self._scheduler.cache
         newest = np.array([request.tokens[request.length - 1] for request in plan.singles], dtype=np.int64)

@@ -20,7 +20,7 @@ _WORTH_WAITING = 16  # tokens that a request must share with a prompt being read
 _LOOK_AHEAD = 64  # waiting requests that are considered for a free slot
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """One step: requests that read one token each, in the order of their slots, and chunks of prompts for others."""
 
     singles: list[Request]
@@ -51,7 +51,7 @@ class Scheduler:
         self.prompt_tokens = self.reused_tokens = self.preemptions = 0
         self._resize(min(max_len, _FIRST_LENGTH))
 
-    def schedule(self) -> Plan:
+    def schedule(self) -> StepPlan:
         """Start waiting requests and return the next step."""
         self._clock += 1
         self._make_room(max((request.length for request in self.rows), default=0))
@@ -65,7 +65,7 @@ class Scheduler:
                 request, start = self.rows[slot], int(self.cache.lengths[slot])
                 chunks.append((request, Chunk(slot, request.tokens[start : start + size])))
                 budget -= size
-        return Plan(self.rows[:num_singles], chunks)
+        return StepPlan(self.rows[:num_singles], chunks)
 
     def remove(self, request: Request) -> None:
         """Take a request out, waiting or running; what its slot holds stays until the slot is needed."""

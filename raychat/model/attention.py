@@ -95,7 +95,7 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-class Packing(NamedTuple):
+class PackedSequences(NamedTuple):
     """Which tokens of a packed pass belong to which sequence."""
 
     bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
@@ -103,7 +103,9 @@ class Packing(NamedTuple):
     longest: int  # tokens
 
 
-def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packing: Packing, seen: Tensor, window: int) -> Tensor:
+def attend_packed(
+    q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, seen: Tensor, window: int
+) -> Tensor:
     """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
 
     With one split a sequence's result does not depend on the others.
@@ -118,19 +120,21 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packing: Packing, see
         (N, H, D).
     """
     length = keys.size(1)
-    return varlen_attn(
+    out = varlen_attn(
         q,
         keys.flatten(0, 1),
         values.flatten(0, 1),
-        packing.bounds,
-        packing.slots * length,
-        packing.longest,
+        packed.bounds,
+        packed.slots * length,
+        packed.longest,
         length,
         window_size=(window if window < length else -1, 0),
         enable_gqa=q.size(1) != keys.size(2),
         seqused_k=seen,
         num_splits=1,
     )
+    assert isinstance(out, Tensor)
+    return out
 
 
 @lru_cache(maxsize=16)

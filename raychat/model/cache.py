@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raychat.model.attention import Packing, attend_chunk, attend_packed, attend_slots
+from raychat.model.attention import PackedSequences, attend_chunk, attend_packed, attend_slots
 
 
 class Chunk(NamedTuple):
     """Consecutive tokens that a forward pass appends to a slot."""
 
     slot: int
-    tokens: Sequence[int]
+    tokens: Sequence[int] | np.ndarray
 
 
 @dataclass
@@ -209,14 +209,15 @@ class Pass:
         keys[self._slots, index.columns] = k
         values[self._slots, index.columns] = v
         if q.is_cuda and q.dtype != torch.float32:
-            return attend_packed(q, keys, values, self._packing, index.seen, window)
+            return attend_packed(q, keys, values, self._packed, index.seen, window)
         B, out = self._num_single, []
         if B:
-            seen = (slice(B), slice(max(index.num_seen[:B])))
-            out.append(attend_slots(q[:B], keys[seen], values[seen], index.mask))
+            held = (slice(B), slice(max(index.num_seen[:B])))
+            out.append(attend_slots(q[:B], keys[held], values[held], index.mask))
         for i in range(B, len(self._sizes)):
             tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots_host[i]
-            out.append(attend_chunk(q[tokens], *(x[slot, : index.num_seen[i]] for x in (keys, values)), window))
+            seen = (slot, slice(index.num_seen[i]))
+            out.append(attend_chunk(q[tokens], keys[seen], values[seen], window))
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def finish(self) -> None:
@@ -234,7 +235,10 @@ class Pass:
         return _Index(columns, torch.from_numpy(seen.astype(np.int32)).to(columns.device), seen.tolist(), mask)
 
     @cached_property
-    def _packing(self) -> Packing:
+    def _packed(self) -> PackedSequences:
         bounds = np.concatenate([[0], self._ends]).astype(np.int32)
         slots = np.array([*self._slots_host, 0], dtype=np.int32)
-        return Packing(*(torch.from_numpy(x).to(self.ids.device) for x in (bounds, slots)), int(self._sizes.max()))
+        device = self.ids.device
+        return PackedSequences(
+            torch.from_numpy(bounds).to(device), torch.from_numpy(slots).to(device), int(self._sizes.max())
+        )

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator
 from raychat import checkpoint
 from raychat.chat.stream import TextStream
 from raychat.chat.template import render_prompt
-from raychat.engine.engine import Engine, Finish
+from raychat.engine.engine import Engine
+from raychat.engine.request import Finish
 from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, written
 from raychat.serve.loop import EngineLoop

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from raychat.chat.notation import content_of
 from raychat.chat.template import Message
-from raychat.engine.engine import Finish
+from raychat.engine.request import Finish
 
 MAX_STOP_STRINGS = 4
 StopString = Annotated[str, Field(min_length=1)]
