@@ -20,7 +20,7 @@ from raychat.chat.tools import calculator
 from raychat.device import default_device
 from raychat.engine.request import Alternatives, Completion, EngineStats, Event, Finish, PromptLogprob, Request
 from raychat.engine.sampling import DEFAULT, Draws, SamplingParams, parameters, penalise, sample, uniforms
-from raychat.engine.scheduler import StepPlan, Scheduler
+from raychat.engine.scheduler import Scheduler, StepPlan
 from raychat.engine.tool import Tool, ToolUse
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
