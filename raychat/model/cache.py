@@ -198,11 +198,6 @@ class Pass:
             for i, (window, span) in enumerate(cache.spans.items())
         }
 
-    @cached_property
-    def last(self) -> Tensor:
-        """Index (B + chunks,) of each sequence's last token among the N."""
-        return torch.from_numpy(self._ends - 1).to(self.ids.device)
-
     def attend(self, layer: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
         index, keys, values = self._indices[window], self._cache.keys[layer], self._cache.values[layer]
