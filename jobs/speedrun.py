@@ -56,7 +56,7 @@ def tiny() -> Pipeline:
             steps=320,
             lr=0.4,
         ),
-        rl_train.Args(steps=16, samples=8, lr=0.2, max_new_tokens=96),
+        rl_train.Args(steps=20, samples=8, lr=0.4, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )
