@@ -7,8 +7,9 @@ from pathlib import Path
 
 import tiny
 import torch
+from safetensors.torch import load_file
 
-from raychat import checkpoint
+from raychat import checkpoint, paths
 from raychat.checkpoint import Meta
 from raychat.engine.sampling import SamplingParams
 from raychat.model.gpt import GPT, GPTConfig
@@ -41,6 +42,17 @@ def parent(storage: Path, run: str = "tiny") -> str:
     built = model()
     meta = Meta(0, Recipe(model=architecture_of(built), batch_tokens=96, lr_scale=1.0))
     return checkpoint.save_checkpoint(str(storage / "runs" / run / "sft"), built, None, tiny.byte_tokenizer(), meta)
+
+
+def assert_trained_alike(got: str, expected: str, start: str) -> None:
+    """Compare the weights of two checkpoints with a common start, up to gradients that are summed in another order.
+
+    Muon's orthogonalisation, and AdamW's division by tiny second moments, amplify the rounding of single elements; of
+    the way that the weights of a parameter have moved, hardly anything may differ.
+    """
+    a, b, origin = (load_file(paths.join(path, "model.safetensors")) for path in (got, expected, start))
+    for name, weights in b.items():
+        assert (a[name] - weights).norm() <= 0.01 * (weights - origin[name]).norm() + 1e-6, name
 
 
 def ascii_reward(problem: Problem, text: str) -> float:
