@@ -12,9 +12,10 @@ import pytest
 import tiny_rl
 import torch
 from ray import cloudpickle
-from tiny_rl import PARAMS, ascii_reward, ascii_task, assert_trained_alike, parent, stage_of
+from safetensors.torch import load_file
+from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
 
-from raychat import checkpoint
+from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.rollout import RolloutPool, num_actors, rollout_pool
@@ -171,4 +172,8 @@ def test_stage_on_ray_with_a_killed_worker_is_the_stage_in_this_process(tmp_path
         **{k: expected[k] for k in ("reward_first", "reward_last", "tokens")},
         "workers": 2,
     }
-    assert_trained_alike(str(checkpoint.latest(there.folder)), str(checkpoint.latest(here.folder)), path)
+    ours, theirs = (
+        load_file(paths.join(str(checkpoint.latest(work.folder)), "model.safetensors")) for work in (here, there)
+    )
+    # Muon's orthogonalisation amplifies the rounding of gradients summed in another order
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)

