@@ -32,7 +32,7 @@ class SamplingParams:
     """
 
     temperature: float = 1.0  # 0 = always the most likely token
-    top_k: int | None = None  # only among the k most likely tokens, and those equal to the k-th; None = all
+    top_k: int | None = None  # only among the k most likely tokens; None = all
     top_p: float | None = None  # only among the most likely tokens that hold this much probability; None = all
     max_new_tokens: int = 256  # including the stop token and the tokens that a tool forces
     seed: int | None = None  # the same seed gives the same tokens; None = a new one every time
@@ -123,23 +123,23 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
 
     Source: Holtzman et al., arXiv:1904.09751 (top-p).
     """
-    greedy = draws.temperature == 0
+    greedy, top = draws.temperature == 0, logits.amax(-1, keepdim=True)
     if logits.is_cuda:  # without waiting for the device: every row goes the whole way
-        tokens = torch.where(greedy, logits.argmax(-1), _draw(logits, draws, _thresholds(logits, draws)))
+        tokens = torch.where(greedy, logits.argmax(-1), _draw(logits - top, draws, _kept(logits, draws)))
     elif greedy.all():
         tokens = logits.argmax(-1)
     else:
-        tokens = _draw(logits, draws, _thresholds_where_asked(logits, draws))
+        tokens = _draw(logits - top, draws, _kept_where_asked(logits, draws))
         if greedy.any():
             tokens[greedy] = logits[greedy].argmax(-1)
-    return torch.where(logits.amax(-1).isfinite(), tokens, -1)
+    return torch.where(top[:, 0].isfinite(), tokens, -1)
 
 
-def _draw(logits: Tensor, draws: Draws, thresholds: Tensor | None) -> Tensor:
-    """Draw from the softmax over all logits that are not below their row's threshold (B, 1)."""
-    x = (logits - logits.amax(-1, keepdim=True)).div_(draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None])
-    if thresholds is not None:
-        x.masked_fill_((logits < thresholds) | (x < draws.min_p.log()[:, None]), -torch.inf)
+def _draw(x: Tensor, draws: Draws, kept: Tensor | None) -> Tensor:
+    """Draw from the softmax over the kept tokens (B, V), None = all; x, the logits minus their maximum, is changed."""
+    x.div_(draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None])
+    if kept is not None:
+        x.masked_fill_(~kept | (x < draws.min_p.log()[:, None]), -torch.inf)
     return _invert(x.exp_(), draws.uniforms)
 
 
@@ -165,52 +165,71 @@ def _search(sums: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return index, target - before
 
 
-def _thresholds_where_asked(logits: Tensor, draws: Draws) -> Tensor | None:
-    """Return the thresholds (B, 1), -inf in the rows that leave no token out; None if no row does."""
+def _kept_where_asked(logits: Tensor, draws: Draws) -> Tensor | None:
+    """Return what `_kept` does, but compute it only for rows that leave some token out; None if no row does."""
     asked = (draws.temperature > 0) & ((draws.top_k < logits.size(-1)) | (draws.top_p < 1) | (draws.min_p > 0))
     if not asked.any():
         return None
     if asked.all():
-        return _thresholds(logits, draws)
-    thresholds = torch.full_like(logits[:, :1], -torch.inf)
-    thresholds[asked] = _thresholds(logits[asked], Draws(*(column[asked] for column in draws)))
-    return thresholds
+        return _kept(logits, draws)
+    kept = torch.ones_like(logits, dtype=torch.bool)
+    kept[asked] = _kept(logits[asked], _rows(draws, asked))
+    return kept
 
 
-def _thresholds(logits: Tensor, draws: Draws) -> Tensor:
-    """Return the smallest logit (B, 1) that top-k and top-p keep, top-p among what top-k has kept."""
+def _kept(logits: Tensor, draws: Draws) -> Tensor:
+    """Return which tokens (B, V) top-k, and top-p among these, keep; of equal logits at the limit the first ones."""
+    threshold, number = _limits(logits, draws)
+    kept = logits >= threshold
+    extra = kept.sum(-1) > number[:, 0]
+    if logits.is_cuda:
+        return kept & ~_surplus(logits, threshold, number)
+    if extra.any():
+        kept[extra] &= ~_surplus(logits[extra], threshold[extra], number[extra])
+    return kept
+
+
+def _surplus(logits: Tensor, threshold: Tensor, number: Tensor) -> Tensor:
+    """Return the tokens (B, V) at the threshold that are more than `number` with those above it."""
+    at = logits == threshold
+    return at & (at.cumsum(-1) > number - (logits > threshold).sum(-1, keepdim=True))
+
+
+def _limits(logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the smallest logit (B, 1) that top-k and top-p keep, and how many tokens (B, 1) they keep."""
+    vocab_size = logits.size(-1)
+    if logits.is_cuda:
+        return _limits_within(logits, draws, vocab_size)
+    widths = torch.where(draws.top_k < vocab_size, draws.top_k, torch.where(draws.top_p < 1, _NUCLEUS, 1))
+    width = min(int(widths.max()), vocab_size)
+    threshold, number = _limits_within(logits, draws, width)
+    wider = (draws.top_p < 1) & (draws.top_k > width) & (number[:, 0] >= width)
+    if width < vocab_size and wider.any():  # a nucleus of more than _NUCLEUS tokens
+        threshold[wider], number[wider] = _limits_within(logits[wider], _rows(draws, wider), vocab_size)
+    return threshold, number
+
+
+def _limits_within(logits: Tensor, draws: Draws, width: int) -> tuple[Tensor, Tensor]:
+    """Return what `_limits` does, for rows whose tokens are all kept or among the `width` most likely."""
     vocab_size = logits.size(-1)
     top_k = draws.top_k.clamp(max=vocab_size)[:, None]
-    if logits.is_cuda:
-        return _kept(logits, top_k, draws, vocab_size)[0]
-    limited = top_k[:, 0] < vocab_size
-    widths = torch.where(limited, top_k[:, 0], torch.where(draws.top_p < 1, _NUCLEUS, 1))
-    thresholds, found = _kept(logits, top_k, draws, min(int(widths.max()), vocab_size))
-    if not found.all():  # a nucleus of more than _NUCLEUS tokens
-        rest = ~found[:, 0]
-        few = Draws(*(column[rest] for column in draws))
-        thresholds[rest] = _kept(logits[rest], top_k[rest], few, vocab_size)[0]
-    return thresholds
-
-
-def _kept(logits: Tensor, top_k: Tensor, draws: Draws, width: int) -> tuple[Tensor, Tensor]:
-    """Return the thresholds (B, 1) by the `width` largest logits, and whether these were enough for it (B, 1)."""
     largest = logits.topk(width).values
     temperature = draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None]
     weights = ((largest - largest[:, :1]) / temperature).exp().double()
     weights.masked_fill_(torch.arange(width, device=logits.device) >= top_k, 0)
     total = weights.sum(-1, keepdim=True)
-    if width < logits.size(-1):
+    if width < vocab_size:
         everything = ((logits - largest[:, :1]) / temperature).exp_().sum(-1, keepdim=True).double()
         total = torch.where(top_k > width, everything, total)
-    sums = weights.cumsum(-1)
-    kept = (sums - weights < draws.top_p[:, None] * total) & (weights > 0)
-    number = kept.sum(-1, keepdim=True).clamp(min=1)  # top_p times the total may round to 0
-    unlimited = draws.top_p[:, None] >= 1
-    last = torch.where(unlimited, top_k.clamp(max=width), number) - 1
-    thresholds = largest.gather(-1, last)
-    found = (top_k <= width) | (~unlimited & (number < width))
-    return thresholds.masked_fill_(unlimited & (top_k > width), -torch.inf), found | unlimited
+    nucleus = (weights.cumsum(-1) - weights < draws.top_p[:, None] * total) & (weights > 0)
+    # Top-p keeps one token at least: top_p times the total may round to 0.
+    number = torch.where(draws.top_p[:, None] < 1, nucleus.sum(-1, keepdim=True).clamp(min=1), top_k)
+    threshold = largest.gather(-1, number.clamp(max=width) - 1)
+    return threshold.masked_fill_(number > width, -torch.inf), number
+
+
+def _rows(draws: Draws, rows: Tensor) -> Draws:
+    return Draws(*(column[rows] for column in draws))
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: Tensor) -> None:
