@@ -52,7 +52,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         out = _compiled_flex()(q, k, v, block_mask=_window_blocks(length, window, q.device), enable_gqa=grouped)
     else:
         out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_window_mask(length, window, q.device), enable_gqa=grouped
+            q, k, v, attn_mask=_window_mask(length, length, window, q.device), enable_gqa=grouped
         )
     return out.transpose(1, 2)
 
@@ -89,8 +89,7 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     if T == S and window >= S - 1:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
-        distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
-        mask = (distance >= 0) & (distance <= window)
+        mask = _window_mask(T, S, window, q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out[0].transpose(0, 1)
 
@@ -101,11 +100,10 @@ class PackedSequences(NamedTuple):
     bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
     slots: Tensor  # (sequences + 1,) int32, its slot; one more, since the kernel wants as many offsets as bounds
     longest: int  # tokens
+    seen: dict[int, Tensor]  # by window: (sequences,) int32, entries of each slot up to its last query
 
 
-def attend_packed(
-    q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, seen: Tensor, window: int
-) -> Tensor:
+def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, window: int) -> Tensor:
     """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
 
     With one split a sequence's result does not depend on the others.
@@ -113,7 +111,6 @@ def attend_packed(
     Args:
         q: (N, H, D).
         keys, values: (slots, S, K, D).
-        seen: (sequences,) int32, entries of each slot up to its last query.
         window: as in `attend`.
 
     Returns:
@@ -130,7 +127,7 @@ def attend_packed(
         length,
         window_size=(window if window < length else -1, 0),
         enable_gqa=q.size(1) != keys.size(2),
-        seqused_k=seen,
+        seqused_k=packed.seen[window],
         num_splits=1,
     )
     assert isinstance(out, Tensor)
@@ -138,9 +135,10 @@ def attend_packed(
 
 
 @lru_cache(maxsize=16)
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+def _window_mask(num_queries: int, length: int, window: int, device: torch.device) -> Tensor:
+    """Return what each of the last queries of a sequence sees, (num_queries, length) bool."""
     position = torch.arange(length, device=device)
-    distance = position[:, None] - position
+    distance = position[length - num_queries :, None] - position
     return (distance >= 0) & (distance <= window)
 
 

@@ -45,7 +45,7 @@ class KVCache:
     def __init__(
         self, windows: Sequence[int], n_kv_head: int, head_dim: int, num_slots: int, max_len: int, like: Tensor
     ) -> None:
-        self._windows, self._shape, self._like = list(windows), (n_kv_head, head_dim), like
+        self.windows, self._shape, self._like = list(windows), (n_kv_head, head_dim), like
         self.keys: list[Tensor] = []  # of each layer: (S, capacity, K, D)
         self.values: list[Tensor] = []
         self.lengths = np.zeros(0, dtype=np.int64)  # (S,) tokens held
@@ -68,12 +68,12 @@ class KVCache:
         self.lengths = np.pad(self.lengths[:kept], grow)
         self.tokens = np.pad(self.tokens[:kept], (grow, (0, max_len - self.tokens.shape[1])))
         spans = {}
-        for window in set(self._windows):
+        for window in set(self.windows):
             starts = self.spans[window].starts if self.spans else self.lengths
             spans[window] = _Span(window, min(max_len, 2 * window), np.pad(starts[:kept], grow))
         self.spans = spans
         for tensors in (self.keys, self.values):
-            for layer, window in enumerate(self._windows):
+            for layer, window in enumerate(self.windows):
                 new = self._like.new_zeros(num_slots, spans[window].capacity, *self._shape)
                 if layer < len(tensors):
                     old = tensors[layer]
@@ -108,7 +108,7 @@ class KVCache:
     def copy(self, source: int, target: int, length: int) -> None:
         """Make a slot hold the first `length` tokens of another one (`holds`)."""
         if source != target:
-            for layer, window in enumerate(self._windows):
+            for layer, window in enumerate(self.windows):
                 used = slice(0, length - int(self.spans[window].starts[source]))
                 self.keys[layer][target, used] = self.keys[layer][source, used]
                 self.values[layer][target, used] = self.values[layer][source, used]
@@ -123,7 +123,7 @@ class KVCache:
             return
         pair = [a, b]
         for tensors in (self.keys, self.values):
-            for tensor, window in zip(tensors, self._windows, strict=True):
+            for tensor, window in zip(tensors, self.windows, strict=True):
                 used = int((self.lengths[pair] - self.spans[window].starts[pair]).max())
                 if used:
                     tensor[pair, :used] = tensor[pair[::-1], :used]
@@ -155,7 +155,7 @@ class KVCache:
         """Move the newest `window` entries of a slot to its front."""
         start = int(self.lengths[slot]) - span.window
         moved = slice(start - int(span.starts[slot]), int(self.lengths[slot] - span.starts[slot]))
-        for layer, window in enumerate(self._windows):
+        for layer, window in enumerate(self.windows):
             if window == span.window:
                 for tensor in (self.keys[layer], self.values[layer]):
                     tensor[slot, : span.window] = tensor[slot, moved].clone()
@@ -166,8 +166,7 @@ class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
     columns: Tensor  # (N,) int64, entry of each token in its slot
-    seen: Tensor  # (B + chunks,) int32, entries up to the last token of each sequence
-    num_seen: list[int]  # the same, on the CPU
+    seen: list[int]  # (B + chunks,) entries up to the last token of each sequence
     mask: Tensor | None  # (B, 1, 1, S) bool, which entries each of the first B slots sees; None = all
 
 
@@ -198,20 +197,21 @@ class Pass:
             for i, (window, span) in enumerate(cache.spans.items())
         }
 
-    def attend(self, layer: int, window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
-        index, keys, values = self._indices[window], self._cache.keys[layer], self._cache.values[layer]
+        window, keys, values = self._cache.windows[layer], self._cache.keys[layer], self._cache.values[layer]
+        index = self._indices[window]
         keys[self._slots, index.columns] = k
         values[self._slots, index.columns] = v
         if q.is_cuda and q.dtype != torch.float32:
-            return attend_packed(q, keys, values, self._packed, index.seen, window)
+            return attend_packed(q, keys, values, self._packed, window)
         B, out = self._num_single, []
         if B:
-            held = (slice(B), slice(max(index.num_seen[:B])))
+            held = (slice(B), slice(max(index.seen[:B])))
             out.append(attend_slots(q[:B], keys[held], values[held], index.mask))
         for i in range(B, len(self._sizes)):
             tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots_host[i]
-            seen = (slot, slice(index.num_seen[i]))
+            seen = (slot, slice(index.seen[i]))
             out.append(attend_chunk(q[tokens], keys[seen], values[seen], window))
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -227,13 +227,16 @@ class Pass:
         if B and (seen[:B].min() < width or width > span.window + 1):
             distance = columns[:B, None] - torch.arange(width, device=columns.device)
             mask = ((distance >= 0) & (distance <= span.window))[:, None, None]
-        return _Index(columns, torch.from_numpy(seen.astype(np.int32)).to(columns.device), seen.tolist(), mask)
+        return _Index(columns, seen.tolist(), mask)
 
     @cached_property
     def _packed(self) -> PackedSequences:
-        bounds = np.concatenate([[0], self._ends]).astype(np.int32)
-        slots = np.array([*self._slots_host, 0], dtype=np.int32)
-        device = self.ids.device
+        def on_device(numbers: list[int]) -> Tensor:
+            return torch.tensor(numbers, dtype=torch.int32, device=self.ids.device)
+
         return PackedSequences(
-            torch.from_numpy(bounds).to(device), torch.from_numpy(slots).to(device), int(self._sizes.max())
+            bounds=on_device([0, *self._ends.tolist()]),
+            slots=on_device([*self._slots_host, 0]),
+            longest=int(self._sizes.max()),
+            seen={window: on_device(index.seen) for window, index in self._indices.items()},
         )

@@ -117,7 +117,7 @@ class Attention(nn.Module):
         if past is None:
             y = attend(q, k, v, self.window)
         else:
-            y = past.attend(self.layer, self.window, q[0], k[0], v[0])
+            y = past.attend(self.layer, q[0], k[0], v[0])
         return self.proj(y.reshape(B, T, -1))
 
 
