@@ -36,7 +36,7 @@ class Engine:
     Args:
         max_sequences: requests that run at once; more wait.
         tool: gets the text of a tool call; the engine forces its answer into the sequence, unless it is None.
-        cache_tokens: room of the cache in tokens; None = a whole context for each sequence, and some more.
+        cache_tokens: room of the cache in tokens; None = a whole context in every slot.
         step_tokens: tokens of a step at most; None = by the device.
 
     Raises:
@@ -72,7 +72,7 @@ class Engine:
             model.new_cache(1, 1),
             max_len=self.context,
             max_sequences=max_sequences,
-            cache_tokens=cache_tokens or 2 * max_sequences * self.context + self.context,
+            cache_tokens=cache_tokens,
             step_tokens=step_tokens or _STEP_TOKENS.get(self._device.type, 512),
         )
         special = tokenizer.special

@@ -32,18 +32,19 @@ class Scheduler:
 
     Args:
         max_len: tokens that a sequence can hold.
-        cache_tokens: bounds slots times their length. When sequences outgrow it, the newest requests lose their slots
-            and are computed anew later (preemption).
+        cache_tokens: bounds slots times their length; None = every slot may be `max_len` long. When sequences outgrow
+            it, the newest requests lose their slots and are computed anew later (preemption).
         step_tokens: tokens of one step; prompts are read in chunks beside the requests that decode.
     """
 
     def __init__(
-        self, cache: KVCache, *, max_len: int, max_sequences: int, cache_tokens: int, step_tokens: int
+        self, cache: KVCache, *, max_len: int, max_sequences: int, cache_tokens: int | None, step_tokens: int
     ) -> None:
         self.cache = cache
-        self._max_len, self._max_sequences, self.cache_tokens = max_len, max_sequences, cache_tokens
+        self._max_len, self._max_sequences = max_len, max_sequences
         self._step_tokens = max(step_tokens, max_sequences + 1)
         self._max_slots = max_sequences + max_sequences // 4 + 1
+        self.cache_tokens = cache_tokens or self._max_slots * max_len
         self.rows: list[Request] = []  # the running requests; row i holds slot i
         self.waiting: deque[Request] = deque()
         self._last_used = np.zeros(self._max_slots, dtype=np.int64)  # of each slot, by the clock

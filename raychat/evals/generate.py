@@ -24,7 +24,7 @@ class Rollout(NamedTuple):
     prompt: list[int]  # token ids, up to <|assistant_start|>
     completion: list[int]  # token ids, the stop token included
     sampled: list[bool]  # for every token of the completion; False = forced by a tool: carries no loss
-    logprobs: list[float]  # of the completion's tokens, by the model that generated it
+    logprobs: list[float]  # of the completion's tokens, by the model that generated it; empty where not asked for
     text: str  # of the completion, as the reward reads it
     reward: float
 
