@@ -49,7 +49,8 @@ class Choice:
         return self.finish is not None
 
     def push(self, event: Event) -> None:
-        """Take the next event. After the last one, and after a stop string, there must be no other."""
+        """Take the next event; there is none after the choice is done."""
+        assert not self.done
         if self._echo:
             self._push_prompt(event.prompt or ())
             self._echo = False

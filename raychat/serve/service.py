@@ -88,14 +88,12 @@ class ChatService:
             while True:
                 changed: dict[int, Choice] = {}
                 for index, event in await events.take():
-                    choice = choices[index]
+                    if not choices[index].done:  # else the event was on its way when a stop string came
+                        changed[index] = choices[index]
+                        choices[index].push(event)
+                for index, choice in changed.items():
                     if choice.done:
-                        continue
-                    choice.push(event)
-                    changed[index] = choice
-                    if choice.done and not event.finish:  # a stop string
-                        self._loop.cancel(events, index)
-                for choice in changed.values():
+                        self._loop.cancel(events, index)  # after a stop string the engine would go on
                     for delta in choice.deltas():
                         yield delta
                 if all(choice.done for choice in choices):

@@ -187,7 +187,7 @@ class CompletionRequest(SamplingRequest):
             return validate(prompt)
         except ValidationError:
             hint = (
-                f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of such lists"
+                f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of those"
             )
             raise unsupported("prompt", hint) from None
 
