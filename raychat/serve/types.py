@@ -86,6 +86,12 @@ def _list(name: str, value: Any) -> list[Any]:
     return value
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    """Let the OpenAPI document say that a text, or null where that is meant, may stand in place of a list."""
+    items = {key: schema.pop(key) for key in ("type", "items", "maxItems") if key in schema}
+    schema["anyOf"] = [{"type": "string", "minLength": 1}, items, {"type": "null"}]
+
+
 class StreamOptions(_Strict):
     """What a streamed answer holds besides its text."""
 
@@ -108,7 +114,7 @@ class SamplingRequest(_Strict):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[TokenKey, Bias] | None = Field(default=None, max_length=1024)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)  # or a string, or null
+    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS, json_schema_extra=_or_text)
     ignore_eos: bool = False  # generate until max_tokens
 
     @field_validator("stop", mode="before")
@@ -128,7 +134,7 @@ class ChatMessage(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], Field(fail_fast=True)]  # or a string; null only in an assistant's message
+    content: list[TextPart] = Field(fail_fast=True, json_schema_extra=_or_text)
 
     @model_validator(mode="before")
     @classmethod
@@ -186,9 +192,7 @@ class CompletionRequest(SamplingRequest):
         try:
             return validate(prompt)
         except ValidationError:
-            hint = (
-                f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of those"
-            )
+            hint = f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of those"
             raise unsupported("prompt", hint) from None
 
     @model_validator(mode="after")
