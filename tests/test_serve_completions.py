@@ -284,6 +284,15 @@ def test_tokens_of_a_prompt_and_back(scripted: openai.OpenAI) -> None:
     assert tokenize(scripted, messages=ASK, add_generation_prompt=False)["count"] == PROMPT_TOKENS - 1
 
 
+def test_special_tokens_are_found_by_name_where_nothing_else_is_asked(scripted: openai.OpenAI) -> None:
+    url = str(scripted.base_url).removesuffix("/v1/")
+    info = httpx.get(f"{url}/tokenizer_info").json()
+    for name, id in ((info["bos_token"], BOS), (info["eos_token"], END)):
+        assert tokenize(scripted, prompt=name, add_special_tokens=False)["tokens"] == [id]
+        assert tokenize(scripted, prompt=name)["tokens"] == [BOS, *name.encode()]
+        assert tokenize(scripted, prompt=f"{name} ", add_special_tokens=False)["tokens"] == [*name.encode(), 32]
+
+
 @pytest.mark.parametrize(
     "route, body, message",
     [

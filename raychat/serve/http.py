@@ -20,6 +20,7 @@ from raychat.serve.answers import (
     Status,
     TextCompletion,
     TokenizeAnswer,
+    TokenizerInfo,
     no_such_model,
 )
 from raychat.serve.limits import guarded_route
@@ -146,6 +147,10 @@ def _api(backend: Backend, settings: ServerSettings, metrics: ServerMetrics) -> 
     async def tokenize(request: TokenizeRequest) -> Any:
         answer = await backend.tokenize(request)
         return error_response(answer) if isinstance(answer, Failure) else answer
+
+    @router.get("/tokenizer_info", response_model=TokenizerInfo, responses=_errors(*wrong[5:]))
+    async def tokenizer_info() -> TokenizerInfo:
+        return TokenizerInfo()
 
     @router.post("/detokenize", response_model=DetokenizeAnswer, responses=_errors(*wrong))
     async def detokenize(request: DetokenizeRequest) -> Any:

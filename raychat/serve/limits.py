@@ -111,7 +111,7 @@ def excess(data: dict[str, Any], settings: ServerSettings) -> Failure | None:
     """Return the failure for a body that would take long to validate; what is wrong otherwise is not looked at."""
     prompt, messages = data.get("prompt"), data.get("messages")
     messages = messages if isinstance(messages, list) else []
-    objects = [message for message in messages if isinstance(message, dict)]
+    objects: list[Any] = [message for message in messages if isinstance(message, dict)]
     contents = [message.get("content") for message in objects]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     if (number := len(messages) + len(parts)) > settings.max_messages:

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from raychat.engine.request import Finish
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 16  # the OpenAI API has 4, but tasks of lm-eval send more
 MAX_CHOICES = 128  # answers to one request: n, times the prompts of a completion request
 MAX_SHOWN = 100  # characters of a wrong value in an error
 DEFAULT_NAMES = (None, "raychat")  # of the model that /v1/models lists first
