@@ -103,7 +103,8 @@ class ChatWriter:
             if delta.text and delta.part != self._parts[index]:
                 self._parts[index] = delta.part
                 part = f',"raychat_part":"{delta.part}"'
-            events += self._event(index, f"{content}{part}}}", _dumps(_chat_logprobs(delta.logprobs)))
+            logprobs = _dumps(_chat_logprobs(delta.logprobs)) if delta.logprobs else "null"
+            events += self._event(index, f"{content}{part}}}", logprobs)
         return events + (self._event(index, "{}", finish=_dumps(delta.finish)) if delta.finish else "")
 
     def _event(self, index: int, delta: str, logprobs: str = "null", finish: str = "null") -> str:
