@@ -11,7 +11,6 @@ from tiny import http_server, scripted_model
 schemathesis = pytest.importorskip("schemathesis")
 
 OPERATIONS = [
-    ("GET", "/"),
     ("GET", "/health"),
     ("GET", "/ready"),
     ("GET", "/metrics"),
