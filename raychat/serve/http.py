@@ -6,14 +6,14 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from importlib.resources import files
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from raychat.serve.page import add_page
 from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard, no_such_model
 
 HEALTH_TIMEOUT_S = 10.0
@@ -35,11 +35,6 @@ class Backend(Protocol):
 def make_app(backend: Backend) -> FastAPI:
     """Return the web application: POST /v1/chat/completions, GET /v1/models, /health, and the page at /."""
     app = FastAPI(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
-    page = files("raychat.serve").joinpath("page.html").read_text(encoding="utf-8")
-
-    @app.get("/", response_class=HTMLResponse)
-    async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -61,6 +56,7 @@ def make_app(backend: Backend) -> FastAPI:
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         return await _answer(backend, request, http)
 
+    add_page(app)
     _handle_errors(app)
     return app
 
