@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from raychat.serve.page import add_page
+from raychat.serve.page import page_router
 from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard, no_such_model
 
 HEALTH_TIMEOUT_S = 10.0
@@ -56,7 +56,7 @@ def make_app(backend: Backend) -> FastAPI:
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
         return await _answer(backend, request, http)
 
-    add_page(app)
+    app.include_router(page_router())
     _handle_errors(app)
     return app
 

@@ -3,7 +3,7 @@
 import mimetypes
 from importlib.resources import files
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, Response
 from starlette.exceptions import HTTPException
 
 SUFFIXES = (".css", ".html", ".js", ".svg")
@@ -16,17 +16,20 @@ _HEADERS = {
 }
 
 
-def add_page(app: FastAPI) -> None:
-    """Add the routes of the chat page to an application: GET / and the files under /page/."""
+def page_router() -> APIRouter:
+    """Return the routes of the chat page: GET / and the files under /page/."""
+    router = APIRouter(include_in_schema=False)
     content = {f.name: f.read_bytes() for f in files(__name__).iterdir() if f.name.endswith(SUFFIXES)}
 
-    @app.get("/", include_in_schema=False)
+    @router.get("/")
     async def index() -> Response:
         return _file(content, "index.html")
 
-    @app.get("/page/{name}", include_in_schema=False)
+    @router.get("/page/{name}")
     async def page_file(name: str) -> Response:
         return _file(content, name)
+
+    return router
 
 
 def _file(content: dict[str, bytes], name: str) -> Response:

@@ -4,11 +4,12 @@ import { spokenText } from "./api.js";
 import { copyFrom, element, icon, iconButton, patch } from "./dom.js";
 import { CHIP, markdown } from "./markdown.js";
 
-// Return the empty view of an answer. name: of the model, as people call it. again: asks the model once more.
-export function answerView(name, again) {
+// Return the empty view of an answer. name: of the model, as people call it. lane: which of the compared models it is.
+// again: asks the model once more.
+export function answerView(name, lane, again) {
   const body = element("div", { class: "body" });
   const note = element("div", { class: "note" });
-  const head = element("div", { class: "answer-head" }, element("img", { src: "page/mark.svg", width: 24, height: 24, alt: "" }), element("span", { class: "model-name" }, name));
+  const head = element("div", { class: "answer-head" }, element("img", { src: "page/mark.svg", width: 24, height: 24, alt: "" }), element("span", { class: "lane" }, "AB"[lane]), element("span", { class: "model-name" }, name));
   const section = element("section", { class: "answer", "aria-label": `Answer of ${name}` }, head, element("div", { class: "answer-text" }, body, note));
   return { section, body, note, name, again };
 }
@@ -28,12 +29,12 @@ export function shown(parts) {
   const chips = [];
   let text = "";
   parts.forEach((part, i) => {
-    const afterCall = i > 0 && parts[i - 1].type !== "text";
-    if (part.type === "text") text += (afterCall ? part.text.replace(/^>>/, "") : part.text).replaceAll(CHIP, "");
+    if (part.type === "text") text += part.text.replaceAll(CHIP, "");
     else if (part.type === "python") {
-      const result = parts[i + 1]?.type === "python_output" ? parts[i + 1].text : "";
-      chips.push(chip(part.text.replace(/^<</, "").replace(/(=|>>)$/, ""), result.replace(/^=/, "").replace(/>>$/, "")));
-      text += CHIP;
+      const result = parts[i + 1]?.type === "python_output" ? parts[i + 1].text.replace(/^=/, "").replace(/>>$/, "") : "";
+      const calls = part.text.replace(/^<</, "").replace(/>>$/, "").split(">><<"); // several when one had no result
+      chips.push(...calls.map((call, k) => chip(call, k === calls.length - 1 ? result : "")));
+      text += CHIP.repeat(calls.length);
     }
   });
   return { text, chips };

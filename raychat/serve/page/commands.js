@@ -60,6 +60,6 @@ const KEYS = {
 // Fill the list of the help dialog.
 export function showHelp(list) {
   const commands = Object.entries(COMMANDS).map(([name, { argument, help }]) => [argument ? `/${name} ${argument}` : `/${name}`, help]);
-  const rows = [...commands, ...Object.entries(KEYS)].flatMap(([name, help]) => [element("dt", {}, element("kbd", {}, name)), element("dd", {}, help)]);
-  list.replaceChildren(...rows);
+  const rows = (pairs) => pairs.flatMap(([name, help]) => [element("dt", {}, element("kbd", {}, name)), element("dd", {}, help)]);
+  list.replaceChildren(element("dl", {}, ...rows(commands)), element("dl", {}, ...rows(Object.entries(KEYS))));
 }

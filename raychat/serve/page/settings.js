@@ -66,7 +66,7 @@ export function bindSettings(dialog, settings, changed) {
     return element("label", {}, input, element("span", {}, theme[0].toUpperCase() + theme.slice(1)));
   });
   dialog.querySelector("#fields").replaceChildren(...rows);
-  dialog.querySelector("#themes").replaceChildren(dialog.querySelector("legend"), ...themes);
+  dialog.querySelector("#themes").replaceChildren(...themes);
   dialog.querySelector("#reset").onclick = () => {
     changed({ ...initial(), sidebar: settings.sidebar });
     bindSettings(dialog, settings, changed);

@@ -10,7 +10,7 @@ export function makeThread(log, scroll, actions) {
   function addExchange(exchange, index) {
     const answers = element("div", { class: "answers", "data-lanes": String(exchange.answers.length) });
     exchange.answers.forEach((answer, lane) => {
-      const view = answerView(actions.name(answer.model), () => actions.again(index, lane));
+      const view = answerView(actions.name(answer.model), lane, () => actions.again(index, lane));
       views.set(answer, view);
       answers.append(view.section);
       drawAnswer(view, answer, false);
