@@ -46,10 +46,10 @@ def page(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A model that answers "Sure: <<6*7=42>>é🙂. <script>" to every question."""
+    """A model that answers "Now: <<6*7=42>>é🙂. <script>" to every question."""
     call = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
     answer = [SPECIAL["<|output_end|>"], *"é🙂.\n<script>".encode(), END]
-    with http_server(service(scripted_model([[START, *b"Sure: ", *call], answer], sequence_len=512))) as url:
+    with http_server(service(scripted_model([[START, *b"Now: ", *call], answer], sequence_len=512))) as url:
         yield url
 
 
@@ -86,15 +86,15 @@ def test_question_and_answer(sized: Any, url: str) -> None:
     expect(sized.locator(".bubble")).to_have_text("What is 6 * 7? <img src=x>")
     expect(sized.locator(".body")).to_contain_text("é🙂.<script>")
     assert sized.locator(".body script, .bubble img").count() == 0
-    expect(sized.locator(".numbers")).to_contain_text("34 tokens")
+    expect(sized.locator(".numbers")).to_contain_text("31 tokens")
     expect(sized.locator("#input")).to_be_focused()
-    expect(sized.locator("#announcer")).to_contain_text("tiny-sft: Sure: ")
+    expect(sized.locator("#announcer")).to_contain_text("tiny-sft: Now: ")
 
 
 def test_context_is_counted(page: Any, url: str) -> None:
     page.goto(url)
     ask(page, "Hi")
-    assert page.inner_text("#context") == f"{1 + 1 + 2 + 1 + 1 + 34} of 512 tokens of context"
+    assert page.inner_text("#context") == f"{1 + 1 + 2 + 1 + 1 + 31} of 512 tokens of context"
 
 
 def test_page_that_opens_with_a_question_asks_it(page: Any, url: str) -> None:
@@ -208,7 +208,7 @@ def test_export(page: Any, url: str) -> None:
     with page.expect_download() as download:
         page.click("text=Save as Markdown")
     text = Path(download.value.path()).read_text()
-    assert text.startswith("# A question\n\n**You**\n\nA question\n\n**tiny-sft**\n\nSure: ")
+    assert text.startswith("# A question\n\n**You**\n\nA question\n\n**tiny-sft**\n\nNow: ")
 
 
 def test_full_storage_is_said_and_the_chat_goes_on(page: Any, url: str) -> None:
@@ -261,7 +261,7 @@ def test_settings_and_system_prompt_reach_the_model(page: Any, url: str) -> None
     assert "top_k" not in body  # 0 = all, which every server understands by leaving it out
     page.reload()
     assert sent(page, "Hi")["temperature"] == 0.2
-    assert sent(page, "Hi again")["messages"][1]["content"].startswith("Sure: <<6*7=42>>")
+    assert sent(page, "Hi again")["messages"][1]["content"].startswith("Now: <<6*7=42>>")
 
 
 def test_commands(page: Any, url: str) -> None:
@@ -473,9 +473,9 @@ def test_every_control_has_a_name(page: Any, url: str) -> None:
     page.goto(url)
     ask(page, "Hi")
     page.click("#open-settings")
-    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, [role=listbox], [role=radiogroup]")]
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, [role]")]
         .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.labels?.length || e.getAttribute("aria-labelledby")))
-        .filter((e) => e.id !== "commands").map((e) => e.outerHTML)""")
+        .filter((e) => !e.closest("[hidden], [popover]") && e.role !== "status").map((e) => e.outerHTML)""")
     assert nameless == []
 
 
@@ -490,7 +490,7 @@ def test_keyboard_reaches_everything_in_order(page: Any, url: str) -> None:
     page.locator(".chat-title").click()
     page.evaluate("document.activeElement.blur()")
     seen = []
-    for _ in range(12):
+    for _ in range(14):
         page.keyboard.press("Tab")
         seen.append(page.evaluate("(({ id, title, className }) => id || title || className)(document.activeElement)"))
     order = ["hide-sidebar", "fresh", "compare", "open-settings", "Edit the question", "Copy", "Regenerate", "input"]
