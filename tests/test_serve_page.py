@@ -4,13 +4,22 @@ import json
 import re
 import shutil
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from test_serve import END, SPECIAL, START, num_open, service, slow_service, wait_until
+from test_serve import END, REPO, SPECIAL, START, TOKENIZER, num_open, service, slow_service, wait_until
 from tiny import http_server, scripted_model
+
+import raychat.serve.page
+from raychat.engine.engine import Engine
+from raychat.serve.answers import ModelCard
+from raychat.serve.service import ChatService
+from raychat.serve.settings import ServerSettings
+from raychat.serve.types import ChatRequest, CompletionRequest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 Page, expect = sync_api.Page, sync_api.expect
@@ -44,12 +53,42 @@ def page(browser: Any) -> Iterator[Any]:
     assert not errors
 
 
+class Several:
+    """Some services behind one endpoint, the first one the default."""
+
+    def __init__(self, *services: ChatService) -> None:
+        self._services = {service.card.id: service for service in services}
+
+    async def cards(self) -> list[ModelCard]:
+        return [service.card for service in self._services.values()]
+
+    def stream(self, request: ChatRequest | CompletionRequest) -> Any:
+        return self._services[request.model or next(iter(self._services))].stream(request)
+
+
+def says(text: bytes, run: str = "tiny", stage: str = "sft", step: int = 9, latest: bool = True) -> ChatService:
+    """A model that answers every question with a text, and continues every prompt that ends with its first byte."""
+    model = scripted_model([[START, *text, END]], sequence_len=512)
+    name = f"{run}-{stage}" if latest else f"{run}-{stage}@{step}"
+    card = ModelCard(id=name, created=1, max_model_len=512, run=run, stage=stage, step=step, latest=latest)
+    return ChatService(Engine(model, TOKENIZER, max_sequences=4), card)
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A model that answers "Now: <<6*7=42>>é🙂. <script>" to every question."""
     call = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
     answer = [SPECIAL["<|output_end|>"], *"é🙂.\n<script>".encode(), END]
     with http_server(service(scripted_model([[START, *b"Now: ", *call], answer], sequence_len=512))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def family() -> Iterator[str]:
+    """Models of several stages and steps; each answers with other letters."""
+    first = says(b"abc", stage="rl")
+    rest = [says(b"def"), says(b"ghi", step=4, latest=False), says(b"jkl", stage="base"), says(b"mno", run="other")]
+    with http_server(Several(first, *rest)) as url:
         yield url
 
 
@@ -71,6 +110,23 @@ def kept(page: Any) -> list[dict[str, Any]]:
 def open_sidebar(page: Any) -> None:
     if page.locator("#show-sidebar").is_visible():
         page.click("#show-sidebar")
+
+
+def test_page_is_this_servers_alone(url: str) -> None:
+    """No file names another server, and the browser may not ask one."""
+    folder = Path(raychat.serve.page.__file__).parent
+    for path in folder.iterdir():
+        if path.suffix in raychat.serve.page.SUFFIXES:
+            answer = httpx.get(f"{url}/page/{path.name}")
+            assert answer.text == path.read_text()
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert not re.search(r"(src|href)=\"(?!page/|#)|@import|url\(", answer.text)
+    assert httpx.get(f"{url}/page/__init__.py").status_code == 404
+
+
+def test_every_file_of_the_page_is_in_the_package() -> None:
+    patterns = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["raychat"]
+    assert {f"**/*{suffix}" for suffix in raychat.serve.page.SUFFIXES} <= set(patterns)
 
 
 @pytest.fixture(params=WIDTHS)
@@ -326,6 +382,85 @@ def test_server_that_is_gone_is_said(page: Any) -> None:
     page.fill("#input", "Are you there?")
     page.keyboard.press("Enter")
     expect(page.locator(".failed")).to_contain_text("The server cannot be reached")
+
+
+def test_key_is_asked_for_and_forgotten_with_the_tab(page: Any) -> None:
+    with http_server(says(b"abc"), ServerSettings(api_keys=("secret",))) as url:
+        page.goto(url)
+        page.fill("#key-input", "wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-input")).to_have_value("")  # it asks again
+        page.fill("#key-input", "secret")
+        page.keyboard.press("Enter")
+        expect(page.locator(".picker")).to_have_text("tiny · sft")
+        ask(page, "Hi")
+        assert page.inner_text(".body") == "abc"
+        assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
+
+
+def choose(page: Any, lane: int, label: str) -> None:
+    page.locator(".picker").nth(lane).click()
+    page.locator("#model-list").get_by_role("button", name=label).first.click()
+
+
+def test_models_and_steps_can_be_chosen(sized: Any, family: str) -> None:
+    sized.goto(family)
+    expect(sized.locator(".picker")).to_have_text("tiny · rl")
+    sized.click(".picker")
+    assert sized.locator("#model-list h2").all_inner_texts() == ["Run tiny", "Run other"]
+    assert [row.split("\n")[0] for row in sized.locator(".model-row").all_inner_texts()] == ["rl", "sft", "base", "sft"]
+    sized.keyboard.press("Escape")
+    ask(sized, "Who?")
+    choose(sized, 0, "sft, step 4")
+    expect(sized.locator(".picker")).to_have_text("tiny · sft · step 4")
+    ask(sized, "And now?")
+    assert sized.locator(".body").all_inner_texts() == ["abc", "ghi"]
+
+
+def test_compare_asks_two_models(sized: Any, family: str) -> None:
+    sized.goto(family)
+    ask(sized, "Alone")
+    sized.click("#compare")
+    assert sized.locator(".picker").all_inner_texts() == ["A: tiny · rl", "B: tiny · sft"]  # the stage before
+    sized.fill("#input", "Both")
+    sized.keyboard.press("Enter")
+    expect(sized.locator(".numbers")).to_have_count(3)
+    assert sized.locator(".body").all_inner_texts() == ["abc", "abc", "def"]
+    boxes = [box.bounding_box() for box in sized.locator(".answer").all()[1:]]
+    beside = boxes[0]["y"] == boxes[1]["y"]
+    assert beside == (sized.viewport_size["width"] == 1280)
+    choose(sized, 1, "sft, step 4")
+    with sized.expect_request(lambda r: "@4" in (r.post_data or "")) as request:
+        sized.locator(".again").last.click()  # one lane alone, by the model that is chosen now
+        expect(sized.locator(".body").last).to_have_text("ghi")
+    said = [m["content"] for m in request.value.post_data_json["messages"]]
+    assert said == ["Alone", "abc", "Both"]  # what was said before B came is B's conversation too
+    sized.click("#compare")
+    ask(sized, "Alone again")
+    assert sized.locator(".body").all_inner_texts() == ["abc", "abc", "ghi", "abc"]
+
+
+def test_one_failure_leaves_the_other_answer_alone(page: Any, family: str) -> None:
+    page.goto(family)
+    page.click("#compare")
+    page.route("**/v1/chat/completions", lambda r: r.abort() if "sft" in r.request.post_data else r.continue_())
+    page.fill("#input", "Both")
+    page.keyboard.press("Enter")
+    expect(page.locator(".failed")).to_contain_text("cannot be reached")
+    expect(page.locator(".body").first).to_have_text("abc")
+    page.unroute("**/v1/chat/completions")
+    page.click(".failed .again")
+    expect(page.locator(".body").last).to_have_text("def")
+
+
+def test_base_model_continues_a_text(page: Any, family: str) -> None:
+    page.goto(family)
+    choose(page, 0, "base")
+    expect(page.locator("h1")).to_have_text("Begin a text.")
+    with page.expect_request("**/v1/completions") as request:
+        ask(page, "It begins: j")
+    assert request.value.post_data_json["prompt"] == "It begins: j"
+    assert page.inner_text(".body") == "kl"
 
 
 def background(page: Any) -> str:
