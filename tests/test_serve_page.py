@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 import tomllib
 from collections.abc import Iterator
@@ -21,36 +20,8 @@ from raychat.serve.service import ChatService
 from raychat.serve.settings import ServerSettings
 from raychat.serve.types import ChatRequest, CompletionRequest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-Page, expect = sync_api.Page, sync_api.expect
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright").expect
 WIDTHS = (1280, 390, 320)
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A window with an empty storage; no script may fail in it, and it may ask no other server for anything."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "request", lambda request: re.match(r"http://127\.0\.0\.1:|blob:", request.url) or errors.append(request.url)
-    )
-    yield page
-    context.close()
-    assert not errors
 
 
 class Several:
