@@ -10,7 +10,7 @@ export function answerView(name, lane, again) {
   const body = element("div", { class: "body" });
   const note = element("div", { class: "note" });
   const head = element("div", { class: "answer-head" }, element("img", { src: "page/mark.svg", width: 24, height: 24, alt: "" }), element("span", { class: "lane" }, "AB"[lane]), element("span", { class: "model-name" }, name));
-  const section = element("section", { class: "answer", "aria-label": `Answer of ${name}` }, head, element("div", { class: "answer-text" }, body, note));
+  const section = element("div", { class: "answer", role: "group", "aria-label": `Answer of ${name}` }, head, element("div", { class: "answer-text" }, body, note));
   return { section, body, note, name, again };
 }
 

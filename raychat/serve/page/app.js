@@ -38,7 +38,7 @@ async function answer(index, lanes) {
   const exchange = here.exchanges[index];
   const controller = new AbortController();
   running = controller;
-  for (const lane of lanes) exchange.answers[lane] = newAnswer(here.models[lane]);
+  for (const lane of lanes) exchange.answers[lane] = newAnswer(here.models[lane] ?? exchange.answers[lane].model);
   thread.showFrom(here, index);
   composer.refresh();
   announce("Answering");
@@ -120,6 +120,7 @@ const page = {
   regenerate() {
     drop();
     if (!chat.exchanges.length) throw new Error("there is no question yet");
+    chat.exchanges.at(-1).answers = [];
     answer(chat.exchanges.length - 1, chat.models.map((_, lane) => lane));
   },
   undo() {
@@ -233,7 +234,7 @@ async function openModels(lane) {
   openUnder($("model-list"), $("models").children[lane]);
   $("model-list").querySelector("[aria-current]")?.focus();
   const newest = await models().catch(() => cards);
-  if (newest.length === cards.length) return;
+  if (JSON.stringify(newest) === JSON.stringify(cards)) return;
   cards = newest;
   show();
 }
@@ -284,11 +285,12 @@ NARROW.onchange = () => toggleSidebar(!NARROW.matches && settings.sidebar);
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, dialog, [popover]");
+  const shortcut = (event.ctrlKey || event.metaKey) && event.shiftKey;
   if (event.key === "Escape" && running) running.abort();
   else if (event.key === "Escape" && $("page").inert) showSidebar(false);
   else if (event.key === "/" && !typing) composer.focus();
-  else if (event.ctrlKey && event.shiftKey && event.code === "KeyO") page.begin();
-  else if (event.ctrlKey && event.shiftKey && event.code === "KeyS") showSidebar(!document.body.classList.contains("with-sidebar"));
+  else if (shortcut && event.code === "KeyO") page.begin();
+  else if (shortcut && event.code === "KeyS") showSidebar(!document.body.classList.contains("with-sidebar"));
   else return;
   event.preventDefault();
 });

@@ -49,7 +49,7 @@ function question(exchange, index, actions) {
   const copies = iconButton("copy", "Copy the question", () => copyFrom(copies, exchange.question));
   const edit = iconButton("edit", "Edit the question", () => box.replaceChildren(...editor(exchange.question, close)), { class: "icon-button edit" });
   const row = [element("div", { class: "actions" }, copies, edit), bubble];
-  const box = element("section", { class: "question", "aria-label": "Your question" }, ...row);
+  const box = element("div", { class: "question", role: "group", "aria-label": "Your question" }, ...row);
   const close = (text) => {
     box.replaceChildren(...row);
     if (text === null) edit.focus();
