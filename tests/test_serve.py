@@ -21,8 +21,8 @@ from tiny import byte_tokenizer, http_server, random_model, scripted_model
 
 from raychat.checkpoint import save_checkpoint
 from raychat.engine.engine import Engine
+from raychat.serve.answers import ModelCard
 from raychat.serve.service import ChatService
-from raychat.serve.types import ModelCard
 
 REPO = Path(__file__).parent.parent
 TOKENIZER = byte_tokenizer()
@@ -185,13 +185,13 @@ def test_page_works_offline() -> None:
         ({"temperature": "hot"}, "temperature", "number"),
         ({"top_p": 0}, "top_p", "greater than 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"seed": 2**63}, "seed", "less than"),
+        ({"seed": 2**64}, "seed", "less than"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
-        ({"n": 2}, "n", "got 2, expected 1"),
-        ({"logprobs": True}, "logprobs", "got true, expected false"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"top_logprobs": 2}, "top_logprobs", "expected logprobs to be true"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "expected \\[\\]"),
         ({"extra_body": {"top_kk": 5}}, "top_kk", "unknown"),
-        ({"extra_body": {"top_k": 0}}, "top_k", "greater than or equal to 1"),
+        ({"extra_body": {"top_k": -2}}, "top_k", "greater than or equal to -1"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "'user'"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),

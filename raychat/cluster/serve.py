@@ -24,10 +24,11 @@ from ray.serve.handle import DeploymentHandle
 
 from raychat.cluster import Cluster
 from raychat.runs import find_checkpoint
+from raychat.serve.answers import DetokenizeAnswer, ModelCard, TokenizeAnswer
 from raychat.serve.http import make_app
 from raychat.serve.run import READY, listen
 from raychat.serve.service import ChatService, card_of
-from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard
+from raychat.serve.types import ChatRequest, CompletionRequest, Delta, DetokenizeRequest, Failure, TokenizeRequest
 
 APPLICATION = "raychat"  # its name on Ray Serve
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
@@ -57,8 +58,17 @@ class ModelReplica:
     def __init__(self, path: str, card: ModelCard, max_sequences: int) -> None:
         self._service = ChatService.load(path, card, max_sequences)
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
+    async def stream(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta | Failure, None]:
         return self._service.stream(request)
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
+        return await self._service.tokenize(request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeAnswer | Failure:
+        return await self._service.detokenize(request)
+
+    async def metrics(self) -> str:
+        return await self._service.metrics()
 
     async def check_health(self) -> None:
         """Serve calls this and replaces the replica when it raises."""
@@ -69,8 +79,21 @@ class RemoteService:
     """The model as the ingress sees it: a `ChatService` behind a Serve handle."""
 
     def __init__(self, model: DeploymentHandle, card: ModelCard) -> None:
-        self.card = card
+        self._card = card
         self._model = model
+
+    async def cards(self) -> list[ModelCard]:
+        """Return the one model that is served."""
+        return [self._card]
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
+        return await self._model.tokenize.remote(request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeAnswer | Failure:
+        return await self._model.detokenize.remote(request)
+
+    async def metrics(self) -> str:
+        return await self._model.metrics.remote()
 
     async def check(self) -> None:
         """Raise RuntimeError when Serve knows no healthy replica. A request to one would wait behind the streams.
@@ -82,7 +105,7 @@ class RemoteService:
         if model.status != "HEALTHY" and "RUNNING" not in model.replica_states:
             raise RuntimeError(f"no replica runs, the deployment is {model.status.value}. {model.message}")
 
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
+    async def stream(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta | Failure, None]:
         answer: Any = self._model.options(stream=True).stream.remote(request)
         try:
             async for delta in answer:
