@@ -186,9 +186,7 @@ class CompletionRequest(SamplingRequest):
         try:
             return validate(prompt)
         except ValidationError:
-            hint = (
-                f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of those"
-            )
+            hint = f"got {_shown(prompt)}, expected a text, a list of texts, a list of token ids, or a list of those"
             raise unsupported("prompt", hint) from None
 
     @model_validator(mode="after")
