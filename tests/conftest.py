@@ -119,6 +119,7 @@ def page(browser: Any) -> Iterator[Any]:
     """A window with an empty storage; no script may fail in it, and it may ask no other server for anything."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
+    context.set_default_timeout(60_000)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -21,6 +21,7 @@ from raychat.serve.settings import ServerSettings
 from raychat.serve.types import ChatRequest, CompletionRequest
 
 expect = pytest.importorskip("playwright.sync_api", reason="needs Playwright").expect
+expect.set_options(timeout=60_000)  # a busy machine takes longer than Playwright's 5 s
 WIDTHS = (1280, 390, 320)
 
 

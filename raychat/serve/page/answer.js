@@ -9,8 +9,19 @@ import { CHIP, markdown } from "./markdown.js";
 export function answerView(name, lane, again) {
   const body = element("div", { class: "body" });
   const note = element("div", { class: "note" });
-  const head = element("div", { class: "answer-head" }, element("img", { src: "page/mark.svg", width: 24, height: 24, alt: "" }), element("span", { class: "lane" }, "AB"[lane]), element("span", { class: "model-name" }, name));
-  const section = element("div", { class: "answer", role: "group", "aria-label": `Answer of ${name}` }, head, element("div", { class: "answer-text" }, body, note));
+  const head = element(
+    "div",
+    { class: "answer-head" },
+    element("img", { src: "page/mark.svg", width: 24, height: 24, alt: "" }),
+    element("span", { class: "lane" }, "AB"[lane]),
+    element("span", { class: "model-name" }, name),
+  );
+  const section = element(
+    "div",
+    { class: "answer", role: "group", "aria-label": `Answer of ${name}` },
+    head,
+    element("div", { class: "answer-text" }, body, note),
+  );
   return { section, body, note, name, again };
 }
 
@@ -31,7 +42,8 @@ export function shown(parts) {
   parts.forEach((part, i) => {
     if (part.type === "text") text += part.text.replaceAll(CHIP, "");
     else if (part.type === "python") {
-      const result = parts[i + 1]?.type === "python_output" ? parts[i + 1].text.replace(/^=/, "").replace(/>>$/, "") : "";
+      const result =
+        parts[i + 1]?.type === "python_output" ? parts[i + 1].text.replace(/^=/, "").replace(/>>$/, "") : "";
       const calls = part.text.replace(/^<</, "").replace(/>>$/, "").split(">><<"); // several when one had no result
       chips.push(...calls.map((call, k) => chip(call, k === calls.length - 1 ? result : "")));
       text += CHIP.repeat(calls.length);
@@ -42,7 +54,13 @@ export function shown(parts) {
 
 function chip(expression, result) {
   const equals = result && element("b", {}, `= ${result}`);
-  return element("span", { class: "chip", title: "computed by the calculator" }, icon("tool"), element("span", {}, expression), equals);
+  return element(
+    "span",
+    { class: "chip", title: "computed by the calculator" },
+    icon("tool"),
+    element("span", {}, expression),
+    equals,
+  );
 }
 
 // Return what stands under a finished answer: buttons and numbers, or why there is nothing to read.
@@ -54,7 +72,12 @@ function ending(view, answer) {
     const retry = element("button", { type: "button", class: "text-button again", onclick: view.again }, "Try again");
     return [element("div", { class: "failed" }, element("span", {}, answer.failure.message), retry)];
   }
-  return [element("div", { class: "actions" }, ...(text ? [copies] : []), again), element("span", { class: "numbers" }, numbers(answer, text))];
+  const buttons = element("div", { class: "actions" }, ...(text ? [copies] : []), again);
+  return [
+    buttons,
+    element("span", { class: "by" }, view.name),
+    element("span", { class: "numbers" }, numbers(answer, text)),
+  ];
 }
 
 function numbers(answer, text) {

@@ -11,7 +11,17 @@ export class ApiError extends Error {
   }
 }
 
-export const setKey = (key) => sessionStorage.setItem(KEY, key);
+// Ask the user for the API key, then do once more what failed without it.
+export function askForKey(dialog, again) {
+  const input = dialog.querySelector("input");
+  input.value = dialog.returnValue = "";
+  dialog.onclose = () => {
+    if (dialog.returnValue !== "ok") return;
+    sessionStorage.setItem(KEY, input.value.trim());
+    again();
+  };
+  dialog.showModal();
+}
 
 async function send(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
@@ -44,7 +54,11 @@ export async function* events(texts) {
     const found = (rest + text).split(/\r?\n\r?\n/);
     rest = found.pop();
     for (const event of found) {
-      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart()).join("\n");
+      const data = event
+        .split(/\r?\n/)
+        .filter((line) => line.startsWith("data:"))
+        .map((line) => line.slice(5).trimStart())
+        .join("\n");
       if (data === "[DONE]") return;
       if (data) yield JSON.parse(data); // a comment, which keeps a connection alive, has none
     }
@@ -54,7 +68,7 @@ export async function* events(texts) {
 
 async function* texts(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let read; !(read = await reader.read()).done; ) yield read.value;
+  for (let read; !(read = await reader.read()).done;) yield read.value;
 }
 
 // Return a new, empty answer of a model.
@@ -66,11 +80,14 @@ export const textOf = (answer) => answer.parts.map((part) => part.text).join("")
 
 // Return the text that a person reads: the model's words without its tool calls.
 export function spokenText(answer) {
-  return answer.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
+  return answer.parts
+    .filter((part) => part.type === "text")
+    .map((part) => part.text)
+    .join("");
 }
 
-// Fill an answer while the server streams it, and call `changed` each time; a failure becomes part of the answer. An answer
-// without `finish` and without `failure` has been stopped.
+// Fill an answer while the server streams it, and call `changed` each time. A failure becomes part of the answer; an
+// answer that has neither `finish` nor `failure` was stopped.
 export async function fill(answer, path, request, signal, changed) {
   const started = performance.now();
   const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });

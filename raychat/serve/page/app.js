@@ -1,18 +1,18 @@
 // The page: one conversation is open, with one model or two that answer it. This file holds what changes, and connects
 // the parts; each part is a module beside it.
 
-import { fill, models, newAnswer, setKey, spokenText, textOf } from "./api.js";
-import { asMarkdown, browserStorage, ChatStore, messagesFor, newChat, titleOf } from "./chats.js";
+import { askForKey, fill, models, newAnswer, spokenText, textOf } from "./api.js";
+import { browserStorage, ChatStore, messagesFor, newChat, saveMarkdown, titleOf } from "./chats.js";
 import { runCommand, showHelp } from "./commands.js";
 import { makeComposer } from "./composer.js";
-import { announce, download, element, icon, iconButton, notice } from "./dom.js";
-import { counterpart, isBase, nameOf, showModels, welcome } from "./models.js";
+import { announce, notice } from "./dom.js";
+import { counterpart, isBase, nameOf, showModels, showPickers, welcome } from "./models.js";
 import { bindSettings, loadSettings, requestFields, saveSettings } from "./settings.js";
-import { openUnder, showChats } from "./sidebar.js";
+import { makeDrawer, openUnder, showChats } from "./sidebar.js";
 import { followEnd, makeThread } from "./thread.js";
 
 const $ = (id) => document.getElementById(id);
-const NARROW = matchMedia("(max-width: 56rem)"); // as in style.css: the conversations lie over the page
+const NEARLY_FULL = 0.85; // of the context
 
 const storage = browserStorage();
 const store = new ChatStore(storage);
@@ -24,12 +24,19 @@ let running = null; // AbortController of the answers that are being generated
 const cardOf = (id) => cards.find((card) => card.id === id);
 const nameOfModel = (id) => (cardOf(id) ? nameOf(cardOf(id)) : id);
 
-// --- asking
-
 async function ask(question) {
-  if (running || !cards.length) return;
+  if (running) return;
+  if (!cards.length) {
+    if (!(await reach())) return composer.put(question);
+    open(chat);
+  }
   chat.exchanges.push({ question, answers: [] });
-  await answer(chat.exchanges.length - 1, chat.models.map((_, lane) => lane));
+  await answerLast();
+}
+
+function answerLast() {
+  const lanes = chat.models.map((_, lane) => lane);
+  return answer(chat.exchanges.length - 1, lanes);
 }
 
 // Have the models of these lanes answer an exchange; one model's failure leaves the other's answer alone.
@@ -50,19 +57,20 @@ async function answer(index, lanes) {
   composer.refresh();
   showContext();
   announce(lanes.map((lane) => spokenOrFailure(exchange.answers[lane])).join("\n"));
-  if (exchange.answers.some((a) => a.failure?.status === 401)) askForKey(() => answer(index, lanes));
+  if (exchange.answers.some((a) => a.failure?.status === 401)) askForKey($("key"), () => answer(index, lanes));
 }
 
 const spokenOrFailure = (a) => a.failure?.message ?? `${nameOfModel(a.model)}: ${spokenText(a) || "no answer"}`;
 
 async function answerOf(here, index, lane, signal) {
   const filled = here.exchanges[index].answers[lane];
-  const request = { model: filled.model, ...requestFields(settings) };
+  const [path, said] = isBase(cardOf(filled.model))
+    ? ["v1/completions", { prompt: here.exchanges[index].question }]
+    : ["v1/chat/completions", { messages: messagesFor(here, lane, index, textOf) }];
   let frame = 0; // at most one drawing a frame, however many events come
   const draw = () => (frame ||= requestAnimationFrame(() => ((frame = 0), thread.draw(filled, true))));
   thread.draw(filled, true);
-  if (isBase(cardOf(filled.model))) await fill(filled, "v1/completions", { ...request, prompt: here.exchanges[index].question }, signal, draw);
-  else await fill(filled, "v1/chat/completions", { ...request, messages: messagesFor(here, lane, index, textOf) }, signal, draw);
+  await fill(filled, path, { model: filled.model, ...requestFields(settings), ...said }, signal, draw);
   cancelAnimationFrame(frame);
   thread.draw(filled, false);
 }
@@ -73,24 +81,12 @@ function keep(kept) {
   try {
     store.save(kept);
   } catch {
-    notice("The browser has no room for this conversation. Delete old ones, or save it as a file: /save.", { error: true });
+    notice("The browser has no room for this conversation. Delete old ones, or save it: /save.", { error: true });
   }
   list();
 }
 
-function askForKey(retry) {
-  $("key-input").value = "";
-  $("key").onclose = () => {
-    if ($("key").returnValue !== "ok") return;
-    setKey($("key-input").value.trim());
-    retry();
-  };
-  $("key").returnValue = "";
-  $("key").showModal();
-}
-
-// --- what the commands and buttons do
-
+// What commands and buttons do.
 const page = {
   cards: () => cards,
   begin() {
@@ -103,8 +99,8 @@ const page = {
     showAll();
   },
   compare(card) {
-    const [first] = chat.models;
-    chat.models = chat.models.length > 1 && !card ? [first] : [first, (card ?? counterpart(cardOf(first) ?? cards[0], cards)).id];
+    const [first, second] = chat.models;
+    chat.models = second && !card ? [first] : [first, (card ?? counterpart(cardOf(first), cards)).id];
     keep(chat);
     showAll();
   },
@@ -121,7 +117,7 @@ const page = {
     drop();
     if (!chat.exchanges.length) throw new Error("there is no question yet");
     chat.exchanges.at(-1).answers = [];
-    answer(chat.exchanges.length - 1, chat.models.map((_, lane) => lane));
+    answerLast();
   },
   undo() {
     drop();
@@ -131,12 +127,10 @@ const page = {
     showAll();
     composer.put(undone.question);
   },
-  rename(title) {
-    rename(chat, title);
-  },
-  save: () => save(chat),
+  rename: (title) => rename(chat, title),
+  save: () => saveMarkdown(chat, spokenText),
   remove: () => remove(chat),
-  openModels: (lane) => openModels(lane),
+  openModels,
   openSettings,
   openHelp: () => $("help").showModal(),
 };
@@ -163,7 +157,7 @@ function open(opened) {
   chat = opened;
   const served = chat.models.filter(cardOf);
   if (cards.length) chat.models = served.length ? served : [cards[0].id];
-  toggleSidebar(NARROW.matches ? false : settings.sidebar);
+  drawer.rest();
   showAll();
   composer.focus();
 }
@@ -187,12 +181,6 @@ function remove(removed) {
   if (removed.exchanges.length) notice(`Deleted: ${titleOf(removed)}`, { undo: () => (keep(removed), open(removed)) });
 }
 
-const fileName = (saved) => titleOf(saved).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40) || "chat";
-const save = (saved) => download(`${fileName(saved)}.md`, "text/markdown", asMarkdown(saved, spokenText));
-const exportJson = (saved) => download(`${fileName(saved)}.json`, "application/json", JSON.stringify(saved, null, 2));
-
-// --- showing
-
 function showAll() {
   thread.show(chat);
   if (!chat.exchanges.length) $("log").replaceChildren(welcome(cardOf(chat.models[0]), ask));
@@ -201,7 +189,7 @@ function showAll() {
   composer.refresh();
   $("log").classList.toggle("comparing", chat.models.length > 1);
   $("compare").setAttribute("aria-pressed", String(chat.models.length > 1));
-  showPickers();
+  if (cards.length) showPickers($("models"), chat.models.map(nameOfModel), openModels);
   showContext();
   showTitle();
   list();
@@ -215,24 +203,21 @@ function showTitle() {
 function list() {
   const others = store.list().filter((stored) => stored.id !== chat.id);
   const all = chat.exchanges.length ? [...others, chat].sort((a, b) => b.updated - a.updated) : others;
-  showChats($("chats"), all, chat, $("menu"), { open, rename, remove, save, export: exportJson });
-}
-
-function showPickers() {
-  const pickers = chat.models.map((id, lane) => {
-    const label = chat.models.length > 1 ? `${"AB"[lane]}: ${nameOfModel(id)}` : nameOfModel(id);
-    return element("button", { type: "button", class: "picker", "aria-haspopup": "dialog", title: "Choose the model", onclick: () => openModels(lane) },
-      element("span", {}, label), icon("open"));
+  showChats($("chats"), all, chat, $("menu"), {
+    open,
+    rename,
+    remove,
+    save: (saved) => saveMarkdown(saved, spokenText),
   });
-  $("models").replaceChildren(...(cards.length ? pickers : [element("span", { class: "soft" }, "offline")]));
 }
 
 // The newest steps of a run that is still being trained appear when the list is opened.
 async function openModels(lane) {
-  const show = () => showModels($("model-list"), cards, chat.models[lane], (card) => page.choose(lane, card));
-  show();
-  openUnder($("model-list"), $("models").children[lane]);
-  $("model-list").querySelector("[aria-current]")?.focus();
+  const show = () => {
+    showModels($("model-list"), cards, chat.models[lane], (card) => page.choose(lane, card));
+    $("model-list").querySelector("[aria-current]")?.focus();
+  };
+  openUnder($("model-list"), $("models").children[lane], show);
   const newest = await models().catch(() => cards);
   if (JSON.stringify(newest) === JSON.stringify(cards)) return;
   cards = newest;
@@ -250,19 +235,17 @@ function showContext() {
   const last = chat.exchanges.at(-1)?.answers.filter((a) => a?.tokens) ?? [];
   const used = Math.max(0, ...last.map((a) => a.promptTokens + a.tokens));
   const length = cardOf(last[0]?.model)?.max_model_len;
-  $("context").textContent = used && length ? `${used} of ${length} tokens of context` : "";
+  const full = used > NEARLY_FULL * length ? ", nearly full" : "";
+  $("context").textContent = used && length ? `${used} of ${length} tokens of context${full}` : "";
 }
 
-function toggleSidebar(shown) {
-  document.body.classList.toggle("with-sidebar", shown);
-  $("show-sidebar").setAttribute("aria-expanded", String(shown));
-  $("page").inert = shown && NARROW.matches;
-}
-
-// --- wiring
-
+const drawer = makeDrawer(settings, page.set);
 const scroll = followEnd($("scroller"), $("to-end"));
-const thread = makeThread($("log"), scroll, { name: nameOfModel, edit, again: (index, lane) => running || answer(index, [lane]) });
+const thread = makeThread($("log"), scroll, {
+  name: nameOfModel,
+  edit,
+  again: (index, lane) => running || answer(index, [lane]),
+});
 const composer = makeComposer($("form"), $("commands"), {
   send,
   stop: () => running?.abort(),
@@ -270,42 +253,40 @@ const composer = makeComposer($("form"), $("commands"), {
   editLast: () => thread.edit(chat.exchanges.length - 1),
 });
 
-function showSidebar(shown) {
-  if (!NARROW.matches) page.set({ sidebar: shown });
-  toggleSidebar(shown);
-  (shown ? $("hide-sidebar") : $("show-sidebar")).focus();
-}
-$("show-sidebar").onclick = () => showSidebar(true);
-$("hide-sidebar").onclick = $("shade").onclick = () => showSidebar(false);
 $("fresh").onclick = page.begin;
 $("compare").onclick = () => page.compare(null);
 $("open-settings").onclick = openSettings;
 $("system").oninput = () => page.setSystem($("system").value.trim());
-NARROW.onchange = () => toggleSidebar(!NARROW.matches && settings.sidebar);
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, dialog, [popover]");
   const shortcut = (event.ctrlKey || event.metaKey) && event.shiftKey;
   if (event.key === "Escape" && running) running.abort();
-  else if (event.key === "Escape" && $("page").inert) showSidebar(false);
+  else if (event.key === "Escape" && drawer.isOver()) drawer.show(false);
   else if (event.key === "/" && !typing) composer.focus();
   else if (shortcut && event.code === "KeyO") page.begin();
-  else if (shortcut && event.code === "KeyS") showSidebar(!document.body.classList.contains("with-sidebar"));
+  else if (shortcut && event.code === "KeyS") drawer.toggle();
   else return;
   event.preventDefault();
 });
 addEventListener("pagehide", () => running && keep(chat)); // what there is of an answer survives a reload
 addEventListener("storage", list); // another tab has changed the conversations
 
-async function start() {
-  showHelp($("help-list"));
-  saveSettings(storage, settings);
+// Fetch the cards of the models, or say why not. Return whether there is a model.
+async function reach() {
   try {
     cards = await models();
   } catch (error) {
-    if (error.status === 401) askForKey(start);
+    if (error.status === 401) askForKey($("key"), start);
     else notice(error.message, { error: true });
   }
+  return cards.length > 0;
+}
+
+async function start() {
+  showHelp($("help-list"));
+  saveSettings(storage, settings);
+  await reach();
   open(newChat([]));
   const asked = new URLSearchParams(location.search).get("q"); // /?q=Hello asks when the page opens
   if (asked) ask(asked);

@@ -2,6 +2,8 @@
 //
 // A chat is a list of exchanges: a question, and one answer from each of the chat's models (two when it compares).
 
+import { download } from "./dom.js";
+
 const PREFIX = "raychat.chat.";
 const TITLE_LENGTH = 60;
 
@@ -13,7 +15,9 @@ export function newChat(models) {
 
 export function titleOf(chat) {
   const question = chat.exchanges[0]?.question.replace(/\s+/g, " ").trim() ?? "";
-  return chat.title || (question.length > TITLE_LENGTH ? `${question.slice(0, TITLE_LENGTH)}…` : question) || "New chat";
+  return (
+    chat.title || (question.length > TITLE_LENGTH ? `${question.slice(0, TITLE_LENGTH)}…` : question) || "New chat"
+  );
 }
 
 // Chats in localStorage, one entry each, so that two tabs do not overwrite each other's.
@@ -62,11 +66,21 @@ export function browserStorage() {
 
 class MemoryStorage {
   items = new Map();
-  get length() { return this.items.size; }
-  key(i) { return [...this.items.keys()][i]; }
-  getItem(key) { return this.items.get(key) ?? null; }
-  setItem(key, text) { this.items.set(key, text); }
-  removeItem(key) { this.items.delete(key); }
+  get length() {
+    return this.items.size;
+  }
+  key(i) {
+    return [...this.items.keys()][i];
+  }
+  getItem(key) {
+    return this.items.get(key) ?? null;
+  }
+  setItem(key, text) {
+    this.items.set(key, text);
+  }
+  removeItem(key) {
+    this.items.delete(key);
+  }
 }
 
 // Return the conversation as messages for one of the chat's models, ending with the question of exchange `last`.
@@ -80,7 +94,7 @@ export function messagesFor(chat, lane, last, textOf) {
   return [...messages, { role: "user", content: chat.exchanges[last].question }];
 }
 
-// Return the conversation as Markdown, for people; `JSON.stringify(chat)` is for programs.
+// Return the conversation as Markdown.
 export function asMarkdown(chat, spokenText) {
   const turns = chat.exchanges.flatMap(({ question, answers }) => [
     `**You**\n\n${question}`,
@@ -89,3 +103,16 @@ export function asMarkdown(chat, spokenText) {
   const system = chat.system ? [`**System prompt**\n\n${chat.system}`] : [];
   return [`# ${titleOf(chat)}`, ...system, ...turns].join("\n\n") + "\n";
 }
+
+const fileName = (chat) =>
+  titleOf(chat)
+    .replace(/[^\p{L}\p{N}]+/gu, "-")
+    .slice(0, 40) || "chat";
+
+// Download a conversation for people to read.
+export const saveMarkdown = (chat, spokenText) =>
+  download(`${fileName(chat)}.md`, "text/markdown", asMarkdown(chat, spokenText));
+
+// Download a conversation for programs: everything that the browser keeps of it.
+export const exportJson = (chat) =>
+  download(`${fileName(chat)}.json`, "application/json", JSON.stringify(chat, null, 2));

@@ -54,7 +54,8 @@ export function makeComposer(form, list, actions) {
     const names = matching(input.value);
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) chosen = (chosen + step + names.length) % names.length;
-    else if (event.key === "Tab" || (event.key === "Enter" && !names.includes(input.value.slice(1)))) return take(names[chosen]) ?? true;
+    else if (event.key === "Tab" || (event.key === "Enter" && !names.includes(input.value.slice(1))))
+      return take(names[chosen]) ?? true;
     else if (event.key === "Escape") return put("") ?? true;
     else return false;
     showCommands();
@@ -84,8 +85,18 @@ export function makeComposer(form, list, actions) {
 
 function commandRow(name, selected, onclick) {
   const { argument, help } = COMMANDS[name];
-  const typed = element("span", { class: "command" }, `/${name}`, argument ? element("span", { class: "soft" }, ` ${argument}`) : null);
-  const row = element("li", { id: `command-${name}`, role: "option", "aria-selected": String(selected), onclick }, typed, element("span", { class: "soft" }, help));
+  const typed = element(
+    "span",
+    { class: "command" },
+    `/${name}`,
+    argument ? element("span", { class: "soft" }, ` ${argument}`) : null,
+  );
+  const row = element(
+    "li",
+    { id: `command-${name}`, role: "option", "aria-selected": String(selected), onclick },
+    typed,
+    element("span", { class: "soft" }, help),
+  );
   row.onmousedown = (event) => event.preventDefault(); // the focus stays in the message box
   return row;
 }

@@ -26,7 +26,11 @@ export function icon(name) {
 
 // Return a button that shows an icon; its label is for screen readers and the tooltip.
 export function iconButton(name, label, onclick, properties = {}) {
-  return element("button", { type: "button", class: "icon-button", title: label, "aria-label": label, onclick, ...properties }, icon(name));
+  return element(
+    "button",
+    { type: "button", class: "icon-button", title: label, "aria-label": label, onclick, ...properties },
+    icon(name),
+  );
 }
 
 // Make a box show these nodes and keep every old node that still fits, so that a selection, the focus and a sideways
@@ -53,7 +57,9 @@ function patchNode(old, node) {
 }
 
 function sameAttributes(a, b) {
-  return a.attributes.length === b.attributes.length && [...a.attributes].every((x) => b.getAttribute(x.name) === x.value);
+  return (
+    a.attributes.length === b.attributes.length && [...a.attributes].every((x) => b.getAttribute(x.name) === x.value)
+  );
 }
 
 // Copy a text. Browsers offer the clipboard only to https and localhost; elsewhere an old command still works.
@@ -91,7 +97,20 @@ let noticeTimer = 0;
 export function notice(text, { error = false, undo = null } = {}) {
   const box = document.getElementById("notice");
   const hide = () => (box.hidden = true);
-  const button = undo && element("button", { type: "button", class: "text-button", onclick: () => { undo(); hide(); } }, "Undo");
+  const button =
+    undo &&
+    element(
+      "button",
+      {
+        type: "button",
+        class: "text-button",
+        onclick: () => {
+          undo();
+          hide();
+        },
+      },
+      "Undo",
+    );
   box.replaceChildren(element("span", {}, text), button ?? iconButton("close", "Close this message", hide));
   box.classList.toggle("error", error);
   box.hidden = false;

@@ -1,5 +1,5 @@
-// Markdown as models write it, turned into nodes: paragraphs, headings, lists, tables, quotes, code, bold, italics, links.
-// Everything else, HTML included, stays text.
+// Markdown as models write it, turned into nodes: paragraphs, headings, lists, tables, quotes, code, bold, italics and
+// links. Everything else, HTML included, stays text.
 
 import { copyFrom, element, icon } from "./dom.js";
 
@@ -16,7 +16,7 @@ const ITEM = /^( *)(?:[-*+]|(\d{1,9})[.)])(?: +|$)/;
 const INLINE = new RegExp(
   [
     /(?<ticks>`+)(?<code>[^`\n]+)\k<ticks>/,
-    /\[(?<label>[^\[\]\n]+)\]\((?<href>https?:\/\/[^\s()<>]+)\)/,
+    /\[(?<label>[^[\]\n]+)\]\((?<href>https?:\/\/[^\s()<>]+)\)/,
     /(?<url>https?:\/\/[^\s<>()\uFFFC]*[^\s<>().,;:!?'"*\uFFFC])/,
     /(?<![\w*])\*\*(?! )(?<bold>(?:[^*\n]|\*(?!\*))+)(?<! )\*\*(?!\w)/,
     /(?<![\w_])__(?! )(?<bold2>[^_\n]+)(?<! )__(?!\w)/,
@@ -25,7 +25,9 @@ const INLINE = new RegExp(
     /~~(?<struck>[^~\n]+)~~/,
     /(?<newline>\n)/,
     new RegExp(`(?<chip>${CHIP})`),
-  ].map((rule) => rule.source).join("|"),
+  ]
+    .map((rule) => rule.source)
+    .join("|"),
   "g",
 );
 
@@ -36,7 +38,7 @@ export function markdown(text, chips = []) {
 
 function blocks(lines, chips, depth) {
   const nodes = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (!lines[at].trim()) {
       at += 1;
       continue;
@@ -69,7 +71,11 @@ function fence(lines, at, chips) {
   let end = at + 1;
   while (end < lines.length && !closes(lines[end].trim(), ticks)) end += 1;
   const code = element("code", {}, written(lines.slice(at + 1, end).join("\n"), chips));
-  const button = element("button", { type: "button", class: "icon-button copy-code", title: "Copy code", "aria-label": "Copy code" }, icon("copy"));
+  const button = element(
+    "button",
+    { type: "button", class: "icon-button copy-code", title: "Copy code", "aria-label": "Copy code" },
+    icon("copy"),
+  );
   button.onclick = () => copyFrom(button, code.textContent);
   const head = element("div", { class: "code-head" }, element("span", {}, language || "code"), button);
   return [element("div", { class: "code-block" }, head, element("pre", { tabIndex: 0 }, code)), end + 1];
@@ -91,13 +97,16 @@ function list(lines, at, chips, depth) {
     return found && found[1] === indent && (found[2] === undefined) === (number === undefined) ? found : null;
   };
   const items = [];
-  for (let found; (found = same(lines[at])); ) {
+  for (let found; (found = same(lines[at]));) {
     const inner = [lines[at].slice(found[0].length)];
     const margin = new RegExp(`^ {0,${found[0].length}}`);
-    for (at += 1; at < lines.length && indentOf(lines, at) > indent.length; at++) inner.push(lines[at].replace(margin, ""));
+    for (at += 1; at < lines.length && indentOf(lines, at) > indent.length; at++)
+      inner.push(lines[at].replace(margin, ""));
     while (at + 1 < lines.length && !lines[at].trim() && (same(lines[at + 1]) || !lines[at + 1].trim())) at += 1;
     const [first, ...rest] = blocks(inner, chips, depth + 1);
-    items.push(element("li", {}, ...(first?.nodeName === "P" ? [...first.childNodes, ...rest] : first ? [first, ...rest] : [])));
+    items.push(
+      element("li", {}, ...(first?.nodeName === "P" ? [...first.childNodes, ...rest] : first ? [first, ...rest] : [])),
+    );
   }
   return [element(number === undefined ? "ul" : "ol", number > 1 ? { start: Number(number) } : {}, ...items), at];
 }
@@ -108,7 +117,12 @@ function indentOf(lines, at) {
   return at < lines.length ? lines[at].search(/\S/) : 0;
 }
 
-const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+const cells = (line) =>
+  line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((cell) => cell.trim());
 
 function isTable(lines, at) {
   const rule = lines[at + 1];
@@ -117,25 +131,53 @@ function isTable(lines, at) {
 }
 
 function table(lines, at, chips) {
-  const aligned = cells(lines[at + 1]).map((rule) => (rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : undefined));
-  const row = (line, tag) => element("tr", {}, ...aligned.map((align, i) => element(tag, { class: align }, ...inline(cells(line)[i] ?? "", chips))));
+  const aligned = cells(lines[at + 1]).map((rule) =>
+    rule.endsWith(":") ? (rule.startsWith(":") ? "center" : "right") : undefined,
+  );
+  const row = (line, tag) =>
+    element(
+      "tr",
+      {},
+      ...aligned.map((align, i) => element(tag, { class: align }, ...inline(cells(line)[i] ?? "", chips))),
+    );
   const head = element("thead", {}, row(lines[at], "th"));
   const rows = [];
   for (at += 2; at < lines.length && lines[at].includes("|"); at++) rows.push(row(lines[at], "td"));
-  return [element("div", { class: "table", tabIndex: 0 }, element("table", {}, head, element("tbody", {}, ...rows))), at];
+  return [
+    element("div", { class: "table", tabIndex: 0 }, element("table", {}, head, element("tbody", {}, ...rows))),
+    at,
+  ];
 }
 
 function paragraph(lines, at, chips) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !interrupts(lines, end)) end += 1;
-  return [element("p", {}, ...inline(lines.slice(at, end).map((line) => line.trim()).join("\n"), chips)), end];
+  return [
+    element(
+      "p",
+      {},
+      ...inline(
+        lines
+          .slice(at, end)
+          .map((line) => line.trim())
+          .join("\n"),
+        chips,
+      ),
+    ),
+    end,
+  ];
 }
 
-// Tell whether a line ends the paragraph above it; of numbered lists only one that begins at 1 does: 1986. was a good year.
+// Tell whether a line ends the paragraph above it. A numbered list does only when it begins at 1, since a sentence may
+// have a line that begins with "1986." in it.
 function interrupts(lines, at) {
   const line = lines[at];
   const item = ITEM.exec(line);
-  return [FENCE, HEADING, LINE, QUOTE].some((rule) => rule.test(line)) || (item && (item[2] ?? "1") === "1") || isTable(lines, at);
+  return (
+    [FENCE, HEADING, LINE, QUOTE].some((rule) => rule.test(line)) ||
+    (item && (item[2] ?? "1") === "1") ||
+    isTable(lines, at)
+  );
 }
 
 // Return the nodes of a text inside a block.
@@ -155,10 +197,13 @@ function span(found, whole, chips) {
   if (found.code !== undefined) return element("code", {}, written(found.code, chips));
   if (found.newline) return element("br");
   if (found.chip) return chips.shift() ?? document.createTextNode(CHIP);
-  if (found.url ?? found.href) return link(found.url ?? found.href, found.label ? inline(found.label, chips) : [found.url]);
-  const [tag, inner] = found.struck ? ["del", found.struck]
-    : (found.bold ?? found.bold2) !== undefined ? ["strong", found.bold ?? found.bold2]
-    : ["em", found.italic ?? found.italic2];
+  if (found.url ?? found.href)
+    return link(found.url ?? found.href, found.label ? inline(found.label, chips) : [found.url]);
+  const [tag, inner] = found.struck
+    ? ["del", found.struck]
+    : (found.bold ?? found.bold2) !== undefined
+      ? ["strong", found.bold ?? found.bold2]
+      : ["em", found.italic ?? found.italic2];
   return element(tag, {}, ...inline(inner, chips));
 }
 

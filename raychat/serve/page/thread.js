@@ -47,7 +47,9 @@ export function makeThread(log, scroll, actions) {
 function question(exchange, index, actions) {
   const bubble = element("div", { class: "bubble" }, exchange.question);
   const copies = iconButton("copy", "Copy the question", () => copyFrom(copies, exchange.question));
-  const edit = iconButton("edit", "Edit the question", () => box.replaceChildren(...editor(exchange.question, close)), { class: "icon-button edit" });
+  const edit = iconButton("edit", "Edit the question", () => box.replaceChildren(...editor(exchange.question, close)), {
+    class: "icon-button edit",
+  });
   const row = [element("div", { class: "actions" }, copies, edit), bubble];
   const box = element("div", { class: "question", role: "group", "aria-label": "Your question" }, ...row);
   const close = (text) => {
@@ -60,7 +62,11 @@ function question(exchange, index, actions) {
 
 // Return a form for a question's text; `close` gets the new text, or null.
 function editor(text, close) {
-  const area = element("textarea", { value: text, rows: Math.min(8, text.split("\n").length + 1), "aria-label": "Edit the question" });
+  const area = element("textarea", {
+    value: text,
+    rows: Math.min(8, text.split("\n").length + 1),
+    "aria-label": "Edit the question",
+  });
   const save = () => area.value.trim() && close(area.value.trim());
   area.onkeydown = (event) => {
     if (event.key === "Escape") close(null);
@@ -82,7 +88,8 @@ export function followEnd(box, button) {
   let top = 0;
   const distance = () => box.scrollHeight - box.scrollTop - box.clientHeight;
   box.addEventListener("scroll", () => {
-    if (box.scrollTop < top - 1) follows = distance() < 2; // upwards: the reader, or a text that became shorter
+    if (box.scrollTop < top - 1)
+      follows = distance() < 2; // upwards: the reader, or a text that became shorter
     else if (distance() < 24) follows = true;
     top = box.scrollTop;
     button.hidden = distance() < 80;
