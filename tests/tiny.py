@@ -85,7 +85,7 @@ def extend(model: Model, cache: KVCache, tokens: list[int], chunks: dict[int, li
 
 @contextlib.contextmanager
 def http_server(backend: Backend, settings: ServerSettings | None = None) -> Iterator[str]:
-    """Serve a backend by HTTP from a thread of this process; yield its URL."""
+    """Serve a backend by HTTP from a thread of this process; yield its URL. settings: None = the default ones."""
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(make_app(backend, settings), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -1,13 +1,11 @@
 """The OpenAI API and the chat page over HTTP, for any backend that answers requests."""
 
 import asyncio
-from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
@@ -25,6 +23,7 @@ from raychat.serve.answers import (
 )
 from raychat.serve.limits import guarded_route
 from raychat.serve.metrics import CONTENT_TYPE, CountAnswers, ServerMetrics
+from raychat.serve.page import page_router
 from raychat.serve.respond import Backend as Backend
 from raychat.serve.respond import Responder, error_response
 from raychat.serve.settings import ServerSettings
@@ -55,7 +54,7 @@ def make_app(backend: Backend, settings: ServerSettings | None = None) -> FastAP
     settings = settings or ServerSettings()
     app = _App(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
     metrics = ServerMetrics()
-    app.include_router(_page())
+    app.include_router(page_router())
     app.include_router(_state(backend, metrics))
     app.include_router(_api(backend, settings, metrics))
     app.add_middleware(CountAnswers, metrics=metrics)
@@ -77,17 +76,6 @@ class _App(FastAPI):
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
         return document
-
-
-def _page() -> APIRouter:
-    router = APIRouter()
-    page = files("raychat.serve").joinpath("page.html").read_text(encoding="utf-8")
-
-    @router.get("/", response_class=HTMLResponse)
-    async def chat_page() -> HTMLResponse:
-        return HTMLResponse(page)
-
-    return router
 
 
 def _state(backend: Backend, metrics: ServerMetrics) -> APIRouter:

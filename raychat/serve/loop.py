@@ -33,7 +33,9 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Of everything that waits or runs, by the engine's id: where its events go, and its place there.
         self._streams: dict[int, tuple[EventStream, int]] = {}
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     def add(self, works: Sequence[Work]) -> "EventStream":
         """Queue work and return the stream of its events; call it in a coroutine."""
@@ -61,8 +63,17 @@ class EngineLoop:
         self._commands.put(ask)
         return await answer
 
+    def close(self) -> None:
+        """End the thread after its present step, and with it what holds the engine in memory."""
+
+        def end() -> None:
+            self._closed = True
+
+        self._commands.put(end)
+        self._thread.join()
+
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             steps = self.error is None and self._engine.busy
             with contextlib.suppress(queue.Empty):
                 self._commands.get(block=not steps)()

@@ -1,5 +1,6 @@
 """Serve from this process, without Ray."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import uvicorn
 
 from raychat.runs import find_checkpoint
 from raychat.serve.http import Backend, make_app
-from raychat.serve.service import ChatService, card_of
+from raychat.serve.models import open_models
 from raychat.serve.settings import API_KEYS_VARIABLE, ServerSettings
 
 READY = "chat at http://{}:{}, the API is below /v1; Ctrl-C ends"
@@ -24,14 +25,23 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve_here(storage: str, run: str | None, stage: str | None, max_sequences: int, host: str, port: int) -> None:
-    """Serve a checkpoint until interrupted; run, stage: as in `find_checkpoint`."""
+def serve_here(
+    storage: str, run: str | None, stage: str | None, max_sequences: int, max_models: int, host: str, port: int
+) -> None:
+    """Serve the checkpoints of a storage until interrupted.
+
+    Args:
+        run, stage: the default model, as in `find_checkpoint`; with a run, only its checkpoints are served.
+        max_sequences: that one model generates at once.
+        max_models: in memory at once.
+    """
 
     def load() -> Backend:
         found = find_checkpoint(storage, run, stage)
-        service = ChatService.load(found.path, card_of(found), max_sequences)
+        models = open_models(storage, found.name, run, max_sequences, max_models)
+        asyncio.run(models.preload())
         print(f"serving {found.name} from {found.path}", flush=True)
-        return service
+        return models
 
     serve_until_interrupted(load, ServerSettings.from_environment(host=host, port=port))
 

@@ -30,13 +30,14 @@ def card_of(found: Found) -> ModelCard:
     """Return how the API presents a checkpoint."""
     meta = checkpoint.read_meta(found.path)
     return ModelCard(
-        id=found.name,
+        id=found.id,
         created=int(written(found.path).timestamp()),
         root=found.path,
         max_model_len=meta.recipe.sequence_len,
         run=found.run,
         stage=found.stage,
-        step=meta.step,
+        step=found.step,
+        latest=found.latest,
     )
 
 
@@ -61,6 +62,10 @@ class ChatService:
         """Raise RuntimeError when the engine has failed; it does not recover."""
         if self._loop.error is not None:
             raise RuntimeError(f"the engine has failed: {self._loop.error!r}")
+
+    def close(self) -> None:
+        """End the engine, so that its memory is freed; there must be no requests."""
+        self._loop.close()
 
     async def stats(self) -> EngineStats:
         """Return what the engine does now and has done."""
