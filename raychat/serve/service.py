@@ -132,7 +132,7 @@ class ChatService:
     def _tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
         tokenizer = self._engine.tokenizer
         if request.messages is None:
-            ids = text_prompt(tokenizer, request.prompt or "", request.add_special_tokens)
+            ids = self._prompt_ids(request.prompt or "", request.add_special_tokens)
         else:
             try:
                 ids = chat_prompt(tokenizer, request.messages)
@@ -141,3 +141,10 @@ class ChatService:
             ids = ids if request.add_generation_prompt else ids[:-1]
         strings = [tokenizer.decode([id]) for id in ids] if request.return_token_strs else None
         return TokenizeAnswer(count=len(ids), max_model_len=self._engine.context, tokens=ids, token_strs=strings)
+
+    def _prompt_ids(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        """Return a prompt as token ids. The name of a special token alone is that token: lm-eval asks for its id."""
+        special = self._engine.tokenizer.special
+        if prompt in special and not add_special_tokens:
+            return [special[prompt]]
+        return text_prompt(self._engine.tokenizer, prompt, add_special_tokens)
