@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/serve.py [depth]
 
-`jobs/serve.py` serves a random model of that depth (4) in processes of its own, with one thread each; this process is the
-client of all of them, on the same cores. Closed loop: every client sends a request when its last one has been answered.
-Open loop: requests come at random times, as many as 60% of the closed loop's rate. The bare service and Ray Serve take
-turns. The last line is JSON.
+`jobs/serve.py` serves a random model of that depth (4), in processes of its own with one thread each; this process is
+the client of all of them, on the same cores. Closed loop: every client sends a request when its last one has been
+answered. Open loop: requests come at random times, as many as 60% of the closed loop's rate. The bare service and Ray
+Serve take turns. The last line is JSON.
 """
 
 import asyncio
