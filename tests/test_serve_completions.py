@@ -319,7 +319,7 @@ def test_metrics_count_requests_and_tokens(scripted: openai.OpenAI) -> None:
         return {name: float(value) for name, value in lines}
 
     before = metrics()
-    ask(scripted)
+    list(ask(scripted, stream=True))
     with pytest.raises(openai.NotFoundError):
         ask(scripted, model="gpt-4")
     after = metrics()

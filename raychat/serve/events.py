@@ -38,13 +38,13 @@ class Tally:
         self._completion_tokens[delta.choice] = delta.completion_tokens
 
     @property
-    def completion_tokens(self) -> int:
-        """The tokens of all choices so far."""
-        return sum(self._completion_tokens.values())
+    def longest(self) -> int:
+        """The tokens of the longest choice so far."""
+        return max(self._completion_tokens.values(), default=0)
 
     def usage(self) -> Usage:
         """Return the tokens of the answer so far."""
-        prompt, completion = self._prompt_tokens, self.completion_tokens
+        prompt, completion = self._prompt_tokens, sum(self._completion_tokens.values())
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
@@ -53,7 +53,7 @@ class Writer(Protocol):
 
     def whole(self, choices: Sequence[Gathered], usage: Usage) -> ChatCompletion | TextCompletion: ...
     def events(self, delta: Delta) -> str: ...  # server-sent events, those of one delta together
-    def last(self, usage: Usage) -> str: ...
+    def last(self, usage: Usage) -> str: ...  # the end of the stream
 
 
 class _Stream:
