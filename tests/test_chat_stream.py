@@ -1,18 +1,12 @@
-"""Text streams against decoding everything at once; checkpoints found where runs write them."""
+"""Text streams against decoding everything at once."""
 
-import os
-from pathlib import Path
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer
 
-from raychat import paths
 from raychat.chat.notation import content_of
 from raychat.chat.stream import TextStream
 from raychat.chat.template import completion_parts, normalise
-from raychat.runs import find_checkpoint
 
 TOKENIZER = byte_tokenizer()
 SPECIAL = TOKENIZER.special
@@ -94,38 +88,3 @@ def test_stop_string_is_noticed() -> None:
     assert [text.push(c) for c in b"xENyEND"] == ["x", "", "", "ENy", "", "", ""]
     assert text.stopped
     assert text.push(ord("z")) + text.close() == ""
-
-
-# ---------------------------------------------------------------------------------------------- checkpoints
-
-
-def write_step(storage: Path, name: str, age_s: int = 0) -> str:
-    path = str(storage / "runs" / name)
-    paths.write_json(paths.join(path, paths.LAST_FILE), {})
-    os.utime(paths.join(path, paths.LAST_FILE), (1e9 - age_s, 1e9 - age_s))
-    return path
-
-
-def test_finds_the_newest_run_and_its_latest_stage(tmp_path: Path) -> None:
-    write_step(tmp_path, "old/rl/step_000900", age_s=50)
-    write_step(tmp_path, "new/mid/step_000500", age_s=30)
-    write_step(tmp_path, "new/sft/step_000007", age_s=20)
-    newest = write_step(tmp_path, "new/sft/step_000010", age_s=10)
-    write_step(tmp_path, "base_only/base/step_000010")
-    found = find_checkpoint(str(tmp_path))
-    assert found == ("new", "sft", newest)
-    assert found.name == "new-sft"
-    assert find_checkpoint(str(tmp_path), stage="rl").run == "old"
-    assert find_checkpoint(str(tmp_path), "new", "mid").path.endswith("new/mid/step_000500")
-
-
-def test_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make speedrun-tiny"):
-        find_checkpoint(str(tmp_path))
-    write_step(tmp_path, "a/mid/step_000001")
-    with pytest.raises(ValueError, match=r"runs that have one: a\b"):
-        find_checkpoint(str(tmp_path), "b")
-    with pytest.raises(ValueError, match="of the stage rl"):
-        find_checkpoint(str(tmp_path), "a", "rl")
-    with pytest.raises(ValueError, match="expected one of rl, sft, mid"):
-        find_checkpoint(str(tmp_path), "a", "base")
