@@ -49,14 +49,14 @@ def typed(name: str, text: str) -> float | None:
     Raises:
         ValueError: there is no such setting, or the text is neither.
     """
-    parse = _setting(name).parse
+    setting = _setting(name)
     if text.lower() == "none":
         return None
     try:
-        return parse(text)
+        return setting.parse(text)
     except ValueError:
-        expected = "a whole number" if parse is int else "a number"
-        raise ValueError(f"{name} is {text!r}; expected {expected}, or none") from None
+        expected = "a whole number" if setting.parse is int else "a number"
+        raise ValueError(f"{name} is {text!r}; expected {expected}{' or none' * setting.optional}") from None
 
 
 def _setting(name: str) -> Setting:

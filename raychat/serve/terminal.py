@@ -13,7 +13,7 @@ from typing import NamedTuple
 from raychat import paths
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
-from raychat.runs import Found
+from raychat.runs import Found, checkpoint_named, every_checkpoint
 from raychat.serve.conversation import Answer, Conversation
 from raychat.serve.line_editing import line_editing
 from raychat.serve.sampling_settings import SETTINGS, changed, typed
@@ -22,34 +22,36 @@ from raychat.serve.sampling_settings import SETTINGS, changed, typed
 class Terminal:
     """Talk with the checkpoints of a storage, one at a time. `text` is what the latest answer showed."""
 
-    def __init__(self, storage: str, found: Found, params: SamplingParams) -> None:
+    def __init__(self, storage: str, model: Found, params: SamplingParams) -> None:
         self.text = ""
-        self.model = found.name
-        self.conversation = Conversation(Engine.load(found.path, max_sequences=1), params)
+        self.model = model
+        self.conversation = Conversation(Engine.load(model.path, max_sequences=1), params)
         self._storage = storage
 
     def talk(self) -> None:
         """Read questions and commands from stdin to its end."""
         interactive = sys.stdin.isatty()
         if interactive:
-            _note(f"{self.model}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat.")
+            _note(f"{self.model.id}, step {self.model.step}. /help lists the commands. Ctrl-C stops an answer.")
         with line_editing(self.completions) if interactive else contextlib.nullcontext():
             while True:
                 try:
                     self.read(input("> " if interactive else ""))
                 except EOFError:  # also raised by /quit
-                    return
+                    break
                 except KeyboardInterrupt:
                     _note("\nCtrl-D or /quit ends the chat.")
+        if interactive:
+            _note("")  # the shell's prompt gets a line of its own
 
     def read(self, line: str) -> None:
         """Answer a question, or obey a command; say what is wrong with it. Raises EOFError at /quit."""
         try:
             if line.startswith("/"):
-                name, _, argument = line.partition(" ")
+                name, argument = _divide(line)
                 if name not in COMMANDS:
                     raise ValueError(f"no command {name}; /help lists them, and a question may begin with a space")
-                COMMANDS[name].run(self, argument.strip())
+                COMMANDS[name].run(self, argument)
             elif question := line.strip():
                 self.show(self.conversation.ask(question))
         except (ValueError, OSError, FloatingPointError) as error:
@@ -77,7 +79,7 @@ class Terminal:
             case ["/set"]:
                 words = list(SETTINGS)
             case ["/model"]:
-                words = list(checkpoints(self._storage))
+                words = [found.id for found in every_checkpoint(self._storage)]
             case _:
                 words = []
         return [w for w in words if w.startswith(word)]
@@ -100,15 +102,15 @@ class Terminal:
         self.conversation.turns = []
 
     def _model(self, argument: str) -> None:
-        found = checkpoints(self._storage)
         if not argument:
-            for name in found:
-                _note(f"{'*' if name == self.model else ' '} {name}")
+            for found in every_checkpoint(self._storage):
+                _note(f"{'*' if found.path == self.model.path else ' '} {found.id:24} step {found.step}")
             return
-        if argument not in found:
-            raise ValueError(f"no model {argument!r}; expected one of {', '.join(found)}")
-        self.conversation.engine = Engine.load(found[argument], max_sequences=1)
-        self.model = argument
+        if (chosen := checkpoint_named(self._storage, argument)) is None:
+            raise ValueError(f"no model {argument!r}; /model lists them")
+        self.conversation.engine = Engine.load(chosen.path, max_sequences=1)
+        self.model = chosen
+        _note(f"{chosen.id}, step {chosen.step}, answers from now on")
 
     def _system(self, argument: str) -> None:
         if argument:
@@ -116,13 +118,15 @@ class Terminal:
         _note(self.conversation.system or "no system prompt")
 
     def _set(self, argument: str) -> None:
-        name, _, value = argument.partition(" ")
         if argument:
-            self.conversation.params = changed(self.conversation.params, name, typed(name, value.strip()))
-        for name in (name,) if argument else SETTINGS:
-            setting = SETTINGS[name]
-            now = getattr(self.conversation.params, setting.field)
-            _note(f"  {name:12} {'none' if now is None else now!s:8} {setting.help}")
+            name, value = _divide(argument)
+            self.conversation.params = changed(self.conversation.params, name, typed(name, value))
+            shown = [name]
+        else:
+            shown = list(SETTINGS)
+        for name in shown:
+            value = getattr(self.conversation.params, SETTINGS[name].field)
+            _note(f"  {name:12} {'none' if value is None else value!s:8} {SETTINGS[name].help}")
 
     def _regenerate(self, argument: str) -> None:
         self.show(self.conversation.regenerate())
@@ -133,7 +137,7 @@ class Terminal:
     def _save(self, argument: str) -> None:
         if not argument:
             raise ValueError("/save needs the name of a file")
-        line = self.conversation.as_json(self.model)
+        line = self.conversation.as_json(self.model.id)
         with paths.open_file(paths.absolute(argument), "a") as file:
             file.write(line + "\n")
         _note(f"added the conversation to {argument}")
@@ -161,6 +165,12 @@ COMMANDS = {
     "/save": Command("file", "add the conversation to a file of JSON lines, as SFT reads them", Terminal._save),
     "/quit": Command("", "end the chat", Terminal._quit),
 }
+
+
+def _divide(line: str) -> tuple[str, str]:
+    """Return the first word of a line, and the rest of it."""
+    word, *rest = line.split(maxsplit=1)
+    return word, "".join(rest).strip()
 
 
 @contextlib.contextmanager
