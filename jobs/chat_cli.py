@@ -10,6 +10,7 @@ python jobs/chat_cli.py --temperature 0 < questions.txt > answers.txt  (one conv
 ends the chat.
 """
 
+import signal
 import sys
 from dataclasses import dataclass, field
 from typing import Literal
@@ -59,6 +60,7 @@ def run(args: Args) -> str:
 if __name__ == "__main__":
     import tyro
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the reader of a pipe may end first, as `head` does
     try:
         run(tyro.cli(Args, description=__doc__))
     except ValueError as error:

@@ -18,7 +18,7 @@ def line_editing(completions: Callable[[str], list[str]]) -> Iterator[None]:
     """
     try:
         import readline
-    except ImportError:  # Windows
+    except ImportError:  # not every Python has it
         yield
         return
 
