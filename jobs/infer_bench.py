@@ -4,8 +4,8 @@ python jobs/infer_bench.py --depth 4  (a model of this depth with random weights
 
 python jobs/infer_bench.py --run d20 --stage sft --batch-sizes 1 8 64
 
-At every batch size that many requests arrive at once. The limit is the time of the model's matrix products alone
-(raychat/engine/limit.py), measured in turns with the engine. The last line is JSON.
+At every batch size that many requests arrive at once. The limit is the time to read the model's weights, or to multiply
+by them (raychat/engine/limit.py), measured in turns with the engine. The last line is JSON.
 """
 
 import json
@@ -127,12 +127,11 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     import numpy as np
 
     from raychat.engine.engine import Engine
-    from raychat.engine.limit import best_s, decode_products
+    from raychat.engine.limit import activation_dtype, measure_speed
     from raychat.engine.sampling import SamplingParams
 
     rng = np.random.default_rng(batch)
     device = next(model.parameters()).device
-    products = decode_products(model, batch)
     engine = Engine(model, tokenizer, max_sequences=batch, tool=lambda expression: None)
     most = engine.context - args.prompt_tokens
     if most < args.new_tokens:
@@ -144,9 +143,8 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     rounds = []
     for _ in range(args.rounds + 1):
         prompts = rng.integers(0, len(tokenizer.tokens), (batch, args.prompt_tokens))
-        before = best_s(products, device, repeats=5)
-        first_s, step_s = _serve(engine, prompts, params, args.new_tokens)
-        rounds.append(Round(first_s, step_s, min(before, best_s(products, device, repeats=5))))
+        limit_s = measure_speed(device, activation_dtype(model)).step_limit_s(model, batch)
+        rounds.append(Round(*_serve(engine, prompts, params, args.new_tokens), limit_s))
     return rounds[1:]
 
 
