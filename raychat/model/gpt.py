@@ -88,10 +88,12 @@ def norm(x: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """A linear layer without bias: the fp32 master weight is cast to the activations' dtype."""
 
-    packed: PackedWeights | None = None  # what inference reads in place of the weight
-
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+        self.packed: PackedWeights | None = None  # what inference reads in place of the weight
+
+    def pack(self) -> None:
+        self.packed = PackedWeights([self.weight])
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is not None and not torch.is_grad_enabled():
@@ -228,11 +230,9 @@ class GPT(Model):
         return self
 
     def pack(self) -> None:
-        for block in self.blocks:
-            block.attn.pack()
-            for linear in (block.attn.proj, block.mlp.fc, block.mlp.proj):
-                linear.packed = PackedWeights([linear.weight])
-        self.lm_head.packed = PackedWeights([self.lm_head.weight])
+        for module in self.modules():
+            if isinstance(module, (Linear, Attention)):
+                module.pack()
 
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
         config = self.config
