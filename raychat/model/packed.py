@@ -47,8 +47,14 @@ class PackedWeights:
         self._weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         if self._weight.numel() >= _LARGE and not self._weight.is_cuda:
             self._transposed = self._weight.t().contiguous()
-            if torch.backends.mkldnn.is_available():
+            if _onednn_packs(dtype):
                 self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
+
+
+def _onednn_packs(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
