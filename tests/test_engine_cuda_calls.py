@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raychat import device as devices
 from raychat.engine.sampling import Draws, sample
 from raychat.model import cache as caches
 from raychat.model.gpt import GPT, GPTConfig
