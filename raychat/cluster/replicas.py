@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -187,7 +187,7 @@ def _beginning(request: ChatRequest | CompletionRequest) -> str:
 
 
 def _hash(*texts: str) -> int:
-    return zlib.crc32("\0".join(texts).encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _gone(error: BaseException) -> Failure:
