@@ -40,15 +40,10 @@ class Args:
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
     def __post_init__(self) -> None:
-        least = {
-            "prompt_tokens": (self.prompt_tokens, 1),
-            "new_tokens": (self.new_tokens, 2),
-            "rounds": (self.rounds, 1),
-        }
-        least |= {f"batch size {i}": (batch, 1) for i, batch in enumerate(self.batch_sizes)}
-        for name, (number, minimum) in least.items():
-            if number < minimum:
-                raise ValueError(f"{name} is {number}; expected a whole number >= {minimum}")
+        for name, least in {"batch_sizes": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1}.items():
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < least:
+                raise ValueError(f"{name} is {value}; expected whole numbers >= {least}")
 
 
 class Round(NamedTuple):

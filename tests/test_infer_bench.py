@@ -69,7 +69,9 @@ def test_depth_and_run_exclude_each_other() -> None:
         run(Args(depth=1, run="tiny"))
 
 
-@pytest.mark.parametrize("wrong", [{"batch_sizes": (4, 0)}, {"prompt_tokens": 0}, {"new_tokens": 1}, {"rounds": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_sizes": (4, 0)}, {"batch_sizes": ()}, {"prompt_tokens": 0}, {"new_tokens": 1}, {"rounds": 0}]
+)
 def test_impossible_numbers_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="expected a whole number >="):
+    with pytest.raises(ValueError, match="expected whole numbers >="):
         Args(**wrong)  # type: ignore[arg-type]
