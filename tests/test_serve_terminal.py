@@ -213,6 +213,24 @@ def test_quit_is_the_end_of_the_input(terminal: Terminal) -> None:
         terminal.read("/quit")
 
 
+def test_interrupt_and_empty_line_at_the_prompt_do_not_end_the_chat(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["", KeyboardInterrupt, "Hi", EOFError])
+
+    def read_line(prompt: str) -> str:
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read_line)
+    terminal.talk()
+    out, err = capsys.readouterr()
+    assert out == "fresh\n"
+    assert "Ctrl-D or /quit" in err
+
+
 def test_interrupt_stops_the_answer_and_keeps_what_there_is(
     terminal: Terminal, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
