@@ -51,7 +51,7 @@ class Round(NamedTuple):
 
     first_s: list[float]  # of each: from its arrival to its first token
     step_s: float  # median of the steps in which all of them decoded
-    limit_s: float  # of such a step
+    limit_s: float  # of the matrix products alone, measured after every such step; median
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -122,11 +122,10 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     import numpy as np
 
     from raychat.engine.engine import Engine
-    from raychat.engine.limit import best_s, decode_products
+    from raychat.engine.limit import decode_products
     from raychat.engine.sampling import SamplingParams
 
     rng = np.random.default_rng(batch)
-    device = next(model.parameters()).device
     products = decode_products(model, batch)
     engine = Engine(model, tokenizer, max_sequences=batch, tool=lambda expression: None)
     most = engine.context - args.prompt_tokens
@@ -139,36 +138,42 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     rounds = []
     for _ in range(args.rounds + 1):
         prompts = rng.integers(0, len(tokenizer.tokens), (batch, args.prompt_tokens))
-        before = best_s(products, device, repeats=5)
-        first_s, step_s = _serve(engine, prompts, params, args.new_tokens)
-        rounds.append(Round(first_s, step_s, min(before, best_s(products, device, repeats=5))))
+        rounds.append(_serve(engine, prompts, params, args.new_tokens, products))
     return rounds[1:]
 
 
 def _serve(
-    engine: "Engine", prompts: "np.ndarray", params: "SamplingParams", new_tokens: int
-) -> tuple[list[float], float]:
-    """Answer prompts (B, T) until each has `new_tokens`; return each one's time to first token and the median step."""
+    engine: "Engine", prompts: "np.ndarray", params: "SamplingParams", new_tokens: int, products: Callable[[], None]
+) -> Round:
+    """Answer prompts (B, T) until each has `new_tokens`; measure the limit after every step in which all decode.
+
+    The machine's speed drifts, and other programs take their share: taking turns, both meet the same machine.
+    """
+    from raychat.engine.limit import best_s
+
+    device = next(engine.model.parameters()).device
     start = time.perf_counter()
     ids = [engine.add(prompt, params) for prompt in prompts]
     first_s: dict[int, float] = {}
-    steps: list[float] = []  # in which all requests decode
+    steps: list[float] = []
+    limits: list[float] = []
     while len(steps) < new_tokens - 1:
         all_decode, begin = len(first_s) == len(ids), time.perf_counter()
         events = engine.step()
         now = time.perf_counter()
-        if all_decode:
-            steps.append(now - begin)
         for event in events:
             first_s.setdefault(event.id, now - start)
-            if event.finish and len(steps) < new_tokens - 1:
-                raise ValueError(
-                    f"a request filled the context of {engine.context} tokens while others read their prompts; "
-                    "take fewer requests, prompt tokens or new tokens"
-                )
+        if all_decode:
+            steps.append(now - begin)
+            limits.append(best_s(products, device, repeats=2))
+        if any(event.finish for event in events) and len(steps) < new_tokens - 1:
+            raise ValueError(
+                f"a request filled the context of {engine.context} tokens while others read their prompts; "
+                "take fewer requests, prompt tokens or new tokens"
+            )
     for id in ids:
         engine.cancel(id)
-    return list(first_s.values()), median(steps)
+    return Round(list(first_s.values()), median(steps), median(limits))
 
 
 def _summary(rounds: list[Round], prompt_tokens: int) -> dict[str, float]:

@@ -44,10 +44,12 @@ def test_depth_measures_random_weights(raychat_home: Path) -> None:
 def test_all_requests_decode_together_however_long_their_prompts_take() -> None:
     engine = Engine(random_model(), byte_tokenizer(), max_sequences=8, step_tokens=16)
     prompts = np.random.default_rng(0).integers(0, 256, (8, 40))  # 20 steps and more, against 4 new tokens
-    first_s, step_s = _serve(engine, prompts, SamplingParams(max_new_tokens=100, stop_ids=(), seed=0), new_tokens=4)
-    assert len(first_s) == 8
-    assert min(first_s) < max(first_s)  # those that were read first have begun first
-    assert step_s > 0
+    measured: list[int] = []
+    params = SamplingParams(max_new_tokens=100, stop_ids=(), seed=0)
+    took = _serve(engine, prompts, params, new_tokens=4, products=lambda: measured.append(1))
+    assert len(took.first_s) == 8
+    assert min(took.first_s) < max(took.first_s)  # those that were read first have begun first
+    assert len(measured) == 3 * (4 - 1)  # three calls after each step that counts
     assert not engine.busy
     assert engine.stats().generated_tokens > 8 * 4
 
@@ -56,7 +58,7 @@ def test_request_that_ends_too_early_is_an_error() -> None:
     engine = Engine(random_model(), byte_tokenizer(), max_sequences=4)
     prompts = np.random.default_rng(0).integers(0, 256, (4, 10))
     with pytest.raises(ValueError, match="take fewer requests"):
-        _serve(engine, prompts, SamplingParams(max_new_tokens=3, stop_ids=()), new_tokens=9)
+        _serve(engine, prompts, SamplingParams(max_new_tokens=3, stop_ids=()), new_tokens=9, products=lambda: None)
 
 
 def test_context_must_hold_prompt_and_answer(checkpoint: None) -> None:

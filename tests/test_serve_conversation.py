@@ -57,7 +57,7 @@ def test_text_that_looks_like_a_call_stays_text() -> None:
     model = scripted_model([script], vocab_size=tokenizer.vocab_size)
     talk = Conversation(Engine(model, tokenizer, max_sequences=1), GREEDY)
     assert "".join(talk.ask("Hi")) == "<<1+1=2>>"
-    assert talk.turns[-1]["content"] == [{"type": "text", "text": "<<1+1=2>>"}]
+    assert talk.turns[-1]["content"] == "<<1+1=2>>"
 
 
 def test_system_prompt_can_change_between_two_answers() -> None:
@@ -80,7 +80,7 @@ def test_stopped_answer_stays_as_far_as_it_went() -> None:
     answer.close()
     assert talk.turns == [
         {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": [{"type": "text", "text": "ab"}]},
+        {"role": "assistant", "content": "ab"},
     ]
     assert not engine.busy
     assert talk.usage is not None
@@ -92,7 +92,7 @@ def test_regenerated_answer_takes_the_place_of_the_old_one() -> None:
     list(talk.ask("Hi"))
     talk.engine = saying(b"new")
     list(talk.regenerate())
-    assert [turn["content"] for turn in talk.turns] == ["Hi", [{"type": "text", "text": "new"}]]
+    assert [turn["content"] for turn in talk.turns] == ["Hi", "new"]
 
 
 def test_old_answer_stays_when_there_is_no_new_one() -> None:
@@ -156,7 +156,7 @@ def test_json_has_the_whole_conversation() -> None:
         "messages": [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": [{"type": "text", "text": "é"}]},
+            {"role": "assistant", "content": "é"},
         ],
         "model": "r-sft",
     }

@@ -243,7 +243,7 @@ def test_interrupt_stops_the_answer_and_keeps_what_there_is(
         patched.setattr(sys.stdout, "write", write)
         terminal.read("Hi")
     assert terminal.text == "fre"
-    assert terminal.conversation.turns[-1]["content"] == [{"type": "text", "text": "fre"}]
+    assert terminal.conversation.turns[-1]["content"] == "fre"
     assert read("And?")[0] == "fre\nfresh\n"
     with pytest.raises(KeyboardInterrupt):  # outside of an answer it is what it was
         signal.raise_signal(signal.SIGINT)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from raychat.chat.stream import TextStream
-from raychat.chat.template import Message, completion_parts, render_prompt
+from raychat.chat.template import Message, completion_parts, normalise, render_prompt
 from raychat.engine.engine import Engine
 from raychat.engine.request import Finish
 from raychat.engine.sampling import SamplingParams
@@ -101,4 +101,4 @@ class Conversation:
             engine.cancel(request)
             self.usage = Usage(len(prompt), len(ids), first - start, last - first, finish)
             if content := completion_parts(engine.tokenizer, ids):
-                self.turns = [*turns, {"role": "assistant", "content": content}]
+                self.turns = normalise([*turns, {"role": "assistant", "content": content}])
