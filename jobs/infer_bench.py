@@ -4,8 +4,8 @@ python jobs/infer_bench.py --depth 4  (a model of this depth with random weights
 
 python jobs/infer_bench.py --run d20 --stage sft --batch-sizes 1 8 64
 
-At every batch size that many requests arrive at once. The limit is the time of the model's matrix products alone
-(raychat/engine/limit.py), measured in turns with the engine. The last line is JSON.
+At every batch size that many requests arrive at once. The limit is the time to read the model's weights, or to multiply
+by them (raychat/engine/limit.py), measured in turns with the engine. The last line is JSON.
 """
 
 import json
@@ -36,7 +36,7 @@ class Args:
     new_tokens: int = 64  # that each request gets at least
     temperature: float = 0.7  # 0 = always the most likely token
     top_k: int | None = 50  # only among the k most likely tokens; None = all
-    rounds: int = 3  # measurements of each batch size, after one that does not count; the table shows medians
+    rounds: int = 3  # measurements of each batch size, after one that does not count
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Round(NamedTuple):
 
     first_s: list[float]  # of each: from its arrival to its first token
     step_s: float  # median of the steps in which all of them decoded
-    limit_s: float  # of the matrix products alone, measured after every such step; median
+    limit_s: float  # of such a step
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     import torch
 
-    from raychat.device import compute_dtype
+    from raychat.engine.limit import activation_dtype
 
     name, model, tokenizer = _load(args)
     device = next(model.parameters()).device
@@ -78,7 +78,7 @@ def run(args: Args) -> dict[str, Any]:
         "num_params": sum(p.numel() for p in model.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "dtype": str(activation_dtype(model)).removeprefix("torch."),
         "torch": torch.__version__,
         "prompt_tokens": args.prompt_tokens,
         "batches": batches,
@@ -122,11 +122,11 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     import numpy as np
 
     from raychat.engine.engine import Engine
-    from raychat.engine.limit import decode_products
+    from raychat.engine.limit import activation_dtype, measure_speed
     from raychat.engine.sampling import SamplingParams
 
     rng = np.random.default_rng(batch)
-    products = decode_products(model, batch)
+    device = next(model.parameters()).device
     engine = Engine(model, tokenizer, max_sequences=batch, tool=lambda expression: None)
     most = engine.context - args.prompt_tokens
     if most < args.new_tokens:
@@ -138,47 +138,41 @@ def _measure(model: "Model", tokenizer: "Tokenizer", batch: int, args: Args) -> 
     rounds = []
     for _ in range(args.rounds + 1):
         prompts = rng.integers(0, len(tokenizer.tokens), (batch, args.prompt_tokens))
-        rounds.append(_serve(engine, prompts, params, args.new_tokens, products))
+        limit_s = measure_speed(device, activation_dtype(model)).step_limit_s(model, batch)
+        rounds.append(Round(*_serve(engine, prompts, params, args.new_tokens), limit_s))
     return rounds[1:]
 
 
 def _serve(
-    engine: "Engine", prompts: "np.ndarray", params: "SamplingParams", new_tokens: int, products: Callable[[], None]
-) -> Round:
-    """Answer prompts (B, T) until each has `new_tokens`; measure the limit after every step in which all decode.
-
-    The machine's speed drifts, and other programs take their share: taking turns, both meet the same machine.
-    """
-    from raychat.engine.limit import best_s
-
-    device = next(engine.model.parameters()).device
+    engine: "Engine", prompts: "np.ndarray", params: "SamplingParams", new_tokens: int
+) -> tuple[list[float], float]:
+    """Answer prompts (B, T) until each has `new_tokens`; return each one's time to first token and the median step."""
     start = time.perf_counter()
     ids = [engine.add(prompt, params) for prompt in prompts]
     first_s: dict[int, float] = {}
-    steps: list[float] = []
-    limits: list[float] = []
+    steps: list[float] = []  # in which all requests decode
     while len(steps) < new_tokens - 1:
         all_decode, begin = len(first_s) == len(ids), time.perf_counter()
         events = engine.step()
         now = time.perf_counter()
-        for event in events:
-            first_s.setdefault(event.id, now - start)
         if all_decode:
             steps.append(now - begin)
-            limits.append(best_s(products, device, repeats=2))
-        if any(event.finish for event in events) and len(steps) < new_tokens - 1:
-            raise ValueError(
-                f"a request filled the context of {engine.context} tokens while others read their prompts; "
-                "take fewer requests, prompt tokens or new tokens"
-            )
+        for event in events:
+            first_s.setdefault(event.id, now - start)
+            if event.finish and len(steps) < new_tokens - 1:
+                raise ValueError(
+                    f"a request filled the context of {engine.context} tokens while others read their prompts; "
+                    "take fewer requests, prompt tokens or new tokens"
+                )
     for id in ids:
         engine.cancel(id)
-    return Round(list(first_s.values()), median(steps), median(limits))
+    return list(first_s.values()), median(steps)
 
 
 def _summary(rounds: list[Round], prompt_tokens: int) -> dict[str, float]:
-    """Return the medians over the rounds, rounded."""
+    """Return the medians over the rounds, rounded; the share of the limit is the best round's."""
     batch = len(rounds[0].first_s)
+    limit_s = min(r.limit_s for r in rounds)
 
     def over_rounds(figure: Callable[[Round], float], digits: int) -> float:
         return round(median(map(figure, rounds)), digits)
@@ -188,8 +182,8 @@ def _summary(rounds: list[Round], prompt_tokens: int) -> dict[str, float]:
         "prompt_tok_s": over_rounds(lambda r: batch * prompt_tokens / max(r.first_s), 1),
         "tpot_ms": over_rounds(lambda r: 1000 * r.step_s, 3),
         "tok_s": over_rounds(lambda r: batch / r.step_s, 1),
-        "limit_tok_s": over_rounds(lambda r: batch / r.limit_s, 1),
-        "fraction_of_limit": over_rounds(lambda r: r.limit_s / r.step_s, 4),
+        "limit_tok_s": round(batch / limit_s, 1),
+        "fraction_of_limit": round(limit_s / min(r.step_s for r in rounds), 4),
     }
 
 

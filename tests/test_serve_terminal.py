@@ -200,11 +200,14 @@ def test_saved_conversations_can_be_trained_on(read: Read, tmp_path: Path) -> No
     assert json.loads(file.read_text().splitlines()[0])["model"] == "r-sft"
 
 
-@pytest.mark.parametrize("line", ["/save", "/save no/such/folder/x.jsonl"])
-def test_file_that_cannot_be_written_is_a_sentence(read: Read, line: str) -> None:
+@pytest.mark.parametrize(
+    "line, sentence", [("/save", "needs the name"), ("/save /no/such/folder/x.jsonl", "No such file or directory")]
+)
+def test_file_that_cannot_be_written_is_a_sentence(read: Read, line: str, sentence: str) -> None:
     read("Hi")
     out, err = read(line)
     assert out == ""
+    assert sentence in err
     assert len(err.splitlines()) == 1
 
 

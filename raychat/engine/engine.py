@@ -59,6 +59,7 @@ class Engine:
         cache_tokens: int | None = None,
         step_tokens: int | None = None,
     ) -> None:
+        model.pack()
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
         for name, number, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, self.context)):

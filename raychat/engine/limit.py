@@ -1,39 +1,58 @@
-"""The machine's limit for a decode step, as seconds: the model's matrix products and nothing else.
+"""The machine's limit for a decode step: the time to read the weights, or to multiply by them.
 
 A step that decodes B sequences reads every weight matrix once and multiplies it by B rows. At small B the memory's
-bandwidth bounds it, at large B the speed of the products. Running exactly these products, back to back on random rows,
-meets whichever bound holds on this machine, at these shapes and with this number of threads.
+bandwidth bounds it, at large B the speed of matrix products. Both are measured here, with the process's threads: the
+bandwidth on a matrix that no cache holds, the products on large square matrices.
 
-It counts the weights of all `nn.Linear` layers, the head included, in the activations' dtype. It does not count
-embedding look-ups, attention over the cache, norms, sampling or Python: a real step always takes longer. Where all
-weights fit into a cache of the processor (d4 in bf16 is 23 MB), that cache is the memory.
+The limit counts the weights of all linear layers, the head included. It does not count embeddings, attention over the
+cache, norms, sampling or Python. A model whose weights fit into the processor's cache can be faster.
 """
 
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from raychat.device import synchronize
 from raychat.model.base import Model
+from raychat.model.flops import matmul_weights
+
+_READ_BYTES = 2**28
+_SQUARE = 1024  # rows and columns of the matrices whose product is timed
 
 
-def step_limit_s(model: Model, batch: int, repeats: int = 5) -> float:
-    """Measure the fastest possible decode step of `batch` sequences in seconds: the best of `repeats` runs.
+class Speed(NamedTuple):
+    """What this machine reaches."""
+
+    bytes_per_s: float  # reading memory
+    flops_per_s: float  # multiplying matrices
+
+    def step_limit_s(self, model: Model, batch: int) -> float:
+        """Return the seconds of the fastest possible decode step of `batch` sequences."""
+        weights = matmul_weights(model)
+        size = activation_dtype(model).itemsize
+        return max(size * weights / self.bytes_per_s, 2 * batch * weights / self.flops_per_s)
+
+
+def activation_dtype(model: Model) -> torch.dtype:
+    """Return the dtype that a model computes in: its embeddings have it (`Model.place`)."""
+    return next(module.weight.dtype for module in model.modules() if isinstance(module, nn.Embedding))
+
+
+@torch.inference_mode()
+def measure_speed(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> Speed:
+    """Measure the speed of this process on a device: the best of `repeats` runs.
 
     Compare it only with times of the same process, and measure both in turns: a machine's speed drifts.
-
-    Args:
-        model: as `Model.place` left it, before any packing of its weights.
-
-    Raises:
-        ValueError: `batch` or `repeats` is less than 1.
     """
-    if batch < 1 or repeats < 1:
-        raise ValueError(f"batch is {batch} and repeats is {repeats}; expected whole numbers >= 1")
-    return best_s(decode_products(model, batch), next(model.parameters()).device, repeats)
+    matrix = torch.ones(256, _READ_BYTES // (256 * dtype.itemsize), device=device, dtype=dtype)
+    row = torch.ones(256, device=device, dtype=dtype)
+    square = torch.ones(_SQUARE, _SQUARE, device=device, dtype=dtype)
+    read_s = min(best_s(read, device, repeats) for read in (matrix.sum, lambda: torch.mv(matrix.t(), row)))
+    return Speed(_READ_BYTES / read_s, 2 * _SQUARE**3 / best_s(lambda: square @ square, device, repeats))
 
 
 def best_s(step: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -47,33 +66,3 @@ def best_s(step: Callable[[], object], device: torch.device, repeats: int) -> fl
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return best
-
-
-@torch.inference_mode()
-def decode_products(model: Model, batch: int) -> Callable[[], None]:
-    """Return a function that runs a decode step's matrix products once, without allocating memory.
-
-    On CUDA it replays a graph, so that the time of launching kernels does not count.
-    """
-    embedding = next(module.weight for module in model.modules() if isinstance(module, nn.Embedding))
-    weights = [m.weight.detach().to(embedding.dtype) for m in model.modules() if isinstance(m, nn.Linear)]
-    rows = {size: embedding.new_empty(batch, size).normal_() for size in {w.size(1) for w in weights}}
-    out = {size: embedding.new_empty(batch, size) for size in {w.size(0) for w in weights}}
-
-    @torch.inference_mode()
-    def multiply() -> None:
-        for w in weights:
-            torch.mm(rows[w.size(1)], w.t(), out=out[w.size(0)])
-
-    return _recorded(multiply) if embedding.is_cuda else multiply
-
-
-def _recorded(step: Callable[[], None]) -> Callable[[], None]:
-    """Return a CUDA graph of the kernels that `step` launches, as a function that runs them."""
-    step()  # cuBLAS sets itself up outside the graph
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    replay: Callable[[], None] = graph.replay
-    return replay

@@ -16,17 +16,21 @@ from torch.nn.attention.varlen import varlen_attn
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, each (length, head_dim / 2) fp32 (RoPE, arXiv:2104.09864)."""
+    """Return cosines, and sines whose second half is negative, each (length, head_dim) fp32, as `rotate` needs them.
+
+    Source: RoPE, arXiv:2104.09864.
+    """
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of x (B, T, H, D) by minus theta; cos and sin are (T, D/2) or (B, T, D/2)."""
-    a, b = x.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+    """Rotate the halves (a, b) of x (B, T, H, D) by minus theta; cos and sin (T, D) are of `rotary_table`."""
+    y = x.float()
+    a, b = y.chunk(2, dim=-1)
+    return torch.addcmul(y * cos.unsqueeze(-2), torch.cat((b, a), dim=-1), sin.unsqueeze(-2)).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

@@ -165,7 +165,7 @@ class KVCache:
 class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
-    columns: Tensor  # (N,) int64, entry of each token in its slot
+    entries: Tensor  # (N,) int64, entry of each token, counted through all slots
     seen: list[int]  # (B + chunks,) entries up to the last token of each sequence
     mask: Tensor | None  # (B, 1, 1, S) bool, which entries each of the first B slots sees; None = all
 
@@ -189,11 +189,12 @@ class Pass:
         before = np.concatenate([[-1], ids[:-1]])
         before[first] = np.where(held > 0, cache.tokens[self._slots_host, held - 1], -1)
         columns = [positions - span.starts[slots] for span in cache.spans.values()]
-        table = torch.from_numpy(np.stack([ids, before, positions, slots, *columns])).to(cache.keys[0].device)
-        self.ids, self.before, self.positions, self._slots = table[:4]  # each (N,) int64; before is -1 at a start
+        entries = [slots * span.capacity + c for span, c in zip(cache.spans.values(), columns, strict=True)]
+        table = torch.from_numpy(np.stack([ids, before, positions, *entries])).to(cache.keys[0].device)
+        self.ids, self.before, self.positions = table[:3]  # each (N,) int64; before is -1 at a start
         self._writes = slots, positions, ids
         self._indices = {
-            window: self._index(span, table[4 + i], columns[i][self._ends - 1] + 1)
+            window: self._index(span, table[3 + i], columns[i][self._ends - 1] + 1)
             for i, (window, span) in enumerate(cache.spans.items())
         }
 
@@ -201,8 +202,8 @@ class Pass:
         """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
         window, keys, values = self._cache.windows[layer], self._cache.keys[layer], self._cache.values[layer]
         index = self._indices[window]
-        keys[self._slots, index.columns] = k
-        values[self._slots, index.columns] = v
+        keys.flatten(0, 1).index_copy_(0, index.entries, k)
+        values.flatten(0, 1).index_copy_(0, index.entries, v)
         if q.is_cuda and q.dtype != torch.float32:
             return attend_packed(q, keys, values, self._packed, window)
         B, out = self._num_single, []
@@ -221,13 +222,14 @@ class Pass:
         self._cache.tokens[slots, positions] = ids
         self._cache.lengths[self._slots_host] += self._sizes
 
-    def _index(self, span: _Span, columns: Tensor, seen: np.ndarray) -> _Index:
+    def _index(self, span: _Span, entries: Tensor, seen: np.ndarray) -> _Index:
         B, mask = self._num_single, None
         width = int(seen[:B].max(initial=0))
         if B and (seen[:B].min() < width or width > span.window + 1):
-            distance = columns[:B, None] - torch.arange(width, device=columns.device)
+            newest = torch.from_numpy(seen[:B, None] - 1).to(entries.device)
+            distance = newest - torch.arange(width, device=entries.device)
             mask = ((distance >= 0) & (distance <= span.window))[:, None, None]
-        return _Index(columns, seen.tolist(), mask)
+        return _Index(entries, seen.tolist(), mask)
 
     @cached_property
     def _packed(self) -> PackedSequences:

@@ -4,13 +4,13 @@ Answers go to stdout. Everything else goes to stderr, so that a pipe gets answer
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from raychat import paths
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, checkpoint_named, every_checkpoint
@@ -138,7 +138,7 @@ class Terminal:
         if not argument:
             raise ValueError("/save needs the name of a file")
         line = self.conversation.as_json(self.model.id)
-        with paths.open_file(paths.absolute(argument), "a") as file:
+        with open(os.path.expanduser(argument), "a", encoding="utf-8") as file:
             file.write(line + "\n")
         _note(f"added the conversation to {argument}")
 
