@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
-    stage: Literal["rl", "sft", "mid", "base"] | None = None  # None = the latest that the run has reached, but not base
+    stage: Literal["rl", "sft", "mid", "base"] | None = None  # which model of the run; None = its latest, but not base
     depth: int | None = None  # measure a model of this depth with random weights; None = the run's checkpoint
     batch_sizes: tuple[int, ...] = (1, 4, 16, 32)  # requests at once, one line of the table each
-    prompt_tokens: int = 128  # of each request; no two requests share a beginning
-    new_tokens: int = 64  # that each request gets at least
-    temperature: float = 0.7  # 0 = always the most likely token
-    top_k: int | None = 50  # only among the k most likely tokens; None = all
+    prompt_tokens: int = 128  # length of each prompt; no two prompts share a beginning
+    new_tokens: int = 64  # tokens that each request gets, at least
+    temperature: float = 0.7  # of sampling; 0 = always the most likely token
+    top_k: int | None = 50  # sample only among the k most likely tokens; None = all
     rounds: int = 3  # measurements of each batch size, after one that does not count
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
