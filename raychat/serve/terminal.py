@@ -91,7 +91,8 @@ class Terminal:
         end = {"length": "cut off at max_tokens or the context", None: "stopped"}.get(usage.finish)
         speed = f"{usage.tokens_per_s:.1f} tok/s" if usage.tokens_per_s else None
         used = f"{usage.prompt_tokens + usage.tokens} of {self.conversation.engine.context} tokens of context"
-        facts = (end, f"{usage.tokens} tokens", speed, f"first after {usage.first_s:.2f} s", used)
+        tokens = f"{usage.tokens} token{'s' if usage.tokens != 1 else ''}"
+        facts = (end, tokens, speed, f"first after {usage.first_s:.2f} s", used)
         return f"[{', '.join(fact for fact in facts if fact)}]\n"
 
     def _help(self, argument: str) -> None:
