@@ -122,9 +122,17 @@ def test_terminal_edits_lines_and_remembers_them(keyboard: Keyboard, raychat_hom
     keyboard.press("/undo\n")
     for text in ("took back: 7 times 8?", "> "):
         keyboard.wait_for(text)
+    keyboard.press("\x1b[200~6 times\n7?\x1b[201~\n")  # pasted: one question of two lines
+    for text in (SAYS, "tok/s", "> "):
+        keyboard.wait_for(text)
+    keyboard.press("/undo\n")
+    for text in ("took back: 6 times\r\n7?", "> "):
+        keyboard.wait_for(text)
     keyboard.press("/mod\t\n")  # completed to /model, which lists
     for text in ("* r-sft", "> "):
         keyboard.wait_for(text)
     keyboard.press("\x04")  # Ctrl-D
     assert keyboard.process.wait(60) == 0
-    assert (raychat_home / "chat_history").read_text().splitlines() == ["7 times 8?", "/undo", "/model"]
+    history = raychat_home / "chat_history"
+    assert history.read_text().splitlines() == ["7 times 8?", "/undo", "6 times", "7?", "/undo", "/model"]
+    assert history.stat().st_mode & 0o777 == 0o600

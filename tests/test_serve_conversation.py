@@ -83,8 +83,8 @@ def test_stopped_answer_stays_as_far_as_it_went() -> None:
         {"role": "assistant", "content": "ab"},
     ]
     assert not engine.busy
-    assert talk.usage is not None
-    assert talk.usage.finish is None
+    assert talk.stats is not None
+    assert talk.stats.finish is None
 
 
 def test_regenerated_answer_takes_the_place_of_the_old_one() -> None:
@@ -131,22 +131,22 @@ def test_question_that_does_not_fit_leaves_the_conversation_as_it_was() -> None:
     assert talk.turns == before
 
 
-def test_usage_counts_what_the_engine_did() -> None:
+def test_stats_count_what_the_engine_did() -> None:
     talk = Conversation(calculating(), GREEDY)
     list(talk.ask("6 times 7?"))
-    usage = talk.usage
-    assert usage is not None
-    assert usage.prompt_tokens == len(render_prompt(TOKENIZER, [{"role": "user", "content": "6 times 7?"}]))
-    assert usage.tokens == talk.engine.stats().generated_tokens == len(CALL) + len(b"42") + 1 + len(REST)
-    assert usage.finish == "stop"
-    assert usage.tokens_per_s is not None
+    stats = talk.stats
+    assert stats is not None
+    assert stats.prompt_tokens == len(render_prompt(TOKENIZER, [{"role": "user", "content": "6 times 7?"}]))
+    assert stats.tokens == talk.engine.stats().generated_tokens == len(CALL) + len(b"42") + 1 + len(REST)
+    assert stats.finish == "stop"
+    assert stats.tokens_per_s is not None
 
 
 def test_limit_of_tokens_is_the_reason_for_the_end() -> None:
     talk = Conversation(Engine(random_model(), TOKENIZER, max_sequences=1), SamplingParams(max_new_tokens=1, seed=0))
     list(talk.ask("Hi"))
-    assert talk.usage is not None
-    assert (talk.usage.tokens, talk.usage.finish, talk.usage.tokens_per_s) == (1, "length", None)
+    assert talk.stats is not None
+    assert (talk.stats.tokens, talk.stats.finish, talk.stats.tokens_per_s) == (1, "length", None)
 
 
 def test_json_has_the_whole_conversation() -> None:
