@@ -1,4 +1,4 @@
-"""Serve a chat model on Ray Serve: the page at /, the OpenAI API under /v1. Ctrl-C ends it.
+"""Serve the models of a storage on Ray Serve: the page at /, the OpenAI API under /v1. Ctrl-C ends it.
 
 python jobs/serve.py  (the newest run, on http://127.0.0.1:8000)
 
@@ -17,11 +17,12 @@ from raychat.cluster import Cluster
 
 @dataclass(frozen=True)
 class Args:
-    run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
-    stage: Literal["rl", "sft", "mid"] | None = None  # None = the latest that the run has reached
+    run: str | None = None  # serve this run only; None = all, the default is the one that wrote a chat model last
+    stage: Literal["rl", "sft", "mid", "base"] | None = None  # of the default model; None = the latest to chat with
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in
     port: int = 8000  # 0 = a free one; a cluster that already runs Ray Serve keeps its host and port
-    max_sequences: int = 16  # that one replica generates at once
+    max_sequences: int = 16  # that one model of one replica generates at once
+    max_models: int = 2  # in the memory of one replica; the least used one makes room for another
     min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
     cluster: Cluster = field(default_factory=Cluster)  # workers 0 = without Ray; gpus_per_worker = of a replica
@@ -33,7 +34,7 @@ def run(args: Args) -> None:
     if args.cluster.workers == 0:
         from raychat.serve.run import serve_here
 
-        serve_here(storage, args.run, args.stage, args.max_sequences, args.host, args.port)
+        serve_here(storage, args.run, args.stage, args.max_sequences, args.max_models, args.host, args.port)
         return
     from raychat.cluster.serve import serve_on_ray
 
@@ -42,6 +43,7 @@ def run(args: Args) -> None:
         "stage": args.stage,
         "storage_path": storage,
         "max_sequences": args.max_sequences,
+        "max_models": args.max_models,
         "min_replicas": args.min_replicas,
         "max_replicas": args.max_replicas,
         "gpus_per_replica": args.cluster.gpus_per_worker,

@@ -190,8 +190,8 @@ def test_build_says_what_is_wrong(raychat_home: Path) -> None:
         build({"max_sequences": "many"})
     with pytest.raises(ValueError, match="make speedrun-tiny"):
         build({})
-    with pytest.raises(ValueError, match="stage='base'"):
-        build({"stage": "base"})
+    with pytest.raises(ValueError, match="stage='pretrain'"):
+        build({"stage": "pretrain"})
 
 
 def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
@@ -200,9 +200,8 @@ def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokeniz
     write_chat_run(raychat_home, trained_tokenizer, run="other", stage="rl")
     app = build({})
     (model,) = app._bound_deployment.init_args
-    path, card, max_sequences = model._bound_deployment.init_args
-    assert path == str(raychat_home / "runs" / "other" / "rl" / "step_000003")
-    assert (card.id, card.max_model_len, max_sequences) == ("other-rl", 4096, 16)
+    (open_models,) = model._bound_deployment.init_args
+    assert open_models.args == (str(raychat_home), "other-rl", None, 16, 2)
 
 
 def test_serve_config_is_what_serve_and_build_take() -> None:

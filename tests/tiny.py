@@ -15,6 +15,7 @@ from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.serve.http import Backend, make_app
 from raychat.serve.run import listen
+from raychat.serve.settings import ServerSettings
 from raychat.tokenizer import Tokenizer
 
 
@@ -83,10 +84,10 @@ def extend(model: Model, cache: KVCache, tokens: list[int], chunks: dict[int, li
 
 
 @contextlib.contextmanager
-def http_server(backend: Backend) -> Iterator[str]:
-    """Serve a backend by HTTP from a thread of this process; yield its URL."""
+def http_server(backend: Backend, settings: ServerSettings | None = None) -> Iterator[str]:
+    """Serve a backend by HTTP from a thread of this process; yield its URL. settings: None = the default ones."""
     with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(backend), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(make_app(backend, settings), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

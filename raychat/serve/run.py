@@ -1,13 +1,16 @@
-"""Serve one engine from this process, without Ray."""
+"""Serve from this process, without Ray."""
 
+import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 
 import uvicorn
 
 from raychat.runs import find_checkpoint
-from raychat.serve.http import make_app
-from raychat.serve.service import ChatService, card_of
+from raychat.serve.http import Backend, make_app
+from raychat.serve.models import open_models
+from raychat.serve.settings import API_KEYS_VARIABLE, ServerSettings
 
 READY = "chat at http://{}:{}, the API is below /v1; Ctrl-C ends"
 
@@ -22,11 +25,32 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve_here(storage: str, run: str | None, stage: str | None, max_sequences: int, host: str, port: int) -> None:
-    """Serve until interrupted; run, stage: as in `find_checkpoint`."""
-    with listen(host, port) as server, contextlib.suppress(KeyboardInterrupt):
+def serve_here(
+    storage: str, run: str | None, stage: str | None, max_sequences: int, max_models: int, host: str, port: int
+) -> None:
+    """Serve the checkpoints of a storage until interrupted.
+
+    Args:
+        run, stage: the default model, as in `find_checkpoint`; with a run, only its checkpoints are served.
+        max_sequences: that one model generates at once.
+        max_models: in memory at once.
+    """
+
+    def load() -> Backend:
         found = find_checkpoint(storage, run, stage)
-        service = ChatService.load(found.path, card_of(found), max_sequences)
+        models = open_models(storage, found.name, run, max_sequences, max_models)
+        asyncio.run(models.preload())
         print(f"serving {found.name} from {found.path}", flush=True)
-        print(READY.format(host, server.getsockname()[1]), flush=True)
-        uvicorn.Server(uvicorn.Config(make_app(service))).run(sockets=[server])
+        return models
+
+    serve_until_interrupted(load, ServerSettings.from_environment(host=host, port=port))
+
+
+def serve_until_interrupted(load: Callable[[], Backend], settings: ServerSettings) -> None:
+    """Serve what `load` returns, which is called when the port is ours."""
+    with listen(settings.host, settings.port) as server, contextlib.suppress(KeyboardInterrupt):
+        app = make_app(load(), settings)
+        if not settings.api_keys:
+            print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect", flush=True)
+        print(READY.format(settings.host, server.getsockname()[1]), flush=True)
+        uvicorn.Server(uvicorn.Config(app)).run(sockets=[server])
