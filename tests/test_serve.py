@@ -177,7 +177,7 @@ def test_health_and_page(scripted: openai.OpenAI) -> None:
         ({"top_p": 0}, "top_p", "greater than 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"seed": 2**64}, "seed", "less than"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
+        ({"stop": ["a"] * 17}, "stop", "at most 16"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"top_logprobs": 2}, "top_logprobs", "expected logprobs to be true"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "expected \\[\\]"),

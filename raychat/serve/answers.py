@@ -56,6 +56,14 @@ class TokenizeAnswer(BaseModel):
     token_strs: list[str] | None = None
 
 
+class TokenizerInfo(BaseModel):
+    """The answer of GET /tokenizer_info, which lm-eval asks for."""
+
+    tokenizer_class: Literal["raychat"] = "raychat"
+    bos_token: str = "<|bos|>"  # begins every document and conversation
+    eos_token: str = "<|assistant_end|>"  # ends an answer
+
+
 class DetokenizeAnswer(BaseModel):
     """The answer of POST /detokenize."""
 

@@ -18,6 +18,7 @@ from raychat.serve.answers import (
     Status,
     TextCompletion,
     TokenizeAnswer,
+    TokenizerInfo,
     no_such_model,
 )
 from raychat.serve.limits import guarded_route
@@ -26,7 +27,14 @@ from raychat.serve.page import page_router
 from raychat.serve.respond import Backend as Backend
 from raychat.serve.respond import Responder, error_response
 from raychat.serve.settings import ServerSettings
-from raychat.serve.types import ChatRequest, CompletionRequest, DetokenizeRequest, Failure, TokenizeRequest
+from raychat.serve.types import (
+    MAX_SHOWN,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Failure,
+    TokenizeRequest,
+)
 
 HEALTH_TIMEOUT_S = 10.0
 
@@ -44,7 +52,7 @@ _MEANINGS = {
 def make_app(backend: Backend, settings: ServerSettings | None = None) -> FastAPI:
     """Return the web application: the OpenAI API below /v1, its neighbours, and the page at /."""
     settings = settings or ServerSettings()
-    app = FastAPI(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
+    app = _App(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
     metrics = ServerMetrics()
     app.include_router(page_router())
     app.include_router(_state(backend, metrics))
@@ -56,6 +64,18 @@ def make_app(backend: Backend, settings: ServerSettings | None = None) -> FastAP
         )
     _handle_errors(app)
     return app
+
+
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document without status 422, which FastAPI adds: `_handle_errors` answers 400 instead."""
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+        return document
 
 
 def _state(backend: Backend, metrics: ServerMetrics) -> APIRouter:
@@ -116,6 +136,10 @@ def _api(backend: Backend, settings: ServerSettings, metrics: ServerMetrics) -> 
         answer = await backend.tokenize(request)
         return error_response(answer) if isinstance(answer, Failure) else answer
 
+    @router.get("/tokenizer_info", response_model=TokenizerInfo, responses=_errors(*wrong[5:]))
+    async def tokenizer_info() -> TokenizerInfo:
+        return TokenizerInfo()
+
     @router.post("/detokenize", response_model=DetokenizeAnswer, responses=_errors(*wrong))
     async def detokenize(request: DetokenizeRequest) -> Any:
         answer = await backend.detokenize(request)
@@ -156,7 +180,7 @@ def _invalid(error: dict[str, Any]) -> Failure:
     """Return the failure for the first error that pydantic found in a request's body."""
     if error["type"] == "json_invalid":
         return Failure(400, f"the body is not JSON: {error['ctx']['error']}")
-    field = ".".join(map(str, error["loc"][1:]))  # after "body"
+    field = ".".join(map(str, error["loc"][1:]))[:MAX_SHOWN]  # after "body"
     if error["type"] == "unsupported":  # an error of types.py, whose message names the field
         return Failure(400, error["msg"], field or error["ctx"]["param"])
-    return Failure(400, f"{field}: {error['msg']}", field or None)
+    return Failure(400, f"{field or 'the body'}: {error['msg']}", field or None)

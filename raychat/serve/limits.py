@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope
 from raychat.serve.settings import ServerSettings
 from raychat.serve.types import Failure
 
+MAX_FIELDS = 10_000  # of all objects in a body
+
 
 def refused(failure: Failure, headers: dict[str, str] | None = None) -> HTTPException:
     """Return the exception that ends a request with a failure."""
@@ -106,19 +108,20 @@ class BoundedRequest(Request):
 
 
 def excess(data: dict[str, Any], settings: ServerSettings) -> Failure | None:
-    """Return the failure for a body with too many messages or characters; what is wrong otherwise is not looked at."""
+    """Return the failure for a body that would take long to validate; what is wrong otherwise is not looked at."""
     prompt, messages = data.get("prompt"), data.get("messages")
     messages = messages if isinstance(messages, list) else []
-    number = len(messages)
-    texts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
-    if number <= settings.max_messages:
-        contents = [message.get("content") for message in messages if isinstance(message, dict)]
-        parts = [part for content in contents if isinstance(content, list) for part in content]
-        number += len(parts)
-        texts = [*texts, *contents, *(part.get("text") for part in parts if isinstance(part, dict))]
-    if number > settings.max_messages:
+    objects: list[Any] = [message for message in messages if isinstance(message, dict)]
+    contents = [message.get("content") for message in objects]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    if (number := len(messages) + len(parts)) > settings.max_messages:
         message = f"{number} messages, parts included; expected at most {settings.max_messages}"
         return Failure(400, message, "messages", "array_above_max_length")
+    objects += [data, data.get("logit_bias"), *parts]
+    if (number := sum(len(fields) for fields in objects if isinstance(fields, dict))) > MAX_FIELDS:
+        return Failure(400, f"{number} fields; expected at most {MAX_FIELDS}", code="object_above_max_properties")
+    texts = [*(prompt if isinstance(prompt, list) else [prompt]), *contents]
+    texts += [part.get("text") for part in parts if isinstance(part, dict)]
     characters = sum(len(text) for text in texts if isinstance(text, str))
     if characters > settings.max_characters:
         message = f"{characters} characters; expected at most {settings.max_characters}"

@@ -53,4 +53,4 @@ def serve_until_interrupted(load: Callable[[], Backend], settings: ServerSetting
         if not settings.api_keys:
             print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect", flush=True)
         print(READY.format(settings.host, server.getsockname()[1]), flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[server])
+        uvicorn.Server(uvicorn.Config(app)).run(sockets=[server])

@@ -23,7 +23,8 @@ from raychat.serve.types import (
     TokenizeRequest,
 )
 
-FLUSH_S = 0.03  # tokens of this time travel together: a message between processes costs more than a token
+FLUSH_S = 0.03  # tokens of this time travel together, at least: a message costs more than a token
+MESSAGES_PER_S = 300.0  # of all streams together; when there are many, more tokens travel in each message
 
 
 def card_of(found: Found) -> ModelCard:
@@ -48,6 +49,7 @@ class ChatService:
         self.card = card
         self._engine = engine
         self._loop = EngineLoop(engine)
+        self._num_streams = 0
 
     @classmethod
     def load(cls, path: str, card: ModelCard, max_sequences: int) -> "ChatService":
@@ -89,6 +91,7 @@ class ChatService:
             yield choices
             return
         events = self._loop.add([choice.work for choice in choices])
+        self._num_streams += 1
         try:
             while True:
                 changed: dict[int, Choice] = {}
@@ -103,12 +106,13 @@ class ChatService:
                         yield delta
                 if all(choice.done for choice in choices):
                     return
-                await asyncio.sleep(FLUSH_S)
+                await asyncio.sleep(max(FLUSH_S, self._num_streams / MESSAGES_PER_S))
         except ValueError as e:
             yield Failure(400, str(e))
         except RuntimeError as e:
             yield Failure(500, str(e))
         finally:
+            self._num_streams -= 1
             self._loop.cancel(events)
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
@@ -132,7 +136,7 @@ class ChatService:
     def _tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
         tokenizer = self._engine.tokenizer
         if request.messages is None:
-            ids = text_prompt(tokenizer, request.prompt or "", request.add_special_tokens)
+            ids = self._prompt_ids(request.prompt or "", request.add_special_tokens)
         else:
             try:
                 ids = chat_prompt(tokenizer, request.messages)
@@ -141,3 +145,10 @@ class ChatService:
             ids = ids if request.add_generation_prompt else ids[:-1]
         strings = [tokenizer.decode([id]) for id in ids] if request.return_token_strs else None
         return TokenizeAnswer(count=len(ids), max_model_len=self._engine.context, tokens=ids, token_strs=strings)
+
+    def _prompt_ids(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        """Return a prompt as token ids. The name of a special token alone is that token: lm-eval asks for its id."""
+        special = self._engine.tokenizer.special
+        if prompt in special and not add_special_tokens:
+            return [special[prompt]]
+        return text_prompt(self._engine.tokenizer, prompt, add_special_tokens)

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from raychat.engine.request import Finish
 
-MAX_STOP_STRINGS = 4
+MAX_STOP_STRINGS = 16  # the OpenAI API has 4, but tasks of lm-eval send more
 MAX_CHOICES = 128  # answers to one request: n, times the prompts of a completion request
 MAX_SHOWN = 100  # characters of a wrong value in an error
 DEFAULT_NAMES = (None, "raychat")  # of the model that /v1/models lists first
@@ -86,6 +86,12 @@ def _list(name: str, value: Any) -> list[Any]:
     return value
 
 
+def _or_text(schema: dict[str, Any]) -> None:
+    """Let the OpenAPI document say that a text, or null where that is meant, may stand in place of a list."""
+    items = {key: schema.pop(key) for key in ("type", "items", "maxItems") if key in schema}
+    schema["anyOf"] = [{"type": "string", "minLength": 1}, items, {"type": "null"}]
+
+
 class StreamOptions(_Strict):
     """What a streamed answer holds besides its text."""
 
@@ -108,7 +114,7 @@ class SamplingRequest(_Strict):
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     logit_bias: dict[TokenKey, Bias] | None = Field(default=None, max_length=1024)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS)  # or a string, or null
+    stop: list[StopString] = Field(default=[], max_length=MAX_STOP_STRINGS, json_schema_extra=_or_text)
     ignore_eos: bool = False  # generate until max_tokens
 
     @field_validator("stop", mode="before")
@@ -128,7 +134,7 @@ class ChatMessage(_Strict):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], Field(fail_fast=True)]  # or a string; null only in an assistant's message
+    content: list[TextPart] = Field(fail_fast=True, json_schema_extra=_or_text)
 
     @model_validator(mode="before")
     @classmethod

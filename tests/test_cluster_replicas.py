@@ -1,0 +1,173 @@
+"""Replicas and ingresses that die or get too much to do, and the choice of a replica."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+from test_cluster_serve import LETTERS, free_port, trained_tokenizer, write_chat_run
+from test_serve import ask, client, wait_until
+
+from raychat.tokenizer import Tokenizer
+
+__all__ = ["trained_tokenizer"]  # a fixture
+NUM_TOKENS = 300
+TEXT = "".join(chr(97 + i % LETTERS) for i in range(NUM_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def twice(
+    ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
+    """The application with two replicas, which generate two answers each, behind two ingresses."""
+    from ray import serve
+
+    from raychat.cluster.serve import build
+
+    home, port = tmp_path_factory.mktemp("twice"), free_port()
+    write_chat_run(home, trained_tokenizer)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = {"storage_path": str(home), "max_sequences": 2, "min_replicas": 2, "max_replicas": 2, "max_queued": 8}
+    serve.run(build(settings), name="raychat")
+    yield client(f"http://127.0.0.1:{port}")
+    serve.shutdown()
+
+
+def pids(deployment: str) -> list[int]:
+    """Return the process ids of a deployment's running replicas."""
+    from ray.serve.context import _get_global_client
+
+    details = _get_global_client().get_serve_details()["applications"]["raychat"]["deployments"][deployment]
+    return [replica["pid"] for replica in details["replicas"] if replica["state"] == "RUNNING"]
+
+
+@contextlib.contextmanager
+def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Any]]:
+    """Ask from several threads, over and over, while the block runs; yield their answers and errors."""
+    answers: list[Any] = []
+    ended = threading.Event()
+
+    def asks() -> None:
+        while not ended.is_set():
+            try:
+                answers.append(ask(api, max_tokens=NUM_TOKENS).choices[0].message.content)
+            except openai.OpenAIError as e:
+                answers.append(e)
+
+    with ThreadPoolExecutor(num_clients) as threads:
+        for _ in range(num_clients):
+            threads.submit(asks)
+        try:
+            yield answers
+        finally:
+            ended.set()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("deployment", ["ModelReplica", "Ingress"])
+def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: str) -> None:
+    with whole_answers(twice, num_clients=4) as answers:
+        assert wait_until(lambda: len(answers) >= 4, timeout_s=60)
+        victim = pids(deployment)[0]
+        os.kill(victim, signal.SIGKILL)
+        assert wait_until(lambda: victim not in pids(deployment) and len(pids(deployment)) == 2, timeout_s=120)
+        count = len(answers)
+        assert wait_until(lambda: len(answers) >= count + 4, timeout_s=60)
+    assert set(answers) == {TEXT}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.OpenAI) -> None:
+    streams = [ask(twice, stream=True) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    victim = pids("ModelReplica")[0]
+    os.kill(victim, signal.SIGKILL)
+    ends = []
+    for stream in streams:
+        try:
+            ends.append([chunk.choices[0].finish_reason for chunk in stream][-1])
+        except openai.APIError as e:
+            ends.append(e.message)
+    assert len(ends) == 4
+    broken = [end for end in ends if end != "length"]
+    assert broken
+    assert all("replica is gone" in end for end in broken)
+    assert wait_until(lambda: victim not in pids("ModelReplica") and len(pids("ModelReplica")) == 2, timeout_s=120)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_overload_is_429_and_passes(twice: openai.OpenAI) -> None:
+    """Eighty requests at once, to a service with room for eight and for as many that wait at each ingress."""
+    url = f"{twice.base_url}chat/completions"
+    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0, "max_tokens": NUM_TOKENS}
+
+    async def flood() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(limits=limits, timeout=120) as http:
+            return await asyncio.gather(*(http.post(url, json=body) for _ in range(80)))
+
+    answers = asyncio.run(flood())
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < 80
+    assert {answer.status_code for answer in refused} == {429}
+    assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
+    assert ask(twice, max_tokens=3).choices[0].message.content == "abc"
+
+
+class Replica(NamedTuple):
+    """What the router looks at in a replica."""
+
+    replica_id: Any
+    routing_stats: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def choose() -> Callable[..., list[list[str]]]:
+    """Choose among replicas, given as names with the models that each has; return their names."""
+    from ray.serve._private.common import DeploymentID, ReplicaID, RequestMetadata
+    from ray.serve.request_router import PendingRequest
+
+    from raychat.cluster.replicas import AffinityRouter
+
+    def chosen(replicas: dict[str, list[str]], model: str, beginning: str = "x") -> list[list[str]]:
+        deployment = DeploymentID("ModelReplica", "raychat")
+        candidates: Any = [Replica(ReplicaID(name, deployment), {"models": has}) for name, has in replicas.items()]
+        metadata = RequestMetadata("1", "1", multiplexed_model_id=model, session_id=beginning)
+        request = PendingRequest(args=[], kwargs={}, metadata=metadata)
+        router = AffinityRouter.__new__(AffinityRouter)  # the choice needs none of Serve's state
+        ranks = asyncio.run(router.choose_replicas(candidates, request))
+        return [[replica.replica_id.unique_id for replica in rank] for rank in ranks]
+
+    return chosen
+
+
+REPLICAS = {"a": ["sft", "rl"], "b": ["sft"], "c": ["rl"], "d": ["sft"]}
+
+
+def test_replicas_that_have_the_model_come_first(choose: Callable[..., list[list[str]]]) -> None:
+    ranks = choose(REPLICAS, "sft")
+    assert [len(rank) for rank in ranks] == [2, 1, 1]
+    assert {name for rank in ranks[:2] for name in rank} == {"a", "b", "d"}
+    assert ranks[2] == ["c"]
+    assert sorted(choose(REPLICAS, "base")[0]) == ["a", "b", "c", "d"]
+
+
+def test_prompts_with_the_same_beginning_go_to_the_same_replicas(choose: Callable[..., list[list[str]]]) -> None:
+    firsts = [choose(REPLICAS, "sft", beginning)[0] for beginning in "abcdefgh" for _ in range(3)]
+    assert all(firsts[i] == firsts[i - i % 3] for i in range(len(firsts)))
+    assert len({tuple(first) for first in firsts}) > 1
+    without = {name: has for name, has in REPLICAS.items() if name != "d"}
+    for beginning in "abcdefgh":  # a replica that goes away moves only the prompts that it had
+        first = choose(REPLICAS, "sft", beginning)[0]
+        assert "d" in first or choose(without, "sft", beginning)[0] == first

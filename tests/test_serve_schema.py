@@ -1,0 +1,79 @@
+"""The OpenAPI document, and the server against it: schemathesis sends what it allows, and what it does not."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from test_serve import END, START, service
+from tiny import http_server, scripted_model
+
+schemathesis = pytest.importorskip("schemathesis")
+
+OPERATIONS = [
+    ("GET", "/"),
+    ("GET", "/health"),
+    ("GET", "/ready"),
+    ("GET", "/metrics"),
+    ("GET", "/tokenizer_info"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    model = scripted_model([[START, *b"abc", END]], sequence_len=32)
+    with http_server(service(model, max_sequences=64)) as url:
+        yield url
+
+
+def test_every_operation_is_tested(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    found = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert found == set(OPERATIONS)
+
+
+def test_document_says_how_errors_look(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            errors = {status: answer for status, answer in operation["responses"].items() if status != "200"}
+            assert "422" not in errors
+            assert "completions" not in path or {"400", "404", "413", "429", "500", "503"} <= set(errors)
+            for answer in errors.values():
+                assert answer["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, path, mode",
+    [
+        (method, path, mode)
+        for method, path in OPERATIONS
+        for mode in ("POSITIVE", "NEGATIVE")[: 1 + (method == "POST")]
+    ],
+)
+def test_server_does_what_the_document_says(url: str, method: str, path: str, mode: str) -> None:
+    """No server error, no status, content type or body that is not in the document."""
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    operation = schemathesis.openapi.from_url(f"{url}/openapi.json")[path][method]
+    wanted = (
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    )
+
+    @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    def conforms(case: object) -> None:
+        case.call_and_validate(checks=wanted, timeout=60)  # type: ignore[attr-defined]
+
+    conforms()
