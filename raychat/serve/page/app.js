@@ -259,9 +259,10 @@ $("open-settings").onclick = openSettings;
 $("system").oninput = () => page.setSystem($("system").value.trim());
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, textarea, dialog, [popover]");
+  const over = event.target.closest("dialog, [popover]"); // Escape closes these, and nothing else
+  const typing = over || event.target.closest("input, textarea");
   const shortcut = (event.ctrlKey || event.metaKey) && event.shiftKey;
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key === "Escape" && running && !over) running.abort();
   else if (event.key === "Escape" && drawer.isOver()) drawer.show(false);
   else if (event.key === "/" && !typing) composer.focus();
   else if (shortcut && event.code === "KeyO") page.begin();
