@@ -30,11 +30,11 @@ class Several:
 
     def __init__(self, *services: ChatService) -> None:
         self._services: dict[str, ChatService] = {}
-        for service in services:
-            self.add(service)
+        for one in services:
+            self.add(one)
 
-    def add(self, service: ChatService) -> None:
-        self._services[service.card.id] = service
+    def add(self, one: ChatService) -> None:
+        self._services[one.card.id] = one
 
     async def cards(self) -> list[ModelCard]:
         return [service.card for service in self._services.values()]

@@ -270,7 +270,12 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-addEventListener("pagehide", () => running && keep(chat)); // what there is of an answer survives a reload
+// What there is of an answer survives a reload. Phones only send the second event.
+for (const leaving of ["beforeunload", "pagehide"])
+  addEventListener(leaving, () => {
+    if (running) keep(chat);
+    drop();
+  });
 addEventListener("storage", list); // another tab has changed the conversations
 
 // Fetch the cards of the models, or say why not. Return whether there is a model.
