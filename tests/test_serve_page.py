@@ -369,12 +369,12 @@ def test_commands(page: Any, url: str) -> None:
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("/nothing", "there is no command /nothing; /help lists them"),
-        ("/set temperature 9", "temperature should be from 0 to 2"),
-        ("/set temperature", "temperature should be a number"),
-        ("/set heat 1", "there is no setting heat; expected one of temperature"),
-        ("/model gpt-4", "there is no model gpt-4; expected one of tiny-sft"),
-        ("/undo", "there is no question yet"),
+        ("/nothing", "There is no command /nothing; /help lists them"),
+        ("/set temperature 9", "Temperature should be from 0 to 2"),
+        ("/set temperature", "Temperature should be a number"),
+        ("/set heat 1", "There is no setting heat; expected one of temperature"),
+        ("/model gpt-4", "There is no model gpt-4; expected one of tiny-sft"),
+        ("/undo", "There is no question yet"),
     ],
 )
 def test_wrong_command_is_explained_and_kept(page: Any, url: str, command: str, message: str) -> None:

@@ -46,11 +46,12 @@ async function answer(index, lanes) {
   const controller = new AbortController();
   running = controller;
   for (const lane of lanes) exchange.answers[lane] = newAnswer(here.models[lane] ?? exchange.answers[lane].model);
+  here.updated = Date.now();
+  keep(here);
   thread.showFrom(here, index);
   composer.refresh();
   announce("Answering");
   await Promise.all(lanes.map((lane) => answerOf(here, index, lane, controller.signal)));
-  here.updated = Date.now();
   keep(here);
   if (running !== controller) return; // dropped for another conversation or question
   running = null;
@@ -136,6 +137,7 @@ const page = {
 };
 
 function send(text) {
+  $("notice").hidden = true;
   if (!text.startsWith("/")) return void ask(text.trim());
   try {
     const said = runCommand(page, text.trim());
