@@ -21,15 +21,15 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
-    stage: Literal["rl", "sft", "mid", "base"] | None = None  # None = the latest that the run has reached, but not base
+    stage: Literal["rl", "sft", "mid", "base"] | None = None  # which model of the run; None = its latest, but not base
     prompt: str | None = None  # answer this one question and end; None = a conversation
     system: str = ""  # system prompt: what the model should know or do throughout the conversation
-    temperature: float = 0.7  # 0 = always the most likely token
-    top_k: int | None = 50  # only among the k most likely tokens; None = all
-    top_p: float | None = None  # only among the most likely tokens that hold this much probability; None = all
-    min_p: float | None = None  # only tokens at least this many times as likely as the most likely one; None = all
-    max_tokens: int = 512  # of one answer
-    seed: int | None = None  # the same seed gives the same answers; None = new ones every time
+    temperature: float = 0.7  # of sampling: higher is more varied, 0 = always the most likely token
+    top_k: int | None = 50  # sample only among the k most likely tokens; None = all
+    top_p: float | None = None  # sample only among the most likely tokens that hold this much probability; None = all
+    min_p: float | None = None  # sample only tokens at least this many times as likely as the likeliest; None = all
+    max_tokens: int = 512  # longest answer, in tokens
+    seed: int | None = None  # of sampling: the same seed gives the same answers; None = new ones every time
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
 

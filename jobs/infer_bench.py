@@ -29,26 +29,21 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Args:
     run: str | None = None  # name of the run; None = the one that wrote a chat checkpoint last
-    stage: Literal["rl", "sft", "mid", "base"] | None = None  # None = the latest that the run has reached, but not base
+    stage: Literal["rl", "sft", "mid", "base"] | None = None  # which model of the run; None = its latest, but not base
     depth: int | None = None  # measure a model of this depth with random weights; None = the run's checkpoint
     batch_sizes: tuple[int, ...] = (1, 4, 16, 32)  # requests at once, one line of the table each
-    prompt_tokens: int = 128  # of each request; no two requests share a beginning
-    new_tokens: int = 64  # that each request gets at least
-    temperature: float = 0.7  # 0 = always the most likely token
-    top_k: int | None = 50  # only among the k most likely tokens; None = all
-    rounds: int = 3  # measurements of each batch size, after one that does not count; the table shows medians
+    prompt_tokens: int = 128  # length of each prompt; no two prompts share a beginning
+    new_tokens: int = 64  # tokens that each request gets, at least
+    temperature: float = 0.7  # of sampling; 0 = always the most likely token
+    top_k: int | None = 50  # sample only among the k most likely tokens; None = all
+    rounds: int = 3  # measurements of each batch size, after one that does not count
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
     def __post_init__(self) -> None:
-        least = {
-            "prompt_tokens": (self.prompt_tokens, 1),
-            "new_tokens": (self.new_tokens, 2),
-            "rounds": (self.rounds, 1),
-        }
-        least |= {f"batch size {i}": (batch, 1) for i, batch in enumerate(self.batch_sizes)}
-        for name, (number, minimum) in least.items():
-            if number < minimum:
-                raise ValueError(f"{name} is {number}; expected a whole number >= {minimum}")
+        for name, least in {"batch_sizes": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1}.items():
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < least:
+                raise ValueError(f"{name} is {value}; expected whole numbers >= {least}")
 
 
 class Round(NamedTuple):
@@ -67,7 +62,7 @@ def run(args: Args) -> dict[str, Any]:
     """
     import torch
 
-    from raychat.device import compute_dtype
+    from raychat.engine.limit import activation_dtype
 
     name, model, tokenizer = _load(args)
     device = next(model.parameters()).device
@@ -83,7 +78,7 @@ def run(args: Args) -> dict[str, Any]:
         "num_params": sum(p.numel() for p in model.parameters()),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "dtype": str(activation_dtype(model)).removeprefix("torch."),
         "torch": torch.__version__,
         "prompt_tokens": args.prompt_tokens,
         "batches": batches,
@@ -175,8 +170,9 @@ def _serve(
 
 
 def _summary(rounds: list[Round], prompt_tokens: int) -> dict[str, float]:
-    """Return the medians over the rounds, rounded."""
+    """Return the medians over the rounds, rounded; the share of the limit is the best round's."""
     batch = len(rounds[0].first_s)
+    limit_s = min(r.limit_s for r in rounds)
 
     def over_rounds(figure: Callable[[Round], float], digits: int) -> float:
         return round(median(map(figure, rounds)), digits)
@@ -186,8 +182,8 @@ def _summary(rounds: list[Round], prompt_tokens: int) -> dict[str, float]:
         "prompt_tok_s": over_rounds(lambda r: batch * prompt_tokens / max(r.first_s), 1),
         "tpot_ms": over_rounds(lambda r: 1000 * r.step_s, 3),
         "tok_s": over_rounds(lambda r: batch / r.step_s, 1),
-        "limit_tok_s": over_rounds(lambda r: batch / r.limit_s, 1),
-        "fraction_of_limit": over_rounds(lambda r: r.limit_s / r.step_s, 4),
+        "limit_tok_s": round(batch / limit_s, 1),
+        "fraction_of_limit": round(limit_s / min(r.step_s for r in rounds), 4),
     }
 
 

@@ -29,7 +29,12 @@ class Several:
     """Some services behind one endpoint, the first one the default."""
 
     def __init__(self, *services: ChatService) -> None:
-        self._services = {service.card.id: service for service in services}
+        self._services: dict[str, ChatService] = {}
+        for one in services:
+            self.add(one)
+
+    def add(self, one: ChatService) -> None:
+        self._services[one.card.id] = one
 
     async def cards(self) -> list[ModelCard]:
         return [service.card for service in self._services.values()]
@@ -114,6 +119,7 @@ def test_question_and_answer(sized: Any, url: str) -> None:
     expect(sized.locator(".bubble")).to_have_text("What is 6 * 7? <img src=x>")
     expect(sized.locator(".body")).to_contain_text("é🙂.<script>")
     assert sized.locator(".body script, .bubble img").count() == 0
+    assert sized.locator(".chip").inner_text().split() == ["6*7", "=", "42"]
     expect(sized.locator(".numbers")).to_contain_text("31 tokens")
     expect(sized.locator("#input")).to_be_focused()
     expect(sized.locator("#announcer")).to_contain_text("tiny-sft: Now: ")
@@ -164,6 +170,52 @@ def test_stop_and_regenerate(sized: Any) -> None:
         sized.keyboard.press("Escape")
         expect(sized.locator(".numbers")).to_contain_text("stopped")
         assert sized.locator(".exchange").count() == 1
+
+
+def start_answer(page: Any, question: str) -> None:
+    """Send a question to a slow model and wait for the first words."""
+    page.fill("#input", question)
+    page.keyboard.press("Enter")
+    expect(page.locator(".body").last).to_contain_text("abc")
+
+
+def test_reload_keeps_what_there_is_of_an_answer(page: Any) -> None:
+    with http_server(slow_service(0.02)) as url:
+        page.goto(url)
+        start_answer(page, "The alphabet, please")
+        page.reload()
+        page.click(".chat-title")
+        expect(page.locator(".body")).to_contain_text("abc")
+        expect(page.locator(".numbers")).to_contain_text("stopped")
+
+
+def test_another_conversation_stops_the_answer(page: Any) -> None:
+    slow = slow_service(0.02)
+    with http_server(slow) as url:
+        page.goto(url)
+        start_answer(page, "First")
+        page.keyboard.press("Control+Shift+O")
+        expect(page.locator(".welcome")).to_be_visible()
+        assert wait_until(lambda: num_open(slow) == 0)
+        start_answer(page, "Second")
+        page.click(".chat-title >> text=First")
+        expect(page.locator(".bubble")).to_have_text("First")
+        expect(page.locator(".body")).to_contain_text("abc")
+        expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
+
+
+def test_screen_reader_hears_an_answer_once(page: Any) -> None:
+    with http_server(says(b"abcdefghijklmnopqrstuvwxyz")) as url:
+        page.goto(url)
+        page.evaluate("""() => {
+            window.said = [];
+            const box = document.getElementById("announcer");
+            new MutationObserver(() => said.push(box.textContent)).observe(box, { childList: true });
+        }""")
+        ask(page, "Hi")
+        said = ["Answering", "tiny · sft: abcdefghijklmnopqrstuvwxyz"]
+        assert wait_until(lambda: page.evaluate("said") == said), page.evaluate("said")
+        assert page.get_attribute("#log", "aria-live") == "off"
 
 
 def test_edited_question_replaces_what_follows(sized: Any, url: str) -> None:
@@ -317,12 +369,12 @@ def test_commands(page: Any, url: str) -> None:
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("/nothing", "there is no command /nothing; /help lists them"),
-        ("/set temperature 9", "temperature should be from 0 to 2"),
-        ("/set temperature", "temperature should be a number"),
-        ("/set heat 1", "there is no setting heat; expected one of temperature"),
-        ("/model gpt-4", "there is no model gpt-4; expected one of tiny-sft"),
-        ("/undo", "there is no question yet"),
+        ("/nothing", "There is no command /nothing; /help lists them"),
+        ("/set temperature 9", "Temperature should be from 0 to 2"),
+        ("/set temperature", "Temperature should be a number"),
+        ("/set heat 1", "There is no setting heat; expected one of temperature"),
+        ("/model gpt-4", "There is no model gpt-4; expected one of tiny-sft"),
+        ("/undo", "There is no question yet"),
     ],
 )
 def test_wrong_command_is_explained_and_kept(page: Any, url: str, command: str, message: str) -> None:
@@ -370,6 +422,20 @@ def test_key_is_asked_for_and_forgotten_with_the_tab(page: Any) -> None:
         assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
 
 
+def test_server_that_is_busy_says_when_to_try_again(page: Any) -> None:
+    settings = ServerSettings(api_keys=("secret",), requests_per_minute=2)
+    with http_server(says(b"abc"), settings) as url:
+        page.goto(url)
+        page.evaluate("sessionStorage.setItem('raychat.key', 'secret')")
+        page.reload()
+        expect(page.locator(".picker")).to_be_visible()
+        for question in ("One", "Two", "Three"):
+            page.fill("#input", question)
+            page.keyboard.press("Enter")
+            expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
+        expect(page.locator(".failed").last).to_contain_text(re.compile(r"\(in \d+ s\)"))
+
+
 def choose(page: Any, lane: int, label: str) -> None:
     page.locator(".picker").nth(lane).click()
     page.locator("#model-list").get_by_role("button", name=label).first.click()
@@ -387,6 +453,23 @@ def test_models_and_steps_can_be_chosen(sized: Any, family: str) -> None:
     expect(sized.locator(".picker")).to_have_text("tiny · sft · step 4")
     ask(sized, "And now?")
     assert sized.locator(".body").all_inner_texts() == ["abc", "ghi"]
+
+
+def test_new_steps_appear_when_the_list_is_opened(page: Any) -> None:
+    several = Several(says(b"abc"))
+    with http_server(several) as url:
+        page.goto(url)
+        expect(page.locator(".picker")).to_be_visible()
+        several.add(says(b"def", step=5, latest=False))
+        page.click(".picker")
+        page.click("#model-list >> text=5")
+        ask(page, "Who?")
+        assert page.inner_text(".body") == "def"
+        page.evaluate("""() => { for (const key of Object.keys(localStorage))
+            localStorage[key] = localStorage[key].replaceAll("@5", "@99"); }""")
+        page.reload()
+        page.click(".chat-title")
+        expect(page.locator(".picker")).to_have_text("tiny · sft")  # the default: there is no step 99
 
 
 def test_compare_asks_two_models(sized: Any, family: str) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from test_serve import END, START, service
 from tiny import http_server, scripted_model
-
-schemathesis = pytest.importorskip("schemathesis")
 
 OPERATIONS = [
     ("GET", "/health"),

@@ -104,10 +104,11 @@ class PackedSequences(NamedTuple):
     bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
     slots: Tensor  # (sequences + 1,) int32, its slot; one more, since the kernel wants as many offsets as bounds
     longest: int  # tokens
-    seen: dict[int, Tensor]  # by window: (sequences,) int32, entries of each slot up to its last query
 
 
-def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, window: int) -> Tensor:
+def attend_packed(
+    q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, seen: Tensor, window: int
+) -> Tensor:
     """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
 
     With one split a sequence's result does not depend on the others.
@@ -115,6 +116,7 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
     Args:
         q: (N, H, D).
         keys, values: (slots, S, K, D).
+        seen: (sequences,) int32, entries of each slot up to its last query.
         window: as in `attend`.
 
     Returns:
@@ -131,7 +133,7 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
         length,
         window_size=(window if window < length else -1, 0),
         enable_gqa=q.size(1) != keys.size(2),
-        seqused_k=packed.seen[window],
+        seqused_k=seen,
         num_splits=1,
     )
     assert isinstance(out, Tensor)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from raychat.chat.stream import TextStream
-from raychat.chat.template import Message, completion_parts, render_prompt
+from raychat.chat.template import Message, completion_parts, normalise, render_prompt
 from raychat.engine.engine import Engine
 from raychat.engine.request import Finish
 from raychat.engine.sampling import SamplingParams
@@ -14,7 +14,7 @@ from raychat.engine.sampling import SamplingParams
 Answer = Generator[str, None, None]  # text of an answer while it is generated; closing it stops the answer
 
 
-class Usage(NamedTuple):
+class AnswerStats(NamedTuple):
     """What the latest answer took."""
 
     prompt_tokens: int  # the conversation before it
@@ -38,7 +38,7 @@ class Conversation:
     def __init__(self, engine: Engine, params: SamplingParams, system: str = "") -> None:
         self.engine, self.params, self.system = engine, params, system
         self.turns: list[Message] = []  # user and assistant by turns
-        self.usage: Usage | None = None
+        self.stats: AnswerStats | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -99,6 +99,6 @@ class Conversation:
             yield text.close()
         finally:
             engine.cancel(request)
-            self.usage = Usage(len(prompt), len(ids), first - start, last - first, finish)
+            self.stats = AnswerStats(len(prompt), len(ids), first - start, last - first, finish)
             if content := completion_parts(engine.tokenizer, ids):
-                self.turns = [*turns, {"role": "assistant", "content": content}]
+                self.turns = normalise([*turns, {"role": "assistant", "content": content}])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raychat.engine.sampling import SamplingParams
 
@@ -38,7 +38,8 @@ def changed(params: SamplingParams, name: str, value: float | None) -> SamplingP
     if name == "top_k" and value in (0, -1):
         value = None
     try:
-        return replace(params, **{setting.field: value})
+        new: dict[str, Any] = {setting.field: value}
+        return replace(params, **new)
     except ValueError as error:
         raise ValueError(str(error).replace(setting.field, name)) from None
 

@@ -4,13 +4,13 @@ Answers go to stdout. Everything else goes to stderr, so that a pipe gets answer
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from raychat import paths
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.runs import Found, checkpoint_named, every_checkpoint
@@ -86,12 +86,13 @@ class Terminal:
 
     def _summary(self) -> str:
         """Describe the latest answer: its tokens, their speed, and how full the context is."""
-        if (usage := self.conversation.usage) is None:
+        if (stats := self.conversation.stats) is None:
             return ""
-        end = {"length": "cut off at max_tokens or the context", None: "stopped"}.get(usage.finish)
-        speed = f"{usage.tokens_per_s:.1f} tok/s" if usage.tokens_per_s else None
-        used = f"{usage.prompt_tokens + usage.tokens} of {self.conversation.engine.context} tokens of context"
-        facts = (end, f"{usage.tokens} tokens", speed, f"first after {usage.first_s:.2f} s", used)
+        end = {"length": "cut off at max_tokens or the context", None: "stopped"}.get(stats.finish)
+        speed = f"{stats.tokens_per_s:.1f} tok/s" if stats.tokens_per_s else None
+        used = f"{stats.prompt_tokens + stats.tokens} of {self.conversation.engine.context} tokens of context"
+        tokens = f"{stats.tokens} token{'s' if stats.tokens != 1 else ''}"
+        facts = (end, tokens, speed, f"first after {stats.first_s:.2f} s", used)
         return f"[{', '.join(fact for fact in facts if fact)}]\n"
 
     def _help(self, argument: str) -> None:
@@ -138,7 +139,7 @@ class Terminal:
         if not argument:
             raise ValueError("/save needs the name of a file")
         line = self.conversation.as_json(self.model.id)
-        with paths.open_file(paths.absolute(argument), "a") as file:
+        with open(os.path.expanduser(argument), "a", encoding="utf-8") as file:
             file.write(line + "\n")
         _note(f"added the conversation to {argument}")
 

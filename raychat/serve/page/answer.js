@@ -1,7 +1,7 @@
 // One answer as the page shows it: the model's text, chips for its tool calls, and a line about it.
 
 import { spokenText } from "./api.js";
-import { copyFrom, element, icon, iconButton, patch } from "./dom.js";
+import { copyFrom, element, icon, iconButton, patch, sentence } from "./dom.js";
 import { CHIP, markdown } from "./markdown.js";
 
 // Return the empty view of an answer. name: of the model, as people call it. lane: which of the compared models it is.
@@ -70,7 +70,7 @@ function ending(view, answer) {
   const copies = iconButton("copy", "Copy", () => copyFrom(copies, text));
   if (answer.failure) {
     const retry = element("button", { type: "button", class: "text-button again", onclick: view.again }, "Try again");
-    return [element("div", { class: "failed" }, element("span", {}, answer.failure.message), retry)];
+    return [element("div", { class: "failed" }, element("span", {}, sentence(answer.failure.message)), retry)];
   }
   const buttons = element("div", { class: "actions" }, ...(text ? [copies] : []), again);
   return [

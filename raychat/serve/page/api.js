@@ -63,12 +63,18 @@ export async function* events(texts) {
       if (data) yield JSON.parse(data); // a comment, which keeps a connection alive, has none
     }
   }
-  throw new ApiError("The connection was lost in the middle of the answer.");
+  throw lost();
 }
+
+const lost = () => new ApiError("The connection was lost in the middle of the answer.");
 
 async function* texts(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let read; !(read = await reader.read()).done;) yield read.value;
+  const read = () =>
+    reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : lost();
+    });
+  for (let piece = await read(); !piece.done; piece = await read()) yield piece.value;
 }
 
 // Return a new, empty answer of a model.

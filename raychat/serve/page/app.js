@@ -46,11 +46,12 @@ async function answer(index, lanes) {
   const controller = new AbortController();
   running = controller;
   for (const lane of lanes) exchange.answers[lane] = newAnswer(here.models[lane] ?? exchange.answers[lane].model);
+  here.updated = Date.now();
+  keep(here);
   thread.showFrom(here, index);
   composer.refresh();
   announce("Answering");
   await Promise.all(lanes.map((lane) => answerOf(here, index, lane, controller.signal)));
-  here.updated = Date.now();
   keep(here);
   if (running !== controller) return; // dropped for another conversation or question
   running = null;
@@ -136,6 +137,7 @@ const page = {
 };
 
 function send(text) {
+  $("notice").hidden = true;
   if (!text.startsWith("/")) return void ask(text.trim());
   try {
     const said = runCommand(page, text.trim());
@@ -259,9 +261,10 @@ $("open-settings").onclick = openSettings;
 $("system").oninput = () => page.setSystem($("system").value.trim());
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, textarea, dialog, [popover]");
+  const over = event.target.closest("dialog, [popover]"); // Escape closes these, and nothing else
+  const typing = over || event.target.closest("input, textarea");
   const shortcut = (event.ctrlKey || event.metaKey) && event.shiftKey;
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key === "Escape" && running && !over) running.abort();
   else if (event.key === "Escape" && drawer.isOver()) drawer.show(false);
   else if (event.key === "/" && !typing) composer.focus();
   else if (shortcut && event.code === "KeyO") page.begin();
@@ -269,7 +272,12 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-addEventListener("pagehide", () => running && keep(chat)); // what there is of an answer survives a reload
+// What there is of an answer survives a reload. Phones only send the second event.
+for (const leaving of ["beforeunload", "pagehide"])
+  addEventListener(leaving, () => {
+    if (running) keep(chat);
+    drop();
+  });
 addEventListener("storage", list); // another tab has changed the conversations
 
 // Fetch the cards of the models, or say why not. Return whether there is a model.

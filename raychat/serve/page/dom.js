@@ -91,6 +91,9 @@ export function announce(text) {
   document.getElementById("announcer").textContent = text;
 }
 
+// Return a message of a program as the beginning of a sentence.
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 let noticeTimer = 0;
 
 // Show a short message above the input for a few seconds; an error stays until the next one. undo: offer to take back.
@@ -111,7 +114,7 @@ export function notice(text, { error = false, undo = null } = {}) {
       },
       "Undo",
     );
-  box.replaceChildren(element("span", {}, text), button ?? iconButton("close", "Close this message", hide));
+  box.replaceChildren(element("span", {}, sentence(text)), button ?? iconButton("close", "Close this message", hide));
   box.classList.toggle("error", error);
   box.hidden = false;
   clearTimeout(noticeTimer);
