@@ -19,7 +19,7 @@ class Args:
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
     max_items: int | None = None  # items of each task, the same ones every time; None = all
     data: tuple[str, ...] | None = None  # corpus whose last shard is validated on; None = what the model was trained on
-    eval_tokens: int = 80 * 524288  # validation tokens at most
+    eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
 

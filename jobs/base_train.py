@@ -17,18 +17,18 @@ class Args:
     data: tuple[str, ...] = ("tinyworld",)  # climbmix, fineweb-edu, tinyworld, or folders, files, patterns of text
     num_shards: int | None = None  # shards to use; None = as many as the run needs (hub data) or all there are
     depth: int = 12  # the one dial: width, heads, batch, learning rates and length of training follow from it
-    head_dim: int | None = None  # None = 128, below depth 8 64
+    head_dim: int | None = None  # channels of an attention head; None = 128, or 64 below depth 8
     sequence_len: int = 2048  # context length in tokens
     window_pattern: str = "SSSL"  # sliding windows, tiled over the layers: S = a quarter of the context, L = all of it
     ratio: float = 12.0  # training tokens per scaling parameter; 10.5 is compute-optimal
-    steps: int | None = None  # None = as many as the ratio asks for
+    steps: int | None = None  # optimizer steps; None = as many as the ratio asks for
     batch_tokens: int | None = None  # tokens per optimizer step, all workers together; None = by the scaling rule
-    device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
-    lr_scale: float | None = None  # times every learning rate; None = sqrt(batch / 2^19)
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
+    lr_scale: float | None = None  # factor on every learning rate; None = sqrt(batch_tokens / 2^19)
     eval_every: int = 250  # steps between validations
-    eval_tokens: int = 80 * 524288  # validation tokens at most
+    eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints
-    seed: int = 0  # of the initial weights
+    seed: int = 0  # seed of the initial weights
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 

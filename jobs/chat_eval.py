@@ -17,13 +17,13 @@ TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-be
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run
-    stage: Literal["mid", "sft", "rl"] = "sft"  # which of its models
-    tasks: tuple[str, ...] | None = None  # None = those of the six of ChatCORE whose data is there
+    stage: Literal["mid", "sft", "rl"] = "sft"  # which model of the run
+    tasks: tuple[str, ...] | None = None  # tasks to evaluate on; None = those of ChatCORE's six whose data is there
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     max_problems: int | None = None  # problems of each task, the same ones every time; None = all
-    temperature: float = 0.0  # of generated answers; 0 = the most likely token each time
+    temperature: float = 0.0  # of sampling answers; 0 = always the most likely token
     num_samples: int = 1  # answers to each problem; their mean reward counts
-    max_new_tokens: int | None = None  # of a generated answer; None = the task's own: 512 for HumanEval, else 256
+    max_new_tokens: int | None = None  # longest answer, in tokens; None = the task's own: 512 for HumanEval, else 256
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
     cluster: Cluster = field(default_factory=Cluster)
 

@@ -14,22 +14,22 @@ from raychat.cluster import Cluster
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run whose model is taken
-    task: str = "gsm8k"  # whose training problems are asked
+    task: str = "gsm8k"  # name of the task whose training problems are asked (docs/data.md)
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
-    steps: int | None = None  # None = one pass over the problems
+    steps: int | None = None  # optimizer steps; None = one pass over the problems
     questions_per_step: int = 16  # problems asked in a step
-    samples: int = 16  # answers to each of them
-    max_new_tokens: int = 256  # of an answer
-    temperature: float = 1.0  # of sampling
-    top_k: int = 50  # sample among this many of the likeliest tokens
-    lr: float = 0.05  # of the first step, times the base run's rates; falls linearly to 0
-    device_rows: int | None = None  # rows of full context that a micro-batch may be as large as; None = by the device
+    samples: int = 16  # answers to each problem
+    max_new_tokens: int = 256  # longest answer, in tokens
+    temperature: float = 1.0  # of sampling: higher is more varied
+    top_k: int = 50  # sample only among the k most likely tokens
+    lr: float = 0.05  # learning rate of the first step, as a factor on the base run's rates; it falls linearly to 0
+    device_rows: int | None = None  # rows of a micro-batch on one device, if all fill the context; None = by its memory
     eval_every: int = 60  # steps between evaluations
     num_eval: int = 64  # held-out problems in an evaluation; 0 = none
     save_every: int = 60  # steps between checkpoints
     rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
-    questions_per_call: int = 2  # questions answered at once, samples * this many sequences: more keep a device busier
-    seed: int = 0  # of the order of the problems and of sampling
+    questions_per_call: int = 2  # questions that an actor answers at once, each with all its samples
+    seed: int = 0  # seed of the order of the problems and of sampling
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)

@@ -23,13 +23,13 @@ class Args:
         "spelling-bee",
     )
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
-    steps: int | None = None  # None = one pass over the data
+    steps: int | None = None  # optimizer steps; None = one pass over the data
     batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
-    device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device
-    lr: float = 0.8  # peak, times the base run's rates; falls to 0 over the last half
+    device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
+    lr: float = 0.8  # peak learning rate, as a factor on the base run's rates; it falls to 0 over the last half
     eval_every: int = 100  # steps between validations
     save_every: int = 100  # steps between checkpoints
-    seed: int = 1  # of the order of the data
+    seed: int = 1  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)

@@ -113,9 +113,9 @@ PRESETS = {"tiny": tiny, "cpu": cpu, "d20": d20, "d24": d24, "d32": d32}
 class Args:
     """What is not given is the preset's."""
 
-    preset: Literal["tiny", "cpu", "d20", "d24", "d32"] = "tiny"  # whose settings all others start from
+    preset: Literal["tiny", "cpu", "d20", "d24", "d32"] = "tiny"  # pipeline that all settings start from
     run: str | None = None  # name of the run; None = the preset's name
-    data: tuple[str, ...] | None = None  # pretraining corpus: see base_train
+    data: tuple[str, ...] | None = None  # pretraining corpus, as for base_train
     task_data: str | None = None  # tinyworld, hub, or a folder of data sets
     bundle: str | None = None  # CORE's bundle: tinyworld, or a folder in the DCLM layout
     depth: int | None = None  # layers; width, batch, rates and length of training follow
@@ -127,10 +127,10 @@ class Args:
     sft_tasks: tuple[str, ...] | None = None  # what SFT trains on
     sft_steps: int | None = None  # optimizer steps of fine-tuning
     rl_steps: int | None = None  # optimizer steps of reinforcement
-    rl_max_new_tokens: int | None = None  # of an answer
+    rl_max_new_tokens: int | None = None  # longest answer in reinforcement, in tokens
     eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
-    max_problems: int | None = None  # of each task, and items of each CORE task
-    price_per_hour: float | None = None  # of all machines together, for the cost in the report
+    max_problems: int | None = None  # problems of each chat task, and items of each CORE task, at most
+    price_per_hour: float | None = None  # US dollars for all machines together, for the cost in the report
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 

@@ -20,10 +20,10 @@ class Args:
 
     run: str = "tiny"  # name of the run whose tokenizer is measured
     data: tuple[str, ...] = ("tinyworld",)  # corpus whose validation shards are one of the texts; none = no such text
-    num_shards: int | None = None  # as for tok_train
-    num_val: int = 1  # as for tok_train
+    num_shards: int | None = None  # training shards of the corpus, as for tok_train
+    num_val: int = 1  # validation shards of the corpus, as for tok_train
     files: tuple[str, ...] = ()  # more texts: files or URLs, shown by name
-    max_chars: int = 1_000_000  # characters to measure of each text, the first ones
+    max_chars: int = 1_000_000  # measure only this many characters at the beginning of each text
     cluster: Cluster = field(default_factory=Cluster)
 
 

@@ -21,10 +21,10 @@ class Args:
     data: tuple[str, ...] = ("tinyworld",)  # tinyworld, climbmix, fineweb-edu, or files, folders and globs
     num_shards: int | None = None  # training shards to use, the first ones; None = all
     num_val: int = 1  # shards at the end that are held out for validation and not counted
-    vocab_size: int = 32768  # tokens, special ones included
-    max_chars: int = 2_000_000_000  # characters to count
-    doc_cap: int = 10_000  # characters to count of each document, the first ones
-    min_count: int = 1  # rarer words are dropped; keeps memory small on a corpus of terabytes
+    vocab_size: int = 32768  # size of the vocabulary, special tokens included
+    max_chars: int = 2_000_000_000  # stop counting after this many characters
+    doc_cap: int = 10_000  # count only this many characters at the beginning of each document
+    min_count: int = 1  # drop words that occur less often; it saves memory on a corpus of terabytes
     overwrite: bool = False  # replace a tokenizer that was trained with other settings
     cluster: Cluster = field(default_factory=Cluster)
 

@@ -2,8 +2,9 @@
 
 from typing import cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Peak dense bf16 FLOP/s by a part of the device's name (vendor data sheets).
 _PEAK_BF16_FLOPS = {
@@ -40,6 +41,12 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return a copy of an array on the device, without waiting for what the device has still to do."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def synchronize(device: torch.device) -> None:

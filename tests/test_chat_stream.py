@@ -88,3 +88,19 @@ def test_stop_string_is_noticed() -> None:
     assert [text.push(c) for c in b"xENyEND"] == ["x", "", "", "ENy", "", "", ""]
     assert text.stopped
     assert text.push(ord("z")) + text.close() == ""
+
+
+def test_parts_of_the_text_have_their_places() -> None:
+    """A call begins with its "<<", its result with "=", and what ends the call belongs to it."""
+    text = TextStream(TOKENIZER)
+    whole = "".join(text.push(token) for token in [*b"It is ", *call("48/2", "24"), *b"24.", *call("x"), *b"!"])
+    ends = [at for at, _ in text.parts[1:]] + [text.length]
+    found = [(part, whole[at:end]) for (at, part), end in zip(text.parts, ends, strict=True)]
+    assert found == [
+        ("text", "It is "),
+        ("python", "<<48/2"),
+        ("python_output", "=24>>"),
+        ("text", "24."),
+        ("python", "<<x>>"),
+        ("text", "!"),
+    ]

@@ -49,9 +49,9 @@ def pids(deployment: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Any]]:
+def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[str]]:
     """Ask from several threads, over and over, while the block runs; yield their answers and errors."""
-    answers: list[Any] = []
+    answers: list[str] = []
     ended = threading.Event()
 
     def asks() -> None:
@@ -59,7 +59,7 @@ def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Any]]:
             try:
                 answers.append(ask(api, max_tokens=NUM_TOKENS).choices[0].message.content)
             except openai.OpenAIError as e:
-                answers.append(e)
+                answers.append(f"{e!r} from {e.__cause__!r}")
 
     with ThreadPoolExecutor(num_clients) as threads:
         for _ in range(num_clients):
@@ -144,9 +144,12 @@ def choose() -> Callable[..., list[list[str]]]:
         deployment = DeploymentID("ModelReplica", "raychat")
         candidates: Any = [Replica(ReplicaID(name, deployment), {"models": has}) for name, has in replicas.items()]
         metadata = RequestMetadata("1", "1", multiplexed_model_id=model, session_id=beginning)
-        request = PendingRequest(args=[], kwargs={}, metadata=metadata)
         router = AffinityRouter.__new__(AffinityRouter)  # the choice needs none of Serve's state
-        ranks = asyncio.run(router.choose_replicas(candidates, request))
+
+        async def ranks_of() -> Any:
+            return await router.choose_replicas(candidates, PendingRequest(args=[], kwargs={}, metadata=metadata))
+
+        ranks = asyncio.run(ranks_of())
         return [[replica.replica_id.unique_id for replica in rank] for rank in ranks]
 
     return chosen

@@ -191,6 +191,34 @@ def test_preemption_when_sequences_outgrow_the_cache() -> None:
         assert_same(done, Engine(model, TOKENIZER).generate([prompt], replace(params, seed=3 + i))[0])
 
 
+def test_cancelled_request_leaves_the_others_alone() -> None:
+    """The slots have been lengthened, and are moved when a request in the middle leaves."""
+    model, prompts = MODELS["current"], prompts_of([260, 20, 30])
+    params = SamplingParams(max_new_tokens=30, seed=3, stop_ids=NO_STOP)
+    engine = Engine(model, TOKENIZER)
+    ids = [engine.add(prompt, params) for prompt in prompts]
+    got = [event for _ in range(3) for event in engine.step()]
+    engine.cancel(ids[1])
+    events = run(engine, ids)
+    assert not events[ids[1]]
+    for id, prompt in zip(ids[::2], prompts[::2], strict=True):
+        tokens = [event.token for event in [*got, *events[id]] if event.id == id]
+        assert tokens == Engine(model, TOKENIZER).generate([prompt], params)[0].ids
+
+
+@pytest.mark.parametrize("chosen", range(4))
+def test_longer_request_continues_a_prefix_from_any_slot(chosen: int) -> None:
+    """The cache has room for four slots of 256 tokens or three of 300, one of which held the prefix."""
+    model, prompts = MODELS["current"], prompts_of([60, 70, 80, 90])
+    params = SamplingParams(temperature=0, max_new_tokens=2, stop_ids=NO_STOP)
+    engine = Engine(model, TOKENIZER, max_sequences=3, cache_tokens=4 * 256)
+    for prompt in prompts:
+        engine.generate([prompt], params)
+    prompt = prompts[chosen] + prompts_of([200])[0]
+    (done,) = engine.generate([prompt], params)
+    assert done.ids == Engine(model, TOKENIZER).generate([prompt], params)[0].ids
+
+
 def test_second_turn_reads_only_what_is_new(model: torch.nn.Module) -> None:
     engine, (prompt, more) = Engine(model, TOKENIZER), prompts_of([50, 10])
     params = SamplingParams(temperature=0, max_new_tokens=20, stop_ids=NO_STOP)

@@ -1,5 +1,6 @@
 """Completions, log-probabilities, several choices and tokens, as the real `openai` client sees them."""
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,8 @@ import httpx
 import openai
 import pytest
 import torch
+from openai.types import Completion
+from openai.types.chat import ChatCompletionChunk
 from test_serve import ASK, END, PROMPT_TOKENS, SAYS, SPECIAL, START, TOKENIZER, ask, client, service
 from tiny import http_server, random_model, scripted_model
 
@@ -319,7 +322,7 @@ def test_metrics_count_requests_and_tokens(scripted: openai.OpenAI) -> None:
         return {name: float(value) for name, value in lines}
 
     before = metrics()
-    ask(scripted)
+    list(ask(scripted, stream=True))
     with pytest.raises(openai.NotFoundError):
         ask(scripted, model="gpt-4")
     after = metrics()
@@ -335,3 +338,22 @@ def test_metrics_count_requests_and_tokens(scripted: openai.OpenAI) -> None:
     assert grown('raychat_generated_tokens_total{model="tiny-sft"}') == 21
     assert after['raychat_cache_tokens{model="tiny-sft"}'] >= CONTEXT
     assert all(math.isfinite(value) for value in after.values())
+
+
+def test_streams_are_what_openai_describes(scripted: openai.OpenAI) -> None:
+    """Their events are written by hand, so every one is checked against the types of the `openai` package."""
+    usage = {"stream_options": {"include_usage": True}, "stream": True}
+    cases = {
+        "chat/completions": (ChatCompletionChunk, {"messages": ASK, "logprobs": True, "top_logprobs": 1, "n": 2}),
+        "completions": (Completion, {"prompt": ["x", "y"], "logprobs": 1}),
+    }
+    for route, (kind, body) in cases.items():
+        answer = httpx.post(f"{scripted.base_url}{route}", json={**body, **usage})
+        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n")]
+        assert events[-2:] == ["[DONE]", ""]
+        for event in events[:-2]:
+            fields = json.loads(event)
+            assert fields["usage"] is None or fields["choices"] == []
+            for choice in fields["choices"]:
+                assert choice["finish_reason"] in (None, "stop", "length")
+            kind.model_validate(fields | {"choices": [c | {"finish_reason": "stop"} for c in fields["choices"]]})

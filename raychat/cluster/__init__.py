@@ -27,7 +27,7 @@ class Cluster:
     workers: int = 1  # data-parallel train workers; 0 = in this process, without Ray
     storage_path: str | None = None  # folder or URL (s3://, gs://) for what is written; None = RAYCHAT_HOME
     address: str | None = None  # Ray cluster to join; None = RAY_ADDRESS if set, else one started on this machine
-    gpus_per_worker: int | None = None  # None = 1 where the cluster has GPUs, else 0
+    gpus_per_worker: int | None = None  # GPUs of each worker; None = 1 where the cluster has GPUs, else 0
     max_failures: int = 3  # restarts of a stage's workers, or deaths of actors in a row, before the job gives up
 
     def __post_init__(self) -> None:

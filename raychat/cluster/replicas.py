@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
-import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import ray
 from grpc import RpcError
 from ray import serve
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
@@ -25,7 +25,7 @@ ATTEMPTS = 4  # at a request whose replicas die
 AFFINITY_LENGTH = 500  # characters or tokens at a prompt's beginning that decide which replica gets it
 
 _DEATHS = (ray.exceptions.RayActorError, DeploymentUnavailableError, RpcError)  # as Serve's two transports report them
-_OVERLOAD = Failure(429, "too many requests are waiting; try again in a moment")
+_PICKLED: Any = {"request_serialization": "pickle", "response_serialization": "pickle"}  # faster than cloudpickle
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,6 @@ class RemoteModels:
                     yield _gone(e)
                     return
                 log.warning("a replica has died (%s); its request goes to another one", type(e).__name__)
-            except BackPressureError:
-                yield _OVERLOAD
-                return
             except ray.exceptions.RayTaskError as e:
                 yield Failure(500, f"the model failed: {e.cause!r}")
                 return
@@ -136,7 +133,8 @@ class RemoteModels:
             raise RuntimeError(f"no replica runs, the deployment is {models.status.value}. {models.message}")
 
     async def _lists(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta | Failure], None]:
-        answer: Any = self._handle(request.model, _beginning(request)).options(stream=True).stream.remote(request)
+        handle = self._handle(request.model, _beginning(request)).options(stream=True, **_PICKLED)
+        answer: Any = handle.stream.remote(request)
         try:
             async for deltas in answer:
                 yield deltas
@@ -147,8 +145,6 @@ class RemoteModels:
         for _ in range(ATTEMPTS):
             try:
                 return await getattr(self._handle(request.model, ""), method).remote(request)
-            except BackPressureError:
-                return _OVERLOAD
             except _DEATHS as e:
                 failure = _gone(e)
         return failure
@@ -191,7 +187,7 @@ def _beginning(request: ChatRequest | CompletionRequest) -> str:
 
 
 def _hash(*texts: str) -> int:
-    return zlib.crc32("\0".join(texts).encode("utf-8", "surrogatepass"))
+    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _gone(error: BaseException) -> Failure:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raychat import checkpoint
 from raychat.chat.tools import calculator
-from raychat.device import default_device
+from raychat.device import default_device, to_device
 from raychat.engine.request import Alternatives, Completion, EngineStats, Event, Finish, PromptLogprob, Request
 from raychat.engine.sampling import DEFAULT, Draws, SamplingParams, parameters, penalise, sample, uniforms
 from raychat.engine.scheduler import Scheduler, StepPlan
@@ -59,6 +59,7 @@ class Engine:
         cache_tokens: int | None = None,
         step_tokens: int | None = None,
     ) -> None:
+        model.pack()
         self.model, self.tokenizer, self.tool = model, tokenizer, tool
         self.context = int(model.config.sequence_len)
         for name, number, least in (("max_sequences", max_sequences, 1), ("cache_tokens", cache_tokens, self.context)):
@@ -115,6 +116,7 @@ class Engine:
         self._scheduler.waiting.append(request)
         return self._num_added
 
+    @torch.inference_mode()
     def cancel(self, id: int) -> None:
         """Drop a request: it gets no more events. A request that has finished is ignored."""
         if request := self._requests.pop(id, None):
@@ -225,48 +227,40 @@ class Engine:
         done = len(request.prompt_logprobs)
         targets = request.tokens[done + 1 : min(done + 1 + len(x), request.num_prompt)]
         if len(targets):
-            number = request.params.prompt_logprobs or 0
-            scored = _logprobs(self.model.logits(x[: len(targets)]), targets, number)
-            request.prompt_logprobs += [PromptLogprob(logprob, top) for logprob, top in scored]
+            ids = to_device(targets, self._device)
+            table = _logprobs(self.model.logits(x[: len(targets)]), ids, request.params.prompt_logprobs or 0)
+            request.prompt_logprobs += [PromptLogprob(*_score(row)) for row in table.cpu().numpy()]
 
     def _postprocess(self, requests: list[Request], logits: Tensor) -> list[Event]:
         """Choose the next token of each request from logits (R, V) and add it to the request."""
         tokens = self._choose(requests, logits)
-        scores: dict[int, tuple[float, Alternatives]] = {}
-        asked = [row for row, request in enumerate(requests) if request.params.logprobs is not None]
+        table = tokens[:, None].double()
+        asked = [request.params.logprobs for request in requests if request.params.logprobs is not None]
         if asked:
-            number = max(requests[row].params.logprobs or 0 for row in asked)
-            scored = _logprobs(logits if len(asked) == len(requests) else logits[asked], tokens[asked], number)
-            scores = dict(zip(asked, scored, strict=True))
-        return [
-            self._advance(request, token, scores.get(row))
-            for row, (request, token) in enumerate(zip(requests, tokens.tolist(), strict=True))
-        ]
+            table = torch.cat((table, _logprobs(logits, tokens, max(asked))), -1)
+        rows = table.cpu().numpy()  # the only time that a step waits for the device
+        if rows[:, 0].min() < 0:
+            raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
+        return [self._advance(request, int(row[0]), row[1:]) for request, row in zip(requests, rows, strict=True)]
 
-    def _choose(self, requests: list[Request], logits: Tensor) -> np.ndarray:
+    def _choose(self, requests: list[Request], logits: Tensor) -> Tensor:
         """Return the next token (R,) of each request: sampled, or forced by a tool."""
         changed = [row for row, request in enumerate(requests) if request.params.changes_logits]
         if changed:
             logits = logits.clone()
             for row in changed:
                 r = requests[row]
-                prompt, new = (torch.from_numpy(x).to(logits.device) for x in np.split(r.known, [r.num_prompt]))
+                prompt, new = (to_device(x, self._device) for x in np.split(r.known, [r.num_prompt]))
                 penalise(logits[row], r.params, prompt, new)
         seeds = np.array([request.seed for request in requests], dtype=np.uint64)
         counters = np.array([request.num_new for request in requests], dtype=np.uint64)
-        table = np.concatenate(
-            [uniforms(seeds, counters)[:, None], parameters([request.params for request in requests])], axis=1
-        )
-        tokens = sample(logits, Draws.of(torch.from_numpy(table).to(self._device))).cpu().numpy()
-        if tokens.min() < 0:
-            raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
-        for row, request in enumerate(requests):
-            if request.tool_use.forced:
-                tokens[row] = request.tool_use.forced[0]
-        return np.asarray(tokens)
+        forced = np.array([[request.tool_use.forced[0] if request.tool_use.forced else -1] for request in requests])
+        columns = (forced, uniforms(seeds, counters)[:, None], parameters([request.params for request in requests]))
+        table = to_device(np.concatenate(columns, axis=1), self._device)
+        return torch.where(table[:, 0] < 0, sample(logits, Draws.of(table[:, 1:])), table[:, 0].long())
 
-    def _advance(self, request: Request, token: int, score: tuple[float, Alternatives] | None) -> Event:
-        """Add a token to a request, and end the request when it has finished."""
+    def _advance(self, request: Request, token: int, scores: np.ndarray) -> Event:
+        """Add a token to a request, and end the request when it has finished. scores: as `_score` reads them."""
         sampled = not request.tool_use.forced
         prompt = None
         if not request.num_new and request.params.prompt_logprobs is not None:
@@ -282,14 +276,19 @@ class Engine:
             finish = "length"
         if finish:
             self.cancel(request.id)
-        logprob, top = score or (None, ())
-        return Event(request.id, token, logprob, sampled, finish, top[: request.params.logprobs], prompt)
+        wanted = request.params.logprobs
+        logprob, top = (None, ()) if wanted is None else _score(scores)
+        return Event(request.id, token, logprob, sampled, finish, top[:wanted], prompt)
 
 
-def _logprobs(logits: Tensor, targets: np.ndarray, number: int) -> list[tuple[float, Alternatives]]:
-    """Return how likely each target (R,) is under logits (R, V), and the `number` likeliest tokens there."""
+def _logprobs(logits: Tensor, targets: Tensor, number: int) -> Tensor:
+    """Return how likely targets (R,) are under logits (R, V), and the `number` likeliest tokens: (R, 1 + 2n) fp64."""
     logprobs = logits.log_softmax(-1)
-    own = logprobs.gather(-1, torch.from_numpy(targets).to(logits.device)[:, None])[:, 0].tolist()
     top = logprobs.topk(min(number, logits.size(-1)))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [(logprob, tuple(zip(*pair, strict=True))) for logprob, pair in zip(own, pairs, strict=True)]
+    return torch.cat((logprobs.gather(-1, targets[:, None]).double(), top.values.double(), top.indices.double()), -1)
+
+
+def _score(row: np.ndarray) -> tuple[float, Alternatives]:
+    """Read a row of `_logprobs`."""
+    values, ids = np.split(row[1:], 2)
+    return float(row[0]), tuple(zip(ids.astype(int).tolist(), values.tolist(), strict=True))

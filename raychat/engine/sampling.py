@@ -5,6 +5,7 @@ parameters and one uniform number, and not on the rows beside it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 # like a uniform draw.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
 _BLOCK = 128  # tokens whose probabilities are summed at once
+_COLUMN = 64  # tokens whose maximum is taken at once
 _NUCLEUS = 1024  # of the most likely tokens that are sorted first for top-p without top-k
 
 
@@ -118,28 +120,76 @@ def parameters(requests: list[SamplingParams]) -> np.ndarray:
 def sample(logits: Tensor, draws: Draws) -> Tensor:
     """Draw a token (B,) int64 for every row of logits (B, V) fp32, where -inf means that a token is impossible.
 
-    A row of NaN, with +inf or with nothing but -inf gives -1. Rows are treated by what they ask for: on a CPU only
-    those with top-k, top-p or min-p pay for it.
+    A row of NaN, with +inf or with nothing but -inf gives -1. On a CPU only rows with top-k, top-p or min-p pay for it.
 
     Source: Holtzman et al., arXiv:1904.09751 (top-p).
     """
-    greedy, top = draws.temperature == 0, logits.amax(-1, keepdim=True)
+    top = logits.amax(-1, keepdim=True)
     if logits.is_cuda:  # without waiting for the device: every row goes the whole way
-        tokens = torch.where(greedy, logits.argmax(-1), _draw(logits - top, draws, _kept(logits, draws)))
-    elif greedy.all():
-        tokens = logits.argmax(-1)
+        drawn = _draw(logits - top, draws, _kept(logits, draws))
+        tokens = torch.where(draws.temperature == 0, logits.argmax(-1), drawn)
     else:
-        tokens = _draw(logits - top, draws, _kept_where_asked(logits, draws))
-        if greedy.any():
-            tokens[greedy] = logits[greedy].argmax(-1)
+        tokens = _sample_by_need(logits, draws)
     return torch.where(top[:, 0].isfinite(), tokens, -1)
+
+
+def _sample_by_need(logits: Tensor, draws: Draws) -> Tensor:
+    """Draw a token (B,) for every row, with as little work as its parameters need; broken rows give any number."""
+    tokens = torch.full((logits.size(0),), -1)
+    greedy = draws.temperature == 0
+    limited = ~greedy & ((draws.top_k < logits.size(-1)) | (draws.top_p < 1))
+
+    def fill(rows: Tensor, choose: Callable[[Tensor, Draws], Tensor]) -> None:
+        if rows.all():
+            tokens.copy_(choose(logits, draws))
+        elif rows.any():
+            tokens[rows] = choose(logits[rows], Draws(*(column[rows] for column in draws)))
+
+    fill(greedy, lambda x, _: _largest(x, 1).indices[:, 0])
+    fill(~greedy & ~limited, lambda x, d: _draw(x - x.amax(-1, keepdim=True), d, None))
+    fill(limited, _draw_among_largest)
+    fill(limited & (tokens < 0), lambda x, d: _draw(x - x.amax(-1, keepdim=True), d, _kept(x, d)))
+    return tokens
+
+
+def _draw_among_largest(logits: Tensor, draws: Draws) -> Tensor:
+    """Draw a token (B,) where top-k and top-p keep a few of the most likely ones; -1 where they may keep others.
+
+    These are a nucleus of more than _NUCLEUS tokens, and a limit between equal logits.
+    """
+    limits = torch.where(draws.top_k < logits.size(-1), draws.top_k, _NUCLEUS)
+    width = min(int(limits.max()) + 1, logits.size(-1))  # one more shows whether the limit is between equal logits
+    values, ids = _largest(logits, width)
+    weights, number = _nucleus(logits, values, draws)
+    rank = torch.arange(width)
+    weights.masked_fill_((rank >= number) | (weights < draws.min_p[:, None]), 0)
+    ids, order = ids.sort(-1)
+    token = ids.gather(-1, _search(*_shares(weights.gather(-1, order), draws.uniforms))[0])
+    beyond = values.gather(-1, number.clamp(max=width - 1))
+    exact = (number == logits.size(-1)) | ((number < width) & (beyond < values.gather(-1, number.clamp(max=width) - 1)))
+    return torch.where(exact, token, -1)[:, 0]
+
+
+def _largest(logits: Tensor, width: int) -> torch.return_types.topk:
+    """Return the `width` largest logits of every row and their ids, (B, width) each, as `topk` does."""
+    size = logits.size(-1) // _COLUMN
+    if size * _COLUMN != logits.size(-1) or size < 4 * width:
+        return logits.topk(width)
+    # The largest are in those columns of (B, _COLUMN, V / _COLUMN) whose maxima are the largest.
+    table = logits.unflatten(-1, (_COLUMN, size))
+    columns = table.amax(-2).topk(width, sorted=False).indices
+    values, at = table.gather(-1, columns.unsqueeze(-2).expand(-1, _COLUMN, -1)).flatten(-2).topk(width)
+    ids = at // width * size + columns.gather(-1, at % width)
+    return torch.return_types.topk((values, ids))
 
 
 def _draw(x: Tensor, draws: Draws, kept: Tensor | None) -> Tensor:
     """Draw from the softmax over the kept tokens (B, V), None = all; x, the logits minus their maximum, is changed."""
     x.div_(draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None])
     if kept is not None:
-        x.masked_fill_(~kept | (x < draws.min_p.log()[:, None]), -torch.inf)
+        x.masked_fill_(~kept, -torch.inf)
+    if x.is_cuda or draws.min_p.any():
+        x.masked_fill_(x < draws.min_p.log()[:, None], -torch.inf)
     return _invert(x.exp_(), draws.uniforms)
 
 
@@ -149,11 +199,16 @@ def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     The sums run over blocks first, and then inside of one block, in fp64: one pass over the weights (B, V).
     """
     blocks = F.pad(weights, (0, -weights.size(-1) % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    block_sums = blocks.sum(-1).double().cumsum(-1)
-    block, rest = _search(block_sums, uniforms[:, None] * block_sums[:, -1:])
+    block, rest = _search(*_shares(blocks.sum(-1).double(), uniforms))
     inside = blocks[torch.arange(len(block), device=block.device), block[:, 0]].double().cumsum(-1)
     token, _ = _search(inside, rest)
     return (block * _BLOCK + token)[:, 0]
+
+
+def _shares(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cumulative weights (B, N) fp64, and each row's uniform share of its total (B, 1)."""
+    sums = weights.cumsum(-1)
+    return sums, uniforms[:, None] * sums[:, -1:]
 
 
 def _search(sums: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,71 +220,35 @@ def _search(sums: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return index, target - before
 
 
-def _kept_where_asked(logits: Tensor, draws: Draws) -> Tensor | None:
-    """Return what `_kept` does, but compute it only for rows that leave some token out; None if no row does."""
-    asked = (draws.temperature > 0) & ((draws.top_k < logits.size(-1)) | (draws.top_p < 1) | (draws.min_p > 0))
-    if not asked.any():
-        return None
-    if asked.all():
-        return _kept(logits, draws)
-    kept = torch.ones_like(logits, dtype=torch.bool)
-    kept[asked] = _kept(logits[asked], _rows(draws, asked))
-    return kept
-
-
 def _kept(logits: Tensor, draws: Draws) -> Tensor:
     """Return which tokens (B, V) top-k, and top-p among these, keep; of equal logits at the limit the first ones."""
-    threshold, number = _limits(logits, draws)
-    kept = logits >= threshold
-    extra = kept.sum(-1) > number[:, 0]
-    if logits.is_cuda:
-        return kept & ~_surplus(logits, threshold, number)
-    if extra.any():
-        kept[extra] &= ~_surplus(logits[extra], threshold[extra], number[extra])
-    return kept
-
-
-def _surplus(logits: Tensor, threshold: Tensor, number: Tensor) -> Tensor:
-    """Return the tokens (B, V) at the threshold that are more than `number` with those above it."""
+    largest = logits.sort(-1, descending=True).values
+    _, number = _nucleus(logits, largest, draws)
+    threshold = largest.gather(-1, number - 1)
     at = logits == threshold
-    return at & (at.cumsum(-1) > number - (logits > threshold).sum(-1, keepdim=True))
+    above = logits > threshold
+    return above | (at & (at.cumsum(-1) <= number - above.sum(-1, keepdim=True)))
 
 
-def _limits(logits: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Return the smallest logit (B, 1) that top-k and top-p keep, and how many tokens (B, 1) they keep."""
-    vocab_size = logits.size(-1)
-    if logits.is_cuda:
-        return _limits_within(logits, draws, vocab_size)
-    widths = torch.where(draws.top_k < vocab_size, draws.top_k, torch.where(draws.top_p < 1, _NUCLEUS, 1))
-    width = min(int(widths.max()), vocab_size)
-    threshold, number = _limits_within(logits, draws, width)
-    wider = (draws.top_p < 1) & (draws.top_k > width) & (number[:, 0] >= width)
-    if width < vocab_size and wider.any():  # a nucleus of more than _NUCLEUS tokens
-        threshold[wider], number[wider] = _limits_within(logits[wider], _rows(draws, wider), vocab_size)
-    return threshold, number
+def _nucleus(logits: Tensor, largest: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Return the weights (B, W) fp64 of the most likely tokens, and how many of these (B, 1) top-k and top-p keep.
 
-
-def _limits_within(logits: Tensor, draws: Draws, width: int) -> tuple[Tensor, Tensor]:
-    """Return what `_limits` does, for rows whose tokens are all kept or among the `width` most likely."""
-    vocab_size = logits.size(-1)
-    top_k = draws.top_k.clamp(max=vocab_size)[:, None]
-    largest = logits.topk(width).values
+    Args:
+        logits: (B, V).
+        largest: (B, W), the largest of them, in descending order. If top-p keeps more, the number is W.
+    """
+    vocab_size, width = logits.size(-1), largest.size(-1)
+    top_k, top_p = draws.top_k.clamp(max=vocab_size)[:, None], draws.top_p[:, None]
     temperature = draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None]
     weights = ((largest - largest[:, :1]) / temperature).exp().double()
     weights.masked_fill_(torch.arange(width, device=logits.device) >= top_k, 0)
     total = weights.sum(-1, keepdim=True)
-    if width < vocab_size:
+    if width < vocab_size and (top_k > width).any():
         everything = ((logits - largest[:, :1]) / temperature).exp_().sum(-1, keepdim=True).double()
         total = torch.where(top_k > width, everything, total)
-    nucleus = (weights.cumsum(-1) - weights < draws.top_p[:, None] * total) & (weights > 0)
+    nucleus = (weights.cumsum(-1) - weights < top_p * total) & (weights > 0)
     # Top-p keeps one token at least: top_p times the total may round to 0.
-    number = torch.where(draws.top_p[:, None] < 1, nucleus.sum(-1, keepdim=True).clamp(min=1), top_k)
-    threshold = largest.gather(-1, number.clamp(max=width) - 1)
-    return threshold.masked_fill_(number > width, -torch.inf), number
-
-
-def _rows(draws: Draws, rows: Tensor) -> Draws:
-    return Draws(*(column[rows] for column in draws))
+    return weights, torch.where(top_p < 1, nucleus.sum(-1, keepdim=True).clamp(min=1), top_k)
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: Tensor) -> None:

@@ -104,10 +104,10 @@ class Scheduler:
                 return
             if self.rows and self._slots_at(request.length) <= len(self.rows):
                 return
+            self._make_room(request.length)  # before a slot is chosen: longer slots are fewer
             source, length = self._prefix(request)
             if any(_common(request.known, other.known) >= length + _WORTH_WAITING for other in unread):
                 continue
-            self._make_room(request.length)
             self._place(request, source, length)
             self.waiting.remove(request)
             budget -= request.length - length

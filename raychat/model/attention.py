@@ -16,17 +16,21 @@ from torch.nn.attention.varlen import varlen_attn
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, each (length, head_dim / 2) fp32 (RoPE, arXiv:2104.09864)."""
+    """Return cosines, and sines whose second half is negative, each (length, head_dim) fp32, as `rotate` needs them.
+
+    Source: RoPE, arXiv:2104.09864.
+    """
     frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of x (B, T, H, D) by minus theta; cos and sin are (T, D/2) or (B, T, D/2)."""
-    a, b = x.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
+    """Rotate the halves (a, b) of x (B, T, H, D) by minus theta; cos and sin (T, D) are of `rotary_table`."""
+    y = x.float()
+    a, b = y.chunk(2, dim=-1)
+    return torch.addcmul(y * cos.unsqueeze(-2), torch.cat((b, a), dim=-1), sin.unsqueeze(-2)).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -100,10 +104,11 @@ class PackedSequences(NamedTuple):
     bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
     slots: Tensor  # (sequences + 1,) int32, its slot; one more, since the kernel wants as many offsets as bounds
     longest: int  # tokens
-    seen: dict[int, Tensor]  # by window: (sequences,) int32, entries of each slot up to its last query
 
 
-def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, window: int) -> Tensor:
+def attend_packed(
+    q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, seen: Tensor, window: int
+) -> Tensor:
     """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
 
     With one split a sequence's result does not depend on the others.
@@ -111,6 +116,7 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
     Args:
         q: (N, H, D).
         keys, values: (slots, S, K, D).
+        seen: (sequences,) int32, entries of each slot up to its last query.
         window: as in `attend`.
 
     Returns:
@@ -127,7 +133,7 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
         length,
         window_size=(window if window < length else -1, 0),
         enable_gqa=q.size(1) != keys.size(2),
-        seqused_k=packed.seen[window],
+        seqused_k=seen,
         num_splits=1,
     )
     assert isinstance(out, Tensor)

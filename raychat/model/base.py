@@ -54,6 +54,13 @@ class Model(nn.Module, ABC):
         """Move to a device and set the dtype that activations are computed in."""
 
     @abstractmethod
+    def pack(self) -> None:
+        """Let forward passes without gradients read copies of the weights that are laid out for inference.
+
+        The copies follow the weights when these are changed in place.
+        """
+
+    @abstractmethod
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
         """Return an empty cache for `num_slots` sequences of up to `max_len` tokens (None = the context)."""
 

@@ -8,13 +8,13 @@ What is where is counted in numpy, on the CPU: asking for it never waits for a d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raychat.device import to_device
 from raychat.model.attention import PackedSequences, attend_chunk, attend_packed, attend_slots
 
 
@@ -165,8 +165,9 @@ class KVCache:
 class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
-    columns: Tensor  # (N,) int64, entry of each token in its slot
-    seen: list[int]  # (B + chunks,) entries up to the last token of each sequence
+    entries: Tensor  # (N,) int64, entry of each token, counted through all slots
+    seen: Tensor  # (B + chunks,) entries up to the last token of each sequence; int32 for a packed pass
+    seen_on_host: list[int]
     mask: Tensor | None  # (B, 1, 1, S) bool, which entries each of the first B slots sees; None = all
 
 
@@ -189,11 +190,19 @@ class Pass:
         before = np.concatenate([[-1], ids[:-1]])
         before[first] = np.where(held > 0, cache.tokens[self._slots_host, held - 1], -1)
         columns = [positions - span.starts[slots] for span in cache.spans.values()]
-        table = torch.from_numpy(np.stack([ids, before, positions, slots, *columns])).to(cache.keys[0].device)
-        self.ids, self.before, self.positions, self._slots = table[:4]  # each (N,) int64; before is -1 at a start
+        entries = [slots * span.capacity + c for span, c in zip(cache.spans.values(), columns, strict=True)]
+        seen = [column[self._ends - 1] + 1 for column in columns]
+        sections = [ids, before, positions, np.append(0, self._ends), np.append(self._slots_host, 0), *entries, *seen]
+        like = cache.keys[0]
+        table = to_device(np.concatenate(sections), like.device)  # at once: the only transfer of a pass
+        # ids, before and positions are (N,) int64; before is -1 at a start.
+        self.ids, self.before, self.positions, bounds, packed_slots, *rest = table.split([len(x) for x in sections])
         self._writes = slots, positions, ids
+        self._packed: PackedSequences | None = None
+        if like.is_cuda and like.dtype != torch.float32:
+            self._packed = PackedSequences(bounds.int(), packed_slots.int(), int(self._sizes.max()))
         self._indices = {
-            window: self._index(span, table[4 + i], columns[i][self._ends - 1] + 1)
+            window: self._index(span, rest[i], rest[len(seen) + i], seen[i])
             for i, (window, span) in enumerate(cache.spans.items())
         }
 
@@ -201,17 +210,17 @@ class Pass:
         """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
         window, keys, values = self._cache.windows[layer], self._cache.keys[layer], self._cache.values[layer]
         index = self._indices[window]
-        keys[self._slots, index.columns] = k
-        values[self._slots, index.columns] = v
-        if q.is_cuda and q.dtype != torch.float32:
-            return attend_packed(q, keys, values, self._packed, window)
+        keys.flatten(0, 1).index_copy_(0, index.entries, k)
+        values.flatten(0, 1).index_copy_(0, index.entries, v)
+        if self._packed is not None:
+            return attend_packed(q, keys, values, self._packed, index.seen, window)
         B, out = self._num_single, []
         if B:
-            held = (slice(B), slice(max(index.seen[:B])))
+            held = (slice(B), slice(max(index.seen_on_host[:B])))
             out.append(attend_slots(q[:B], keys[held], values[held], index.mask))
         for i in range(B, len(self._sizes)):
             tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots_host[i]
-            seen = (slot, slice(index.seen[i]))
+            seen = (slot, slice(index.seen_on_host[i]))
             out.append(attend_chunk(q[tokens], keys[seen], values[seen], window))
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -221,22 +230,12 @@ class Pass:
         self._cache.tokens[slots, positions] = ids
         self._cache.lengths[self._slots_host] += self._sizes
 
-    def _index(self, span: _Span, columns: Tensor, seen: np.ndarray) -> _Index:
+    def _index(self, span: _Span, entries: Tensor, seen: Tensor, seen_on_host: np.ndarray) -> _Index:
+        if self._packed is not None:
+            return _Index(entries, seen.int(), seen_on_host.tolist(), None)
         B, mask = self._num_single, None
-        width = int(seen[:B].max(initial=0))
-        if B and (seen[:B].min() < width or width > span.window + 1):
-            distance = columns[:B, None] - torch.arange(width, device=columns.device)
+        width = int(seen_on_host[:B].max(initial=0))
+        if B and (seen_on_host[:B].min() < width or width > span.window + 1):
+            distance = seen[:B, None] - 1 - torch.arange(width, device=seen.device)
             mask = ((distance >= 0) & (distance <= span.window))[:, None, None]
-        return _Index(columns, seen.tolist(), mask)
-
-    @cached_property
-    def _packed(self) -> PackedSequences:
-        def on_device(numbers: list[int]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.int32, device=self.ids.device)
-
-        return PackedSequences(
-            bounds=on_device([0, *self._ends.tolist()]),
-            slots=on_device([*self._slots_host, 0]),
-            longest=int(self._sizes.max()),
-            seen={window: on_device(index.seen) for window, index in self._indices.items()},
-        )
+        return _Index(entries, seen, seen_on_host.tolist(), mask)

@@ -14,6 +14,7 @@ from raychat.model import flops
 from raychat.model.attention import attend, rotary_table, rotate
 from raychat.model.base import AdamW, Model, Muon
 from raychat.model.cache import KVCache, Pass
+from raychat.model.packed import PackedWeights
 from raychat.model.rates import rates_of
 
 SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
@@ -89,8 +90,14 @@ class Linear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
+        self.packed: PackedWeights | None = None  # what inference reads in place of the weight
+
+    def pack(self) -> None:
+        self.packed = PackedWeights([self.weight])
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None and not torch.is_grad_enabled():
+            return self.packed(x)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -104,21 +111,37 @@ class Attention(nn.Module):
         self.v = Linear(config.n_embd, width)
         self.proj = Linear(config.n_embd, config.n_embd)
         self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
+        self.packed: PackedWeights | None = None  # q, k, v and gate as one
+
+    def pack(self) -> None:
+        projections = [self.q, self.k, self.v, *([self.ve_gate] if self.ve_gate else [])]
+        self.packed = PackedWeights([projection.weight for projection in projections])
 
     def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Pass | None) -> Tensor:
         """x: (B, T, C) normalised; ve: (B, T, K * D) or None -> (B, T, C)."""
         B, T, _ = x.shape
-        D = self.config.head_dim
-        q, k, v = (project(x).view(B, T, -1, D) for project in (self.q, self.k, self.v))
-        if self.ve_gate is not None and ve is not None:
-            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))  # (B, T, K)
-            v = v + gate.unsqueeze(-1) * ve.view(v.shape).to(v.dtype)
-        q, k = (self.config.qk_scale * norm(rotate(z, *rotary)) for z in (q, k))
+        config = self.config
+        qk, v, gate = self._project(x)
+        v = v.view(B, T, config.n_kv_head, config.head_dim)
+        if gate is not None and ve is not None:
+            v = torch.addcmul(v, 3 * torch.sigmoid(gate).unsqueeze(-1), ve.view(v.shape).to(v.dtype))
+        qk = config.qk_scale * norm(rotate(qk.view(B, T, -1, config.head_dim), *rotary))
+        q, k = qk.split((config.n_head, config.n_kv_head), dim=2)
         if past is None:
             y = attend(q, k, v, self.window)
         else:
             y = past.attend(self.layer, q[0], k[0], v[0])
         return self.proj(y.reshape(B, T, -1))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return queries beside keys (B, T, (H + K) * D), values (B, T, K * D) and the gate's logits (B, T, K)."""
+        if self.packed is not None and not torch.is_grad_enabled():
+            out, width = self.packed(x), self.v.out_features
+            qk, v, gate = out.tensor_split((self.q.out_features + width, self.q.out_features + 2 * width), dim=-1)
+        else:
+            qk, v = torch.cat((self.q(x), self.k(x)), dim=-1), self.v(x)
+            gate = self.ve_gate(x[..., :GATE_CHANNELS]) if self.ve_gate else x[..., :0]
+        return qk, v, gate if self.ve_gate else None
 
 
 class MLP(nn.Module):
@@ -206,6 +229,11 @@ class GPT(Model):
             module.to(dtype)
         return self
 
+    def pack(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (Linear, Attention)):
+                module.pack()
+
     def new_cache(self, num_slots: int, max_len: int | None = None) -> KVCache:
         config = self.config
         max_len = max_len or config.sequence_len
@@ -225,8 +253,10 @@ class GPT(Model):
         return self.logits(self.hidden(idx))
 
     def logits(self, x: Tensor) -> Tensor:
-        logits = self.lm_head(x)[..., : self.config.vocab_size].float()
-        return self.config.softcap * torch.tanh(logits / self.config.softcap)
+        logits, softcap = self.lm_head(x)[..., : self.config.vocab_size].float(), self.config.softcap
+        if torch.is_grad_enabled() or logits.is_cuda:
+            return softcap * torch.tanh(logits / softcap)
+        return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap)  # PyTorch's tanh is slow on a CPU
 
     def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
         config = self.config
@@ -238,9 +268,11 @@ class GPT(Model):
         if config.smear:
             x = self._smear(x, past)
         x0, middle = x, x
+        if config.residual_scalars:
+            resid_scale, x0_scale = (scalars.to(x.dtype).unbind() for scalars in (self.resid_scale, self.x0_scale))
         for i, block in enumerate(self.blocks):
             if config.residual_scalars:
-                x = self.resid_scale[i].to(x.dtype) * x + self.x0_scale[i].to(x.dtype) * x0
+                x = torch.addcmul(resid_scale[i] * x, x0_scale[i], x0)
             ve = self.value_embeds[str(i)](idx) if config.has_value_embedding(i) else None
             x = block(x, ve, rotary, past)
             if i == config.n_layer // 2:

@@ -70,7 +70,7 @@ class DetokenizeAnswer(BaseModel):
     prompt: str
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     """The tokens of a request and its answer; those of tool calls and of the end of a turn count too."""
 
     prompt_tokens: int
@@ -124,7 +124,7 @@ class ChatCompletion(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class TextLogprobs(BaseModel):
@@ -153,7 +153,7 @@ class TextCompletion(BaseModel):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: Usage
+    usage: TokenUsage
 
 
 class ErrorDetail(BaseModel):

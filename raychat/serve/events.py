@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from raychat.engine.request import Finish
-from raychat.serve.answers import ChatCompletion, TextCompletion, Usage
+from raychat.serve.answers import ChatCompletion, TextCompletion, TokenUsage
 from raychat.serve.types import Delta, Failure, TokenLogprob
 
 DONE = "data: [DONE]\n\n"
@@ -38,22 +38,22 @@ class Tally:
         self._completion_tokens[delta.choice] = delta.completion_tokens
 
     @property
-    def completion_tokens(self) -> int:
-        """The tokens of all choices so far."""
-        return sum(self._completion_tokens.values())
+    def longest(self) -> int:
+        """The tokens of the longest choice so far."""
+        return max(self._completion_tokens.values(), default=0)
 
-    def usage(self) -> Usage:
+    def usage(self) -> TokenUsage:
         """Return the tokens of the answer so far."""
-        prompt, completion = self._prompt_tokens, self.completion_tokens
-        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+        prompt, completion = self._prompt_tokens, sum(self._completion_tokens.values())
+        return TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 class Writer(Protocol):
     """How one kind of answer is written."""
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> ChatCompletion | TextCompletion: ...
+    def whole(self, choices: Sequence[Gathered], usage: TokenUsage) -> ChatCompletion | TextCompletion: ...
     def events(self, delta: Delta) -> str: ...  # server-sent events, those of one delta together
-    def last(self, usage: Usage) -> str: ...
+    def last(self, usage: TokenUsage) -> str: ...  # the end of the stream
 
 
 class _Stream:
@@ -67,7 +67,7 @@ class _Stream:
     def event(self, choice: str) -> str:
         return f"{self._before}{choice}{self._after}"
 
-    def last(self, usage: Usage) -> str:
+    def last(self, usage: TokenUsage) -> str:
         return f'{self._before}],"usage":{_dumps(usage.model_dump())}}}\n\n{DONE}' if self._with_usage else DONE
 
 
@@ -80,7 +80,7 @@ class ChatWriter:
         self._parts: dict[int, str] = {}  # by choice: the part of the text that its last event belongs to
         self.last = self._stream.last
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> ChatCompletion:
+    def whole(self, choices: Sequence[Gathered], usage: TokenUsage) -> ChatCompletion:
         """Return a whole answer."""
         written = [
             {
@@ -103,7 +103,8 @@ class ChatWriter:
             if delta.text and delta.part != self._parts[index]:
                 self._parts[index] = delta.part
                 part = f',"raychat_part":"{delta.part}"'
-            events += self._event(index, f"{content}{part}}}", _dumps(_chat_logprobs(delta.logprobs)))
+            logprobs = _dumps(_chat_logprobs(delta.logprobs)) if delta.logprobs else "null"
+            events += self._event(index, f"{content}{part}}}", logprobs)
         return events + (self._event(index, "{}", finish=_dumps(delta.finish)) if delta.finish else "")
 
     def _event(self, index: int, delta: str, logprobs: str = "null", finish: str = "null") -> str:
@@ -118,7 +119,7 @@ class TextWriter:
         self._stream = _Stream({**self._head, "object": "text_completion"}, with_usage)
         self.last = self._stream.last
 
-    def whole(self, choices: Sequence[Gathered], usage: Usage) -> TextCompletion:
+    def whole(self, choices: Sequence[Gathered], usage: TokenUsage) -> TextCompletion:
         """Return a whole answer."""
         written = [
             {

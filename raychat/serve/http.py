@@ -21,6 +21,7 @@ from raychat.serve.answers import (
     TokenizerInfo,
     no_such_model,
 )
+from raychat.serve.events import ChatWriter, TextWriter
 from raychat.serve.limits import guarded_route
 from raychat.serve.metrics import CONTENT_TYPE, CountAnswers, ServerMetrics
 from raychat.serve.page import page_router
@@ -82,22 +83,22 @@ def _state(backend: Backend, metrics: ServerMetrics) -> APIRouter:
     """Return the routes that watch the server; they ask for no API key."""
     router = APIRouter()
 
-    async def status() -> Status:
-        """Return that a model can answer. Raises an exception when none can."""
-        await asyncio.wait_for(backend.check(), HEALTH_TIMEOUT_S)
-        return Status(model=(await backend.cards())[0].id)
-
     @router.get("/health", response_model=Status, responses=_errors(503))
     @router.get("/ready", response_model=Status, responses=_errors(503))
     async def health() -> Any:
         try:
-            return await status()
+            await asyncio.wait_for(backend.check(), HEALTH_TIMEOUT_S)
+            return Status(model=(await backend.cards())[0].id)
         except Exception as e:
             return error_response(Failure(503, f"the model does not answer: {e!r}"))
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
-        return Response(metrics.text() + await backend.metrics(), media_type=CONTENT_TYPE)
+        try:
+            engines = await asyncio.wait_for(backend.metrics(), HEALTH_TIMEOUT_S)
+        except Exception as e:
+            engines = f"# the engines do not answer: {e!r}\n"
+        return Response(metrics.text() + engines, media_type=CONTENT_TYPE)
 
     return router
 
@@ -105,42 +106,40 @@ def _state(backend: Backend, metrics: ServerMetrics) -> APIRouter:
 def _api(backend: Backend, settings: ServerSettings, metrics: ServerMetrics) -> APIRouter:
     """Return the routes that answer clients."""
     responder = Responder(backend, settings.max_queued, metrics)
-    key = (
-        [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    )  # for the document; limits.py looks at it
+    # The key is only described here; guarded_route looks at it, before the body is read.
+    key, refusals = ([Security(HTTPBearer(auto_error=False))], (401, 429)) if settings.api_keys else ([], ())
     router = APIRouter(route_class=guarded_route(settings), dependencies=key)
-    wrong = (400, 404, 413, 500, 503, *((401, 429) if settings.api_keys else ()))
+    lookup, body = _errors(404, 500, 503, *refusals), _errors(400, 404, 413, 500, 503, *refusals)
+    generation = {**body, **_errors(429), **_streamed()}
 
-    @router.get("/v1/models", response_model=ModelList, responses=_errors(*wrong[5:]))
+    @router.get("/v1/models", response_model=ModelList, responses=lookup)
     async def models() -> ModelList:
         return ModelList(data=await backend.cards())
 
-    @router.get("/v1/models/{name}", response_model=ModelCard, responses=_errors(404, *wrong[5:]))
+    @router.get("/v1/models/{name}", response_model=ModelCard, responses=lookup)
     async def model(name: str) -> Any:
         cards = await backend.cards()
         found = [card for card in cards if card.id == name]
         return found[0] if found else error_response(no_such_model(name, cards))
 
-    @router.post(
-        "/v1/chat/completions", response_model=ChatCompletion, responses={**_errors(429, *wrong), **_streamed()}
-    )
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=generation)
     async def chat_completions(request: ChatRequest, http: Request) -> Response:
-        return await responder.chat(request, http)
+        return await responder.respond(request, http, ChatWriter)
 
-    @router.post("/v1/completions", response_model=TextCompletion, responses={**_errors(429, *wrong), **_streamed()})
+    @router.post("/v1/completions", response_model=TextCompletion, responses=generation)
     async def completions(request: CompletionRequest, http: Request) -> Response:
-        return await responder.complete(request, http)
+        return await responder.respond(request, http, TextWriter)
 
-    @router.post("/tokenize", response_model=TokenizeAnswer, responses=_errors(*wrong))
+    @router.post("/tokenize", response_model=TokenizeAnswer, responses=body)
     async def tokenize(request: TokenizeRequest) -> Any:
         answer = await backend.tokenize(request)
         return error_response(answer) if isinstance(answer, Failure) else answer
 
-    @router.get("/tokenizer_info", response_model=TokenizerInfo, responses=_errors(*wrong[5:]))
+    @router.get("/tokenizer_info", response_model=TokenizerInfo, responses=lookup)
     async def tokenizer_info() -> TokenizerInfo:
         return TokenizerInfo()
 
-    @router.post("/detokenize", response_model=DetokenizeAnswer, responses=_errors(*wrong))
+    @router.post("/detokenize", response_model=DetokenizeAnswer, responses=body)
     async def detokenize(request: DetokenizeRequest) -> Any:
         answer = await backend.detokenize(request)
         return error_response(answer) if isinstance(answer, Failure) else answer

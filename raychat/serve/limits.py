@@ -47,7 +47,7 @@ def known_key(authorization: str, keys: tuple[str, ...]) -> str:
         HTTPException: status 401.
     """
     scheme, _, given = authorization.partition(" ")
-    found = [key for key in keys if hmac.compare_digest(key.encode(), given.strip().encode())]
+    found = [key for key in keys if hmac.compare_digest(key.encode(), given.strip().encode("latin-1"))]
     if scheme.lower() == "bearer" and found:
         return found[0]
     message = "expected an API key of this server in the header: Authorization: Bearer KEY"

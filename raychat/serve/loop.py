@@ -28,7 +28,7 @@ class EngineLoop:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.error: Exception | None = None  # what ended the engine; every later request fails with it
+        self.error: str | None = None  # what ended the engine; every later request fails with it
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Of everything that waits or runs, by the engine's id: where its events go, and its place there.
@@ -81,9 +81,9 @@ class EngineLoop:
             try:
                 self._step()
             except Exception as e:
-                self.error = e
+                self.error = f"the engine has failed: {e!r}"
                 for stream, index in self._streams.values():
-                    stream.put(index, e)
+                    stream.put(index, RuntimeError(self.error))
                 self._streams.clear()
 
     def _step(self) -> None:
@@ -97,9 +97,9 @@ class EngineLoop:
         for index, work in enumerate(works):
             try:
                 if self.error is not None:
-                    raise self.error
+                    raise RuntimeError(self.error)
                 id = self._engine.add(work.prompt, work.params)
-            except Exception as e:
+            except (ValueError, RuntimeError) as e:
                 self._cancel(stream, None)
                 stream.put(index, e)
                 return
@@ -146,9 +146,7 @@ class EventStream:
         events: list[tuple[int, Event]] = []
         while self._items:
             index, item = self._items.popleft()
-            if isinstance(item, ValueError):
-                raise item
             if isinstance(item, Exception):
-                raise RuntimeError(f"the engine has failed: {item!r}") from item
+                raise item
             events.append((index, item))
         return events

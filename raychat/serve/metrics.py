@@ -61,13 +61,13 @@ class ServerMetrics:
         self.broken = Counter("raychat_broken_answers", "Answers that broke off", registry=self._registry)
         self._ttft = Histogram(
             "raychat_time_to_first_token_seconds",
-            "From a request to its first token",
+            "From a request to the first token of its stream",
             buckets=_TTFT_BUCKETS,
             registry=self._registry,
         )
         self._tpot = Histogram(
             "raychat_time_per_output_token_seconds",
-            "Between two tokens of an answer, on average",
+            "Between two tokens of a stream, on average",
             buckets=_TPOT_BUCKETS,
             registry=self._registry,
         )
@@ -76,8 +76,8 @@ class ServerMetrics:
         """Count an answer. path: the route's, so that there are few of them."""
         self._requests.labels(path, str(status)).inc()
 
-    def timed(self, ttft_s: float, rest_s: float, tokens: int) -> None:
-        """Record a finished answer: seconds to its first token, from there to the last one, and its tokens."""
+    def streamed(self, ttft_s: float, rest_s: float, tokens: int) -> None:
+        """Record a finished stream: seconds to its first token, from there to the last one, and its tokens."""
         self._ttft.observe(ttft_s)
         if tokens > 1:
             self._tpot.observe(rest_s / (tokens - 1))

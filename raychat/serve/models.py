@@ -11,7 +11,7 @@ from raychat.runs import Found
 from raychat.serve.answers import DetokenizeAnswer, ModelCard, TokenizeAnswer
 from raychat.serve.catalog import Catalog, Offer
 from raychat.serve.metrics import engine_metrics
-from raychat.serve.pool import NotServed, Pool, PooledModel
+from raychat.serve.pool import ModelPool, NotServed, PooledModel
 from raychat.serve.service import ChatService, card_of
 from raychat.serve.types import ChatRequest, CompletionRequest, Delta, DetokenizeRequest, Failure, TokenizeRequest
 
@@ -42,7 +42,7 @@ class Models:
     """
 
     def __init__(self, catalog: Catalog, load: Callable[[Found], ChatService], max_loaded: int = 2) -> None:
-        self._catalog, self._pool = catalog, Pool(load, max_loaded)
+        self._catalog, self._pool = catalog, ModelPool(load, max_loaded)
         self._last: dict[str, PooledModel] = {}  # by id: the model that answered last
         self._broken: set[Offer] = set()  # newer checkpoints that could not be loaded
 

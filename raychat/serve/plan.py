@@ -1,6 +1,6 @@
 """From a request to its choices: what the engine continues, how it samples, and what of it is shown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from raychat.engine.sampling import SamplingParams
 from raychat.serve.choices import Choice
@@ -20,9 +20,6 @@ def choices_of(request: ChatRequest | CompletionRequest, tokenizer: Tokenizer, c
 
 
 def _chat(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[Choice] | Failure:
-    def choice(index: int, work: Work, prompt_tokens: int) -> Choice:
-        return Choice(index, work, tokenizer, prompt_tokens, stop=request.stop)
-
     try:
         prompts = [chat_prompt(tokenizer, request.messages)]
     except ValueError as e:
@@ -30,31 +27,38 @@ def _chat(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[Choi
     limit = request.max_completion_tokens or request.max_tokens or context + 1
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     params = _params(request, max_new_tokens=limit, logprobs=logprobs)
-    return _too_long(prompts, context, "messages") or _each(prompts, params, choice)
+    return _too_long(prompts, context, "messages") or _each(prompts, params, tokenizer, request.stop)
 
 
 def _completion(request: CompletionRequest, tokenizer: Tokenizer, context: int) -> list[Choice] | Failure:
-    only_echo = request.max_tokens == 0
-
-    def choice(index: int, work: Work, prompt_tokens: int) -> Choice:
-        shown = {"echo": request.echo, "only_echo": only_echo}
-        return Choice(index, work, tokenizer, prompt_tokens, stop=request.stop, **shown)
-
     prompts = completion_prompts(tokenizer, request)
     limit = COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
-    logprobs = request.logprobs
-    scores = logprobs if request.echo else None
-    params = _params(request, max_new_tokens=max(limit, 1), logprobs=logprobs, prompt_logprobs=scores)
-    return _too_long(prompts, context, "prompt") or _each(prompts, params, choice)
+    params = _params(
+        request,
+        max_new_tokens=max(limit, 1),  # the engine generates one token at least
+        logprobs=request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
+    )
+    return _too_long(prompts, context, "prompt") or _each(
+        prompts, params, tokenizer, request.stop, echo=request.echo, only_echo=limit == 0
+    )
 
 
 def _each(
     prompts: Sequence[Sequence[int]],
     params: Sequence[SamplingParams],
-    choice: Callable[[int, Work, int], Choice],
+    tokenizer: Tokenizer,
+    stop: Sequence[str],
+    *,
+    echo: bool = False,
+    only_echo: bool = False,
 ) -> list[Choice]:
-    works = [Work(prompt, p) for prompt in prompts for p in params]
-    return [choice(index, work, sum(map(len, prompts))) for index, work in enumerate(works)]
+    """Return a choice for each prompt and each of the parameters; see `Choice` for the rest."""
+    works, total = [Work(prompt, p) for prompt in prompts for p in params], sum(map(len, prompts))
+    return [
+        Choice(index, work, tokenizer, total, stop=stop, echo=echo, only_echo=only_echo)
+        for index, work in enumerate(works)
+    ]
 
 
 def _too_long(prompts: Sequence[Sequence[int]], context: int, field: str) -> Failure | None:

@@ -20,7 +20,7 @@ class NotServed(Exception):
 
 
 class PooledModel:
-    """A model in memory, or on its way there. Whoever uses it counts in `users` and ends with `Pool.release`."""
+    """A model in memory, or on its way there. Whoever uses it counts in `users` and ends with `ModelPool.release`."""
 
     def __init__(self, offer: Offer) -> None:
         self.offer = offer
@@ -30,7 +30,7 @@ class PooledModel:
         self.has_room = False
 
 
-class Pool:
+class ModelPool:
     """Hold at most `max_loaded` models. It belongs to one event loop; models load in threads.
 
     Args:

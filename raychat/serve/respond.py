@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from raychat.serve.answers import DetokenizeAnswer, ModelCard, TokenizeAnswer
-from raychat.serve.events import ChatWriter, Gathered, Tally, TextWriter, error_event
+from raychat.serve.events import Gathered, Tally, Writer, error_event
 from raychat.serve.metrics import ServerMetrics
 from raychat.serve.types import (
     DEFAULT_NAMES,
@@ -21,7 +21,6 @@ from raychat.serve.types import (
     DetokenizeRequest,
     Failure,
     TokenizeRequest,
-    TokenLogprob,
 )
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that went away
@@ -49,18 +48,14 @@ class Responder:
         self._backend, self._max_queued, self._metrics = backend, max_queued, metrics
         self._num_queued = 0
 
-    async def chat(self, request: ChatRequest, http: Request) -> Response:
-        """Answer a conversation."""
-        return await self._respond(request, http, ChatWriter)
-
-    async def complete(self, request: CompletionRequest, http: Request) -> Response:
-        """Continue prompts."""
-        return await self._respond(request, http, TextWriter)
-
-    async def _respond(
-        self, request: ChatRequest | CompletionRequest, http: Request, kind: type[ChatWriter] | type[TextWriter]
+    async def respond(
+        self, request: ChatRequest | CompletionRequest, http: Request, kind: Callable[[str, bool], Writer]
     ) -> Response:
-        """Wait for the first delta, so that an error before it is an HTTP status; then stream or collect the rest."""
+        """Wait for the first delta, so that an error before it is an HTTP status; then stream or collect the rest.
+
+        Args:
+            kind: makes the writer, from the model's id and whether a stream ends with the usage.
+        """
         start = time.perf_counter()
         if self._num_queued >= self._max_queued:
             return error_response(Failure(429, f"{self._num_queued} requests are waiting; try again in a moment"))
@@ -72,12 +67,12 @@ class Responder:
             return error_response(first)
         if first is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
-        timed = self._timed(first, deltas, time.perf_counter() - start)
         if request.stream:
+            events = self._events(writer, first, deltas, time.perf_counter() - start)
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(self._events(writer, timed), media_type="text/event-stream", headers=headers)
-        answer = await unless_gone(http, _whole(writer, timed))
-        return Response(status_code=CLIENT_CLOSED_REQUEST) if answer is None else answer
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        answer = await unless_gone(http, _whole(writer, first, deltas))
+        return answer or Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def _name(self, model: str | None) -> str:
         """Return the id of the model that answers."""
@@ -97,50 +92,40 @@ class Responder:
             self._num_queued -= 1
             self._metrics.queued.set(self._num_queued)
 
-    async def _timed(self, first: Delta, rest: Deltas, ttft_s: float) -> Deltas:
-        """Yield all deltas and record how long they took. Closing it closes `rest`, which cancels the request."""
+    async def _events(self, writer: Writer, first: Delta, rest: Deltas, ttft_s: float) -> AsyncIterator[str]:
+        """Yield a streamed answer as server-sent events. Closing it closes `rest`, which cancels the request."""
         start, tally = time.perf_counter(), Tally()
         tally.add(first)
-        yield first
+        yield writer.events(first)
         async with contextlib.aclosing(rest):
             async for delta in rest:
                 if isinstance(delta, Failure):
                     self._metrics.broken.inc()
-                    yield delta
-                    return
-                tally.add(delta)
-                yield delta
-        self._metrics.timed(ttft_s, time.perf_counter() - start, tally.completion_tokens)
-
-    async def _events(self, writer: ChatWriter | TextWriter, deltas: Deltas) -> AsyncIterator[str]:
-        """Yield a streamed answer as server-sent events."""
-        tally = Tally()
-        async with contextlib.aclosing(deltas):
-            async for delta in deltas:
-                if isinstance(delta, Failure):
                     yield error_event(delta)
                     return
                 tally.add(delta)
                 if events := writer.events(delta):
                     yield events
         yield writer.last(tally.usage())
+        self._metrics.streamed(ttft_s, time.perf_counter() - start, tally.longest)
 
 
-async def _whole(writer: ChatWriter | TextWriter, deltas: Deltas) -> Response:
+async def _whole(writer: Writer, first: Delta, rest: Deltas) -> Response:
     """Return a whole answer."""
-    tally, choices = Tally(), dict[int, list[Delta]]()
-    async with contextlib.aclosing(deltas):
-        async for delta in deltas:
+    tally, choices = Tally(), {first.choice: [first]}
+    tally.add(first)
+    async with contextlib.aclosing(rest):
+        async for delta in rest:
             if isinstance(delta, Failure):
                 return error_response(delta)
             tally.add(delta)
             choices.setdefault(delta.choice, []).append(delta)
-    gathered = [_gathered(choices[index]) for index in sorted(choices)]
-    return Response(writer.whole(gathered, tally.usage()).model_dump_json(), media_type="application/json")
+    answer = writer.whole([_gathered(choices[number]) for number in sorted(choices)], tally.usage())
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _gathered(deltas: list[Delta]) -> Gathered:
-    logprobs: tuple[TokenLogprob, ...] = tuple(token for delta in deltas for token in delta.logprobs)
+    logprobs = tuple(token for delta in deltas for token in delta.logprobs)
     return Gathered("".join(delta.text for delta in deltas), logprobs, deltas[-1].finish or "length")
 
 

@@ -63,7 +63,7 @@ class ChatService:
     async def check(self) -> None:
         """Raise RuntimeError when the engine has failed; it does not recover."""
         if self._loop.error is not None:
-            raise RuntimeError(f"the engine has failed: {self._loop.error!r}")
+            raise RuntimeError(self._loop.error)
 
     def close(self) -> None:
         """End the engine, so that its memory is freed; there must be no requests."""

@@ -1,0 +1,86 @@
+"""What a decode step asks of a GPU, counted without one: PyTorch's fake tensors run the CUDA path on shapes alone."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from raychat.engine.sampling import Draws, sample
+from raychat.model import cache as caches
+from raychat.model.gpt import GPT, GPTConfig
+
+BATCH = 4
+FREE = ("device", "view", "reshape", "flatten", "split_with_sizes", "tensor_split", "chunk", "unbind")
+
+
+class Calls(TorchDispatchMode):
+    """Count calls that compute or move something, by name; views and questions about tensors are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        out = func(*args, **(kwargs or {}))
+        casts = name == "to" and out is not args[0]
+        if casts or name.endswith("_") or not (func.is_view or name in FREE):
+            self.counts[name] += 1
+        return out
+
+
+def count_step(monkeypatch: pytest.MonkeyPatch, n_layer: int) -> tuple[Counter[str], int]:
+    """Return the calls of one decode step with sampling, and the transfers to the device."""
+    transfers = 0
+
+    def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+        nonlocal transfers
+        transfers += 1
+        return torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
+
+    monkeypatch.setattr(caches, "to_device", to_device)
+    cuda = torch.device("cuda")
+    config = GPTConfig(sequence_len=160, vocab_size=265, n_layer=n_layer, n_head=4, n_kv_head=2, n_embd=64)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+        with torch.inference_mode(False), cuda:
+            model = GPT(config)
+        for embedding in (model.wte, *model.value_embeds.values()):
+            embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
+        model.pack()
+        cache = model.new_cache(2 * BATCH)
+        cache.lengths[:BATCH] = 20
+
+        def step() -> None:
+            past = cache.begin(np.arange(BATCH))
+            logits = model.logits(model.hidden(past.ids[None], past)[0])
+            draws = Draws.of(to_device(np.zeros((BATCH, 5)), cuda))
+            assert sample(logits, draws).shape == (BATCH,)
+            past.finish()
+
+        step()  # packs the weights
+        transfers = 0
+        with Calls() as calls:
+            step()
+    return calls.counts, transfers
+
+
+def test_a_step_moves_its_tokens_once_and_its_parameters_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, transfers = count_step(monkeypatch, n_layer=2)
+    assert transfers == 2
+    waits = {"_local_scalar_dense", "nonzero", "item", "is_nonzero"}
+    assert not waits & counts.keys()
+
+
+def test_a_layer_is_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With windows, value embedding and gate: 5 products, attention, and what is between them."""
+    shallow, _ = count_step(monkeypatch, n_layer=2)
+    deep, _ = count_step(monkeypatch, n_layer=6)
+    added = deep - shallow
+    assert added["_varlen_attn"] == 4
+    assert added["linear"] == 4 * 4
+    assert sum(added.values()) / 4 <= 26, added
