@@ -15,6 +15,7 @@ import pytest
 from test_cluster_serve import LETTERS, free_port, trained_tokenizer, write_chat_run
 from test_serve import ask, client, wait_until
 
+from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
 
 __all__ = ["trained_tokenizer"]  # a fixture
@@ -174,3 +175,18 @@ def test_prompts_with_the_same_beginning_go_to_the_same_replicas(choose: Callabl
     for beginning in "abcdefgh":  # a replica that goes away moves only the prompts that it had
         first = choose(REPLICAS, "sft", beginning)[0]
         assert "d" in first or choose(without, "sft", beginning)[0] == first
+
+
+def test_all_turns_of_a_chat_begin_alike() -> None:
+    from raychat.cluster.replicas import beginning_of
+
+    def beginning(*texts: str, system: str = "") -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        return beginning_of(ChatRequest.model_validate({"messages": messages}))
+
+    assert beginning("Hi") == beginning("Hi", "Hello", "And?")
+    assert beginning("Hi", system="Be brief") == beginning("Hi", "Hello", "And?", system="Be brief")
+    assert len({beginning("Hi"), beginning("Ho"), beginning("Hi", system="Be brief")}) == 3
+    few_shot = [1, 2, 3] * 300
+    assert beginning_of(CompletionRequest(prompt=[*few_shot, 4])) == beginning_of(CompletionRequest(prompt=few_shot))

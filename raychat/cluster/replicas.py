@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -133,7 +134,7 @@ class RemoteModels:
             raise RuntimeError(f"no replica runs, the deployment is {models.status.value}. {models.message}")
 
     async def _lists(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta | Failure], None]:
-        handle = self._handle(request.model, _beginning(request)).options(stream=True, **_PICKLED)
+        handle = self._handle(request.model, beginning_of(request)).options(stream=True, **_PICKLED)
         answer: Any = handle.stream.remote(request)
         try:
             async for deltas in answer:
@@ -177,10 +178,11 @@ class AffinityRouter(RequestRouter):
         return [ranks for ranks in (first[:2], first[2:], order(model, others)) if ranks]
 
 
-def _beginning(request: ChatRequest | CompletionRequest) -> str:
-    """Return a hash of what a request begins with, so far as conversations and few-shot prompts share it."""
+def beginning_of(request: ChatRequest | CompletionRequest) -> str:
+    """Return a hash of what a request begins with, as far as all turns of a chat and few-shot prompts share it."""
     if isinstance(request, ChatRequest):
-        texts = [message.text[:AFFINITY_LENGTH] for message in request.messages[:2]]
+        asked = itertools.takewhile(lambda message: message.role != "assistant", request.messages[:2])
+        texts = [message.text[:AFFINITY_LENGTH] for message in asked]
     else:
         texts = [str(request.prompts[0][:AFFINITY_LENGTH])]
     return str(_hash(*texts))
