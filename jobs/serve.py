@@ -2,7 +2,7 @@
 
 python jobs/serve.py  (the newest run, on http://127.0.0.1:8000)
 
-python jobs/serve.py --run d20 --stage sft --host 0.0.0.0 --max-replicas 8
+RAYCHAT_API_KEYS=secret python jobs/serve.py --run d20 --stage sft --host 0.0.0.0 --max-replicas 8
 
 python jobs/serve.py --cluster.workers 0  (in this process, without Ray)
 
@@ -19,7 +19,7 @@ from raychat.cluster import Cluster
 class Args:
     run: str | None = None  # serve this run only; None = all, the default is the one that wrote a chat model last
     stage: Literal["rl", "sft", "mid", "base"] | None = None  # of the default model; None = the latest to chat with
-    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in
+    host: str = "127.0.0.1"  # address to listen on; 0.0.0.0 lets others in who have a key of RAYCHAT_API_KEYS
     port: int = 8000  # 0 = a free one; a cluster that already runs Ray Serve keeps its host and port
     max_sequences: int = 16  # that one model of one replica generates at once
     max_models: int = 2  # in the memory of one replica; the least used one makes room for another

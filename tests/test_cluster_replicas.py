@@ -52,6 +52,9 @@ def pids(deployment: str) -> list[int]:
 @contextlib.contextmanager
 def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[str]]:
     """Ask from several threads, over and over, while the block runs; yield their answers and errors."""
+    # A connection for each request: whoever keeps one open may find it closed, and has to ask again.
+    connections = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+    api = openai.OpenAI(base_url=api.base_url, api_key="none", max_retries=0, http_client=connections)
     answers: list[str] = []
     ended = threading.Event()
 

@@ -357,6 +357,7 @@ def test_job_serves_without_ray_until_interrupted(raychat_home: Path) -> None:
         job.send_signal(signal.SIGINT)
         output += job.stdout.read()
     assert job.returncode == 0, output
+    assert "RAYCHAT_API_KEYS): only this machine can connect" in output
     assert "Traceback" not in output
 
 

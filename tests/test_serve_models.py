@@ -339,7 +339,7 @@ def test_failed_engine_is_loaded_again(tmp_path: Path) -> None:
         assert failure.status == 500
         with pytest.raises(RuntimeError, match="the engine has failed"):
             await backend.check()
-        assert await ask(backend) == "abab"
+        assert await ask(backend, "tiny-sft@100") == "abab"
         await backend.check()
 
     asyncio.run(broken())

@@ -26,7 +26,7 @@ from raychat.runs import find_checkpoint
 from raychat.serve.catalog import Catalog
 from raychat.serve.http import make_app
 from raychat.serve.models import open_models
-from raychat.serve.run import READY, listen
+from raychat.serve.run import announce, listen
 from raychat.serve.settings import ServerSettings
 
 APPLICATION = "raychat"  # its name on Ray Serve
@@ -145,7 +145,7 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
     cluster.connect()
     host, port = _start_serve(host, port)
     serve.run(build(settings), name=APPLICATION)
-    print(READY.format(host, port), flush=True)
+    announce(ServerSettings.from_environment(host=host), port)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

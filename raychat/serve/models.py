@@ -44,6 +44,7 @@ class Models:
     def __init__(self, catalog: Catalog, load: Callable[[Found], ChatService], max_loaded: int = 2) -> None:
         self._catalog, self._pool = catalog, ModelPool(load, max_loaded)
         self._last: dict[str, PooledModel] = {}  # by id: the model that answered last
+        self._failure: Exception | None = None  # of the engine that failed last
         self._broken: set[Offer] = set()  # newer checkpoints that could not be loaded
 
     async def cards(self) -> list[ModelCard]:
@@ -88,10 +89,10 @@ class Models:
         return engine_metrics([({"model": id}, stats) for id, stats in (await self.stats()).items()])
 
     async def check(self) -> None:
-        """Raise RuntimeError when every model in memory has failed."""
+        """Raise RuntimeError when an engine has failed and no other one works."""
         errors = [await _error_of(model) for model in self._pool.models() if model.service]
-        if errors and all(errors):
-            raise RuntimeError(str(errors[0])) from errors[0]
+        if (error := next(iter(errors), self._failure)) and all(errors):
+            raise RuntimeError(str(error)) from error
 
     async def preload(self) -> None:
         """Load the default model. Raises ValueError when it cannot be loaded."""
@@ -143,11 +144,13 @@ class Models:
         offer = await self._catalog.find(name)
         if offer is None:
             raise NotServed(await self._catalog.unknown(name))
+        for model in self._pool.models():
+            if error := await _error_of(model):
+                self._failure = error
+                self._pool.retire(model)
         id = self._catalog.id(name)
         last = self._last.get(id)
-        if last is not None and await _error_of(last):
-            self._pool.retire(last)
-        if last is None or last.offer == offer or last.service is None:
+        if last is None or last.offer == offer or last.service is None or last not in self._pool.models():
             model = self._pool.open(offer)
         else:
             model = await self._newer(offer, last)

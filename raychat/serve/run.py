@@ -25,6 +25,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def announce(settings: ServerSettings, port: int) -> None:
+    """Print where the server listens, and to whom."""
+    if not settings.api_keys:
+        print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect", flush=True)
+    print(READY.format(settings.host, port), flush=True)
+
+
 def serve_here(
     storage: str, run: str | None, stage: str | None, max_sequences: int, max_models: int, host: str, port: int
 ) -> None:
@@ -50,7 +57,5 @@ def serve_until_interrupted(load: Callable[[], Backend], settings: ServerSetting
     """Serve what `load` returns, which is called when the port is ours."""
     with listen(settings.host, settings.port) as server, contextlib.suppress(KeyboardInterrupt):
         app = make_app(load(), settings)
-        if not settings.api_keys:
-            print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect", flush=True)
-        print(READY.format(settings.host, server.getsockname()[1]), flush=True)
+        announce(settings, server.getsockname()[1])
         uvicorn.Server(uvicorn.Config(app)).run(sockets=[server])
