@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
 
 __all__ = ["trained_tokenizer"]  # a fixture
-NUM_TOKENS = 300
+NUM_TOKENS = 1000
 TEXT = "".join(chr(97 + i % LETTERS) for i in range(NUM_TOKENS))
 
 
@@ -49,21 +50,31 @@ def pids(deployment: str) -> list[int]:
     return [replica["pid"] for replica in details["replicas"] if replica["state"] == "RUNNING"]
 
 
+class Answer(NamedTuple):
+    """What a client got, and when, in seconds."""
+
+    began: float
+    ended: float
+    text: str  # of the answer or the error
+
+
 @contextlib.contextmanager
-def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[str]]:
+def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]]:
     """Ask from several threads, over and over, while the block runs; yield their answers and errors."""
     # A connection for each request: whoever keeps one open may find it closed, and has to ask again.
     connections = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
     api = openai.OpenAI(base_url=api.base_url, api_key="none", max_retries=0, http_client=connections)
-    answers: list[str] = []
+    answers: list[Answer] = []
     ended = threading.Event()
 
     def asks() -> None:
         while not ended.is_set():
+            began = time.monotonic()
             try:
-                answers.append(ask(api, max_tokens=NUM_TOKENS).choices[0].message.content)
+                text = ask(api, max_tokens=NUM_TOKENS).choices[0].message.content
             except openai.OpenAIError as e:
-                answers.append(f"{e!r} from {e.__cause__!r}")
+                text = f"{e!r} from {e.__cause__!r}"
+            answers.append(Answer(began, time.monotonic(), text))
 
     with ThreadPoolExecutor(num_clients) as threads:
         for _ in range(num_clients):
@@ -81,11 +92,17 @@ def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: 
     with whole_answers(twice, num_clients=4) as answers:
         assert wait_until(lambda: len(answers) >= 4, timeout_s=60)
         victim = pids(deployment)[0]
+        time.sleep(0.6)
         os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
         assert wait_until(lambda: victim not in pids(deployment) and len(pids(deployment)) == 2, timeout_s=120)
         count = len(answers)
         assert wait_until(lambda: len(answers) >= count + 4, timeout_s=60)
-    assert set(answers) == {TEXT}
+    assert any(answer.began < killed - 0.5 and answer.ended > killed for answer in answers)
+    lost = [answer for answer in answers if answer.text != TEXT]
+    # HAProxy cannot send again what had reached an ingress's socket, but not the ingress, when its process ended.
+    unread = [answer for answer in lost if deployment == "Ingress" and abs(answer.began - killed) < 0.5]
+    assert lost == unread
 
 
 @pytest.mark.ray
@@ -114,7 +131,7 @@ def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.Ope
 def test_overload_is_429_and_passes(twice: openai.OpenAI) -> None:
     """Eighty requests at once, to a service with room for eight and for as many that wait at each ingress."""
     url = f"{twice.base_url}chat/completions"
-    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0, "max_tokens": NUM_TOKENS}
+    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0, "max_tokens": 300}
 
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
