@@ -204,6 +204,23 @@ def test_another_conversation_stops_the_answer(page: Any) -> None:
         expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
 
 
+def test_question_can_be_edited_while_it_is_answered(page: Any) -> None:
+    slow = slow_service(0.02)
+    with http_server(slow) as url:
+        page.goto(url)
+        start_answer(page, "First")
+        page.click(".edit")
+        page.fill(".editor textarea", "Second")
+        page.keyboard.press("Enter")
+        expect(page.locator(".bubble")).to_have_text("Second")
+        expect(page.locator(".body")).to_contain_text("abc")
+        assert wait_until(lambda: num_open(slow) == 1)  # the first has left the engine
+        assert page.get_attribute("#send", "aria-label") == "Stop"  # and its end did not end the second
+        page.keyboard.press("Escape")
+        expect(page.locator(".numbers")).to_contain_text("stopped")
+        assert [e["question"] for e in kept(page)[0]["exchanges"]] == ["Second"]
+
+
 def test_screen_reader_hears_an_answer_once(page: Any) -> None:
     with http_server(says(b"abcdefghijklmnopqrstuvwxyz")) as url:
         page.goto(url)

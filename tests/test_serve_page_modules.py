@@ -49,6 +49,7 @@ HTML = "const box = document.createElement('div'); box.append(...m.markdown(x));
         ("> a\n> b", "<blockquote><p>a<br>b</p></blockquote>"),
         ("<script>alert(1)</script>", "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"),
         ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
+        ("[a](javascript://x)", "<p>[a](javascript://x)</p>"),
         ("[a](data:text/html,x) ![b](x.png)", "<p>[a](data:text/html,x) ![b](x.png)</p>"),
         ('[a](https://x.org/"onclick=alert)', '<p><a href="https://x.org/&quot;onclick=alert" new>a</a></p>'),
         ("See https://x.org/a?b=1.", '<p>See <a href="https://x.org/a?b=1" new>https://x.org/a?b=1</a>.</p>'),

@@ -6,13 +6,12 @@ import { browserStorage, ChatStore, messagesFor, newChat, saveMarkdown, titleOf 
 import { runCommand, showHelp } from "./commands.js";
 import { makeComposer } from "./composer.js";
 import { announce, notice } from "./dom.js";
-import { counterpart, isBase, nameOf, showModels, showPickers, welcome } from "./models.js";
+import { contextNote, counterpart, isBase, nameOf, showModels, showPickers, welcome } from "./models.js";
 import { bindSettings, loadSettings, requestFields, saveSettings } from "./settings.js";
 import { makeDrawer, openUnder, showChats } from "./sidebar.js";
 import { followEnd, makeThread } from "./thread.js";
 
 const $ = (id) => document.getElementById(id);
-const NEARLY_FULL = 0.85; // of the context
 
 const storage = browserStorage();
 const store = new ChatStore(storage);
@@ -100,6 +99,7 @@ const page = {
     showAll();
   },
   compare(card) {
+    if (!cards.length) throw new Error("there is no model yet");
     const [first, second] = chat.models;
     chat.models = second && !card ? [first] : [first, (card ?? counterpart(cardOf(first), cards)).id];
     keep(chat);
@@ -190,6 +190,7 @@ function showAll() {
   composer.placeholder(base ? "Begin a text; the base model continues it…" : "Say something…");
   composer.refresh();
   $("log").classList.toggle("comparing", chat.models.length > 1);
+  $("compare").disabled = !cards.length;
   $("compare").setAttribute("aria-pressed", String(chat.models.length > 1));
   if (cards.length) showPickers($("models"), chat.models.map(nameOfModel), openModels);
   showContext();
@@ -232,13 +233,8 @@ function openSettings() {
   $("settings").showModal();
 }
 
-// Show how much of the context the conversation fills, that of the fuller model.
 function showContext() {
-  const last = chat.exchanges.at(-1)?.answers.filter((a) => a?.tokens) ?? [];
-  const used = Math.max(0, ...last.map((a) => a.promptTokens + a.tokens));
-  const length = cardOf(last[0]?.model)?.max_model_len;
-  const full = used > NEARLY_FULL * length ? ", nearly full" : "";
-  $("context").textContent = used && length ? `${used} of ${length} tokens of context${full}` : "";
+  $("context").textContent = contextNote(chat.exchanges.at(-1)?.answers ?? [], cardOf);
 }
 
 const drawer = makeDrawer(settings, page.set);

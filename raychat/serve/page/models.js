@@ -2,12 +2,22 @@
 
 import { element, icon } from "./dom.js";
 
+const NEARLY_FULL = 0.85; // of the context
 const STAGES = ["base", "mid", "sft", "rl"]; // in their order
 
 // Return a name for people: "tiny · sft", and the step of a saved one.
 export function nameOf(card) {
   const stage = card.run ? `${card.run} · ${card.stage}` : card.id;
   return card.latest === false ? `${stage} · step ${card.step}` : stage;
+}
+
+// Return how much of the context a conversation fills after these answers, that of the fuller model; "" = unknown.
+export function contextNote(answers, cardOf) {
+  const counted = answers.filter((answer) => answer.tokens);
+  const used = Math.max(0, ...counted.map((answer) => answer.promptTokens + answer.tokens));
+  const length = cardOf(counted[0]?.model)?.max_model_len;
+  if (!used || !length) return "";
+  return `${used} of ${length} tokens of context${used > NEARLY_FULL * length ? ", nearly full" : ""}`;
 }
 
 export const isBase = (card) => card?.stage === "base";
