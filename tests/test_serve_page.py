@@ -204,6 +204,19 @@ def test_another_conversation_stops_the_answer(page: Any) -> None:
         expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
 
 
+def test_conversation_that_is_deleted_while_it_is_answered_stays_deleted(page: Any) -> None:
+    slow = slow_service(0.02)
+    with http_server(slow) as url:
+        page.goto(url)
+        start_answer(page, "First")
+        page.fill("#input", "")
+        page.click(".more")
+        page.click("#menu >> text=Delete")
+        expect(page.locator(".welcome")).to_be_visible()
+        assert wait_until(lambda: num_open(slow) == 0)
+        assert kept(page) == []
+
+
 def test_question_can_be_edited_while_it_is_answered(page: Any) -> None:
     slow = slow_service(0.02)
     with http_server(slow) as url:

@@ -51,7 +51,7 @@ async function answer(index, lanes) {
   composer.refresh();
   announce("Answering");
   await Promise.all(lanes.map((lane) => answerOf(here, index, lane, controller.signal)));
-  keep(here);
+  if (store.has(here)) keep(here); // it may have been deleted meanwhile
   if (running !== controller) return; // dropped for another conversation or question
   running = null;
   composer.refresh();

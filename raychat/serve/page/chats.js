@@ -38,6 +38,10 @@ export class ChatStore {
     this.storage.setItem(PREFIX + chat.id, JSON.stringify(chat));
   }
 
+  has(chat) {
+    return this.storage.getItem(PREFIX + chat.id) !== null;
+  }
+
   remove(chat) {
     this.storage.removeItem(PREFIX + chat.id);
   }
