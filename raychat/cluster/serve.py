@@ -40,6 +40,8 @@ UPSCALE_DELAY_S = 10.0  # of more load than the replicas should have, before the
 _ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    "RAY_SERVE_HAPROXY_RETRIES": "10",
+    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",  # else the retries may all go to the dead ingress, the least busy one
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # of an idle ingress, till HAProxy knows that it stops
