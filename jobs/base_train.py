@@ -28,6 +28,7 @@ class Args:
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 0  # seed of the initial weights
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
@@ -82,7 +83,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=recipe,
         schedule=schedule.base,
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
     )
     summary = train_on_tokens(stage, packings, cluster, max_val_rows=max(1, args.eval_tokens // args.sequence_len))
     print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")

@@ -29,6 +29,7 @@ class Args:
     lr: float = 1.0  # peak learning rate, as a factor on the base run's rates; it falls linearly to 0
     eval_every: int = 150  # steps between validations
     save_every: int = 150  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 0  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
@@ -53,7 +54,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=child_recipe(parent, storage, args),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
     )
     return train_on_tokens(stage, partial(packings, stage, masked=False), cluster)
 

@@ -27,6 +27,7 @@ class Args:
     eval_every: int = 60  # steps between evaluations
     num_eval: int = 64  # held-out problems in an evaluation; 0 = none
     save_every: int = 60  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
     questions_per_call: int = 2  # questions that an actor answers at once, each with all its samples
     seed: int = 0  # seed of the order of the problems and of sampling
@@ -71,7 +72,7 @@ def run(args: Args) -> dict[str, Any]:
             parent, storage, args, tasks=(args.task,), sampling={key: getattr(args, key) for key in SAMPLING}
         ),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
         fresh=True,
     )
     if (summary := finished(stage.folder, stage.recipe)) is not None:

@@ -29,6 +29,7 @@ class Args:
     lr: float = 0.8  # peak learning rate, as a factor on the base run's rates; it falls to 0 over the last half
     eval_every: int = 100  # steps between validations
     save_every: int = 100  # steps between checkpoints
+    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 1  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
@@ -53,7 +54,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=child_recipe(parent, storage, args),
         schedule=partial(schedule.sft, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
     )
     return train_on_tokens(stage, partial(packings, stage, masked=True), cluster)
 

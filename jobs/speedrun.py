@@ -46,7 +46,8 @@ def tiny() -> Pipeline:
             steps=450,
             lr_scale=0.8,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
             eval_every=200,
-            save_every=200,
+            save_every=100,
+            keep=0,  # to talk to the model at every age
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
@@ -54,6 +55,7 @@ def tiny() -> Pipeline:
         sft_train.Args(
             tasks=("arc-easy*6", "mmlu*2", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
             steps=320,
+            keep=0,
             lr=0.4,
         ),
         rl_train.Args(steps=20, samples=8, lr=0.4, max_new_tokens=96),

@@ -70,6 +70,9 @@ def save_checkpoint(
 ) -> str:
     """Write `folder`/step_<step>; every worker must call it. Return its path.
 
+    Args:
+        keep: newest checkpoints in `folder` that stay; 0 = all.
+
     Raises:
         ValueError: the workers do not see one storage (each wrote to a disk of its own).
     """
@@ -98,7 +101,7 @@ def save_checkpoint(
         if target != final:
             paths.remove(final)
             paths.rename(target, final)
-        for old in all_in(folder)[:-keep]:
+        for old in all_in(folder)[:-keep] if keep else []:
             paths.remove(old)
     dist.barrier()
     return final

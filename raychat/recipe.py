@@ -55,8 +55,13 @@ class Runtime:
     device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device's memory
     eval_every: int = 0  # steps between evaluations; 0 = at the end only
     save_every: int = 0  # steps between checkpoints; 0 = at the end only
+    keep: int = 2  # newest checkpoints that stay; 0 = all
     wandb: bool = False  # log to Weights & Biases
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
+
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise ValueError(f"keep is {self.keep}; expected a number of checkpoints, or 0 for all")
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:

@@ -152,6 +152,15 @@ def test_child_inherits_the_recipe_weights_and_momenta(tmp_path: Path) -> None:
         assert torch.equal(got[name], expected), name
 
 
+@pytest.mark.parametrize(("keep", "steps"), [(2, [6, 8]), (0, [2, 4, 6, 8])])
+def test_stage_keeps_as_many_checkpoints_as_it_is_told(tmp_path: Path, keep: int, steps: list[int]) -> None:
+    one = toy.token_stage(tmp_path, "one", runtime=Runtime(device_rows=8, save_every=2, keep=keep))
+    run(one)
+    assert [checkpoint.read_meta(path).step for path in checkpoint.all_in(one.folder)] == steps
+    with pytest.raises(ValueError, match="keep is -1; expected a number of checkpoints, or 0 for all"):
+        Runtime(keep=-1)
+
+
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_nan_stops_before_the_weights_are_touched_and_keeps_the_checkpoints(
     tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch

@@ -231,7 +231,8 @@ class _Around:
         meta = Meta(number, stage.recipe, runtime, metrics=dict(self._latest), wall_s=self._seconds())
         if self._log is not None:
             self._log.flush()
-        checkpoint.save_checkpoint(stage.folder, self._model, self._optimizer, self._learner.tokenizer, meta)
+        keep, tokenizer = stage.runtime.keep, self._learner.tokenizer
+        checkpoint.save_checkpoint(stage.folder, self._model, self._optimizer, tokenizer, meta, keep)
         self._clock.restart()
 
     def close(self) -> dict[str, Any]:
