@@ -35,7 +35,7 @@ class Pipeline(NamedTuple):
 
 
 def tiny() -> Pipeline:
-    """Two million parameters on tinyworld: ten to twelve minutes for two workers on two CPU cores."""
+    """Two million parameters on tinyworld: twelve to fourteen minutes for two workers on two CPU cores."""
     return Pipeline(
         tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
