@@ -1,6 +1,6 @@
 """The whole road in one command: tokenizer, base, mid, SFT, RL, each evaluated, and a report card.
 
-    python jobs/speedrun.py --preset tiny --cluster.workers 2          ten to twelve minutes on two CPU cores
+    python jobs/speedrun.py --preset tiny --cluster.workers 2          twelve to fourteen minutes on two CPU cores
     python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
