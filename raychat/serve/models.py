@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from raychat.engine.request import EngineStats
@@ -18,6 +18,7 @@ from raychat.serve.types import ChatRequest, CompletionRequest, Delta, Detokeniz
 NEWER_TIMEOUT_S = 2.0  # that a request waits for newer weights before the older ones answer it
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 AnyRequest = TypeVar("AnyRequest", ChatRequest | CompletionRequest, TokenizeRequest, DetokenizeRequest)
 
 
@@ -65,19 +66,11 @@ class Models:
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:
         """Return a prompt or a conversation as token ids."""
-        try:
-            async with self._using(request.model) as service:
-                return await service.tokenize(_to_any(request))
-        except NotServed as e:
-            return e.failure
+        return await self._once(request, ChatService.tokenize)
 
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeAnswer | Failure:
         """Return token ids as text."""
-        try:
-            async with self._using(request.model) as service:
-                return await service.detokenize(_to_any(request))
-        except NotServed as e:
-            return e.failure
+        return await self._once(request, ChatService.detokenize)
 
     async def stats(self) -> dict[str, EngineStats]:
         """Return the statistics of the engines in memory, by the model's id."""
@@ -105,6 +98,16 @@ class Models:
     def loaded(self) -> list[str]:
         """Return the ids of the models in memory or on their way there."""
         return [model.offer.found.id for model in self._pool.models()]
+
+    async def _once(
+        self, request: AnyRequest, call: Callable[[ChatService, AnyRequest], Awaitable[T | Failure]]
+    ) -> T | Failure:
+        """Return what a call of the request's model returns."""
+        try:
+            async with self._using(request.model) as service:
+                return await call(service, _to_any(request))
+        except NotServed as e:
+            return e.failure
 
     @contextlib.asynccontextmanager
     async def _using(self, name: str | None) -> AsyncIterator[ChatService]:
