@@ -129,26 +129,30 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
         drawn = _draw(logits - top, draws, _kept(logits, draws))
         tokens = torch.where(draws.temperature == 0, logits.argmax(-1), drawn)
     else:
-        tokens = _sample_by_need(logits, draws)
+        tokens = _sample_by_need(logits, top, draws)
     return torch.where(top[:, 0].isfinite(), tokens, -1)
 
 
-def _sample_by_need(logits: Tensor, draws: Draws) -> Tensor:
-    """Draw a token (B,) for every row, with as little work as its parameters need; broken rows give any number."""
+def _sample_by_need(logits: Tensor, top: Tensor, draws: Draws) -> Tensor:
+    """Draw a token (B,) for every row, with as little work as its parameters need; broken rows give any number.
+
+    Args:
+        top: (B, 1), the largest logit of each row.
+    """
     tokens = torch.full((logits.size(0),), -1)
     greedy = draws.temperature == 0
     limited = ~greedy & ((draws.top_k < logits.size(-1)) | (draws.top_p < 1))
 
-    def fill(rows: Tensor, choose: Callable[[Tensor, Draws], Tensor]) -> None:
+    def fill(rows: Tensor, choose: Callable[[Tensor, Tensor, Draws], Tensor]) -> None:
         if rows.all():
-            tokens.copy_(choose(logits, draws))
+            tokens.copy_(choose(logits, top, draws))
         elif rows.any():
-            tokens[rows] = choose(logits[rows], Draws(*(column[rows] for column in draws)))
+            tokens[rows] = choose(logits[rows], top[rows], Draws(*(column[rows] for column in draws)))
 
-    fill(greedy, lambda x, _: _largest(x, 1).indices[:, 0])
-    fill(~greedy & ~limited, lambda x, d: _draw(x - x.amax(-1, keepdim=True), d, None))
-    fill(limited, _draw_among_largest)
-    fill(limited & (tokens < 0), lambda x, d: _draw(x - x.amax(-1, keepdim=True), d, _kept(x, d)))
+    fill(greedy, lambda x, t, d: _largest(x, 1).indices[:, 0])
+    fill(~greedy & ~limited, lambda x, t, d: _draw(x - t, d, None))
+    fill(limited, lambda x, t, d: _draw_among_largest(x, d))
+    fill(limited & (tokens < 0), lambda x, t, d: _draw(x - t, d, _kept(x, d)))
     return tokens
 
 
