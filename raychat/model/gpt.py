@@ -134,14 +134,13 @@ class Attention(nn.Module):
         return self.proj(y.reshape(B, T, -1))
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return queries beside keys (B, T, (H + K) * D), values (B, T, K * D) and the gate's logits (B, T, K)."""
+        """Return queries beside keys (B, T, (H + K) * D), values (B, T, K * D), the gate's logits (B, T, K) if any."""
         if self.packed is not None and not torch.is_grad_enabled():
             out, width = self.packed(x), self.v.out_features
             qk, v, gate = out.tensor_split((self.q.out_features + width, self.q.out_features + 2 * width), dim=-1)
-        else:
-            qk, v = torch.cat((self.q(x), self.k(x)), dim=-1), self.v(x)
-            gate = self.ve_gate(x[..., :GATE_CHANNELS]) if self.ve_gate else x[..., :0]
-        return qk, v, gate if self.ve_gate else None
+            return qk, v, gate
+        logits = self.ve_gate(x[..., :GATE_CHANNELS]) if self.ve_gate else None
+        return torch.cat((self.q(x), self.k(x)), dim=-1), self.v(x), logits
 
 
 class MLP(nn.Module):
