@@ -44,7 +44,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return a copy of an array on the device, without waiting for what the device has still to do."""
+    """Return an array as a tensor on the device, without waiting for what the device has still to do.
+
+    On a CPU the tensor shares the array's memory.
+    """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

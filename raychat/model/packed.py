@@ -1,7 +1,7 @@
 """Weights laid out for inference: joined, cast once, and on a CPU packed for the products of a decode step.
 
 Measured on AVX2 (docs/LOG.md): a head of 32,768 x 256 times 4 to 32 rows takes half the time with oneDNN's layout,
-and times one row a third with the transposed matrix. Small matrices stay in the processor's cache: they gain nothing.
+and times one row a third with the transposed matrix. With smaller matrices packed, too, a whole step gained nothing.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_LARGE = 2**19  # elements; from here on a matrix is read from memory rather than from the cache
+_LARGE = 2**19  # elements of a matrix that is packed
 _ROWS = 32  # that oneDNN's layout is chosen for
 
 
