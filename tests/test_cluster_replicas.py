@@ -102,22 +102,23 @@ def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.OpenAI) -> None:
-    streams = [ask(twice, stream=True) for _ in range(4)]
-    for stream in streams:
+    """Every replica is killed at the first token; a slow client may still have found the whole answer on its way."""
+
+    def killed_answer() -> str:
+        victims = pids("ModelReplica")
+        stream = ask(twice, stream=True)
         next(stream)
-    victim = pids("ModelReplica")[0]
-    os.kill(victim, signal.SIGKILL)
-    ends = []
-    for stream in streams:
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
         try:
-            ends.append([chunk.choices[0].finish_reason for chunk in stream][-1])
+            end: str = [chunk.choices[0].finish_reason for chunk in stream][-1]
         except openai.APIError as e:
-            ends.append(e.message)
-    assert len(ends) == 4
-    broken = [end for end in ends if end != "length"]
-    assert broken
-    assert all("replica is gone" in end for end in broken)
-    assert wait_until(lambda: victim not in pids("ModelReplica") and len(pids("ModelReplica")) == 2, timeout_s=120)
+            end = e.message
+        assert wait_until(lambda: len(set(pids("ModelReplica")) - set(victims)) == 2, timeout_s=120)
+        return end
+
+    ends = (killed_answer() for _ in range(3))
+    assert "replica is gone" in next((end for end in ends if end != "length"), "")
 
 
 @pytest.mark.ray
