@@ -170,23 +170,26 @@ def with_settings(step: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any
 
 def run(args: Args) -> dict[str, Any]:
     """Run the pipeline, or what is left of it; return the report."""
+    from raychat.cluster.workers import shared_workers
+
     steps = pipeline(args)
     began = time.monotonic()
 
     tok_train.run(steps.tok_train)
     tok_eval.run(steps.tok_eval)
 
-    base_train.run(steps.base_train)
-    base_eval.run(steps.base_eval)
+    with shared_workers(args.cluster):
+        base_train.run(steps.base_train)
+        base_eval.run(steps.base_eval)
 
-    mid_train.run(steps.mid_train)
-    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="mid"))
+        mid_train.run(steps.mid_train)
+        chat_eval.run(dataclasses.replace(steps.chat_eval, stage="mid"))
 
-    sft_train.run(steps.sft_train)
-    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="sft"))
+        sft_train.run(steps.sft_train)
+        chat_eval.run(dataclasses.replace(steps.chat_eval, stage="sft"))
 
-    rl_train.run(steps.rl_train)
-    chat_eval.run(dataclasses.replace(steps.chat_eval, stage="rl"))
+        rl_train.run(steps.rl_train)
+        chat_eval.run(dataclasses.replace(steps.chat_eval, stage="rl"))
 
     card = report.run(steps.report)
     print(

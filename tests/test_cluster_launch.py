@@ -15,6 +15,7 @@ import toy
 from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
+from raychat.cluster.workers import shared_workers
 from raychat.data.batches import Batch, Step
 from raychat.log import read_metrics
 from raychat.train.stage import Feed, Learner
@@ -59,23 +60,45 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_model(checkpoint.latest(folder) or "", torch.device("cpu"))[0].state_dict()
 
 
+def notes_pid(learner: Learner, *, source: Callable[[Learner], Feed]) -> Feed:
+    """Open a source and write this worker's process id beside its stage."""
+    from raychat import dist
+
+    Path(f"{learner.stage.folder}-pid-{dist.world().rank}").write_text(str(os.getpid()))
+    return source(learner)
+
+
+def pids(folder: str) -> list[str]:
+    return [Path(f"{folder}-pid-{rank}").read_text() for rank in range(2)]
+
+
 def test_workers_agree_and_a_killed_one_changes_nothing(tmp_path: Path, ray_cluster: None) -> None:
     storage = str(tmp_path)
-    alone, two, cut = (toy.token_stage(tmp_path, name) for name in ("alone", "two", "cut"))
+    names = ("alone", "two", "again", "cut", "after")
+    alone, two, again, cut, after = (toy.token_stage(tmp_path, name) for name in names)
+    assert two.source is not None
+    assert cut.source is not None
+    noting = functools.partial(notes_pid, source=two.source)
+    dying = functools.partial(dies_once, source=cut.source, marker=str(tmp_path / "died"), step=5)
     launch(alone, Cluster(workers=0))
     pair = Cluster(workers=2, storage_path=storage)
-    summary = launch(two, pair)
+    with shared_workers(pair):
+        summary = launch(replace(two, source=noting), pair)
+        launch(replace(again, source=noting), pair)
+        launch(replace(cut, source=dying), pair)
+        launch(replace(after, source=noting), pair)
     assert summary["workers"] == 2
     # the same rows, summed in another order, through eight optimizer steps in fp32
     assert losses(two.folder) == pytest.approx(losses(alone.folder), rel=1e-3)
+    assert pids(two.folder) == pids(again.folder)
 
-    assert cut.source is not None
-    dying = functools.partial(dies_once, source=cut.source, marker=str(tmp_path / "died"), step=5)
-    launch(replace(cut, source=dying), pair)
     assert (tmp_path / "died").exists()
-    assert losses(cut.folder) == losses(two.folder)
-    expected, got = weights(two.folder), weights(cut.folder)
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert set(pids(after.folder)).isdisjoint(pids(again.folder))
+    expected = weights(two.folder)
+    for stage in (again, cut, after):
+        assert losses(stage.folder) == losses(two.folder)
+        got = weights(stage.folder)
+        assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def fails(learner: Learner) -> Feed:

@@ -16,7 +16,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_")  # the driver's variables that workers get as well
+_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_")  # the driver's variables that a cluster gets as well
 _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 
@@ -51,13 +51,15 @@ class Cluster:
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         address = self.address or os.environ.get("RAY_ADDRESS")
-        variables = {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}}
         if address and address != "local":
-            ray.init(address=address, runtime_env=variables)
+            forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
+            ray.init(address=address, runtime_env={"env_vars": forwarded})
             return
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Processes inherit this one's variables. With a runtime environment each would import Ray twice.
         cpus, level = max(_LOGICAL_CPUS, os.cpu_count() or 1), logging.WARNING
         # Ray Train asks the dashboard about its own actors, and people like to look at it
-        ray.init("local", num_cpus=cpus, include_dashboard=True, runtime_env=variables, logging_level=level)
+        ray.init("local", num_cpus=cpus, include_dashboard=True, logging_level=level)
 
     def gpus(self) -> int:
         """Return the GPUs of each worker or actor: `gpus_per_worker`, else 1 where there are GPUs, else 0."""

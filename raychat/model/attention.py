@@ -6,13 +6,14 @@ Hopper GPUs where that is installed, FlexAttention for windows on other CUDA dev
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.nn.attention.varlen import varlen_attn
+
+if TYPE_CHECKING:  # its kernels, and varlen's, are imported where they run: that takes 2 s, in every process
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -122,6 +123,8 @@ def attend_packed(
     Returns:
         (N, H, D).
     """
+    from torch.nn.attention.varlen import varlen_attn
+
     length = keys.size(1)
     out = varlen_attn(
         q,
@@ -149,7 +152,9 @@ def _window_mask(num_queries: int, length: int, window: int, device: torch.devic
 
 
 @lru_cache(maxsize=16)
-def _window_blocks(length: int, window: int, device: torch.device) -> BlockMask:
+def _window_blocks(length: int, window: int, device: torch.device) -> "BlockMask":
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (query - key <= window)
 
@@ -158,6 +163,8 @@ def _window_blocks(length: int, window: int, device: torch.device) -> BlockMask:
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)  # uncompiled, FlexAttention materialises the scores
 
 
