@@ -1,8 +1,11 @@
 """Run a stage on train workers, or in this process, while its data is prepared."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+import ray
 
 from raychat.cluster import Cluster
 from raychat.cluster.prepare import Preparation
@@ -18,11 +21,17 @@ def launch(stage: Stage, cluster: Cluster) -> dict[str, Any]:
     """Run a training stage on every train worker; return its summary.
 
     This terminal shows the rows that rank 0 reports as progress. With 0 workers the stage runs in this process, without
-    Ray. See `TrainWorkers.run` for the errors.
+    Ray.
+
+    Raises:
+        ValueError: This machine has too few CPUs or GPUs for the workers.
+        ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
     """
     with Progress(stage.name, stage.steps) as progress:
         if cluster.workers == 0:
             return run(stage, progress.show)
+        cluster.connect()
+        _check_room(cluster)
         return run_on_workers(stage, cluster, progress.show)
 
 
@@ -46,3 +55,16 @@ def train_on_tokens(
         stage = replace(stage, recipe=recipe, steps=steps, source=source)
         print(f"{stage.name}: {steps} steps of {recipe.rows_per_step} rows, from {stage.parent or 'fresh weights'}")
         return launch(stage, cluster)
+
+
+def _check_room(cluster: Cluster) -> None:
+    """Refuse more workers than this machine has room for; Ray would wait forever. A joined cluster may grow."""
+    have = ray.cluster_resources()
+    need = {"CPU": cluster.workers, "GPU": cluster.workers * cluster.gpus()}
+    for resource, count in need.items():
+        if have.get(resource, 0) < count:
+            found = have.get(resource, 0)
+            message = f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {found:g}"
+            if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS") and not cluster.address:
+                raise ValueError(f"{message}: set --cluster.workers lower, or join a larger cluster: --cluster.address")
+            print(f"{message}: waiting for it to grow", flush=True)

@@ -40,11 +40,9 @@ class TrainWorkers:
         """Train a stage on every worker; return its summary. `report` gets the rows of rank 0 as they come.
 
         Raises:
-            ValueError: This machine has too few CPUs or GPUs for the workers.
             ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
         """
         if self._thread is None:
-            _check_room(self._cluster)
             self._thread = threading.Thread(target=self._fit, args=(stage.name,), name="train workers", daemon=True)
             self._thread.start()
         # in a list, so that the board passes the reference on: only workers need what is in a stage
@@ -192,16 +190,3 @@ def _work(settings: dict[str, Any]) -> None:
         summary = run(ray.get(stage), board.report.remote)  # reporting does not wait
         if context.get_world_rank() == 0:
             ray.get(board.finish.remote(summary))
-
-
-def _check_room(cluster: Cluster) -> None:
-    """Refuse more workers than this machine has room for; Ray would wait forever. A joined cluster may grow."""
-    have = ray.cluster_resources()
-    need = {"CPU": cluster.workers, "GPU": cluster.workers * cluster.gpus()}
-    for resource, count in need.items():
-        if have.get(resource, 0) < count:
-            found = have.get(resource, 0)
-            message = f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {found:g}"
-            if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS") and not cluster.address:
-                raise ValueError(f"{message}: set --cluster.workers lower, or join a larger cluster: --cluster.address")
-            print(f"{message}: waiting for it to grow", flush=True)
