@@ -35,6 +35,7 @@ class TrainWorkers:
         self._board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=on_this_node).remote()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._running = False
 
     def run(self, stage: "Stage", report: "Report") -> dict[str, Any]:
         """Train a stage on every worker; return its summary. `report` gets the rows of rank 0 as they come.
@@ -45,17 +46,20 @@ class TrainWorkers:
         if self._thread is None:
             self._thread = threading.Thread(target=self._fit, args=(stage.name,), name="train workers", daemon=True)
             self._thread.start()
+        self._running = True
         # in a list, so that the board passes the reference on: only workers need what is in a stage
         ray.get(self._board.post.remote([ray.put(stage)]))
         while (event := ray.get(self._board.next_event.remote())) is not None:
             if event.finished:
+                self._running = False
                 return dict(event.row)
             report(event.row)
+        self._running = False
         raise self._error or RuntimeError(f"the train workers ended before {stage.name} was finished")
 
     def close(self) -> None:
-        """End the workers, which have nothing to do any more."""
-        if self._thread is not None:
+        """End the workers; those of a stage that was interrupted end with this process."""
+        if self._thread is not None and not self._running:
             ray.get(self._board.end.remote())
             self._thread.join()
         ray.kill(self._board)
@@ -66,7 +70,8 @@ class TrainWorkers:
         except BaseException as error:
             self._error = error
         finally:
-            ray.get(self._board.end.remote())
+            if ray.is_initialized():  # not while this process ends: the call would start another Ray
+                ray.get(self._board.end.remote())
 
 
 @contextlib.contextmanager
