@@ -45,7 +45,7 @@ def tiny() -> Pipeline:
             batch_tokens=2048,
             steps=450,
             lr_scale=0.8,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
-            eval_every=200,
+            eval_every=150,
             save_every=100,
             keep=0,  # to talk to the model at every age
             eval_tokens=60_000,
@@ -58,7 +58,7 @@ def tiny() -> Pipeline:
             keep=0,
             lr=0.4,
         ),
-        rl_train.Args(steps=20, samples=8, lr=0.4, max_new_tokens=96),
+        rl_train.Args(steps=16, samples=8, lr=0.4, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )
