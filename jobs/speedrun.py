@@ -58,7 +58,7 @@ def tiny() -> Pipeline:
             keep=0,
             lr=0.4,
         ),
-        rl_train.Args(steps=16, samples=8, lr=0.4, max_new_tokens=96),
+        rl_train.Args(steps=16, samples=8, questions_per_call=8, lr=0.4, max_new_tokens=96),
         chat_eval.Args(max_problems=100),
         report.Args(),
     )
