@@ -9,7 +9,7 @@ import ray
 
 from raychat.cluster import Cluster
 from raychat.cluster.prepare import Preparation
-from raychat.cluster.workers import run_on_workers
+from raychat.cluster.workers import Ready, run_on_workers
 from raychat.data.pack import Packing
 from raychat.data.shards import TokenRows
 from raychat.log import Progress
@@ -17,11 +17,14 @@ from raychat.train.stage import Stage, finished, run
 from raychat.train.token_feed import TokenSource
 
 
-def launch(stage: Stage, cluster: Cluster) -> dict[str, Any]:
+def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> dict[str, Any]:
     """Run a training stage on every train worker; return its summary.
 
     This terminal shows the rows that rank 0 reports as progress. With 0 workers the stage runs in this process, without
     Ray.
+
+    Args:
+        ready: returns when the stage can begin; it is called while the workers start.
 
     Raises:
         ValueError: This machine has too few CPUs or GPUs for the workers.
@@ -29,10 +32,11 @@ def launch(stage: Stage, cluster: Cluster) -> dict[str, Any]:
     """
     with Progress(stage.name, stage.steps) as progress:
         if cluster.workers == 0:
+            ready()
             return run(stage, progress.show)
         cluster.connect()
         _check_room(cluster)
-        return run_on_workers(stage, cluster, progress.show)
+        return run_on_workers(stage, cluster, progress.show, ready)
 
 
 def train_on_tokens(
@@ -49,12 +53,12 @@ def train_on_tokens(
         return summary
     train, val = packings()
     recipe = replace(stage.recipe, inputs=train.plan.inputs)
-    with Preparation(val, cluster), Preparation(train, cluster):
+    with Preparation(val, cluster) as validation, Preparation(train, cluster):
         steps = recipe.steps or max(1, TokenRows(train.folder).num_rows() // recipe.rows_per_step)
         source = TokenSource(train.folder, val.folder, max_val_rows)
         stage = replace(stage, recipe=recipe, steps=steps, source=source)
         print(f"{stage.name}: {steps} steps of {recipe.rows_per_step} rows, from {stage.parent or 'fresh weights'}")
-        return launch(stage, cluster)
+        return launch(stage, cluster, ready=validation.result)
 
 
 def _check_room(cluster: Cluster) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
@@ -16,6 +16,8 @@ from raychat.cluster import Cluster
 if TYPE_CHECKING:  # the board's process should start without torch
     from raychat.log import Report
     from raychat.train.stage import Stage
+
+Ready = Callable[[], object]
 
 _shared: "TrainWorkers | None" = None  # of the `shared_workers` block that this process is in
 
@@ -35,10 +37,14 @@ class TrainWorkers:
         self._board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=on_this_node).remote()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._running = False
+        self._busy = False
 
-    def run(self, stage: "Stage", report: "Report") -> dict[str, Any]:
-        """Train a stage on every worker; return its summary. `report` gets the rows of rank 0 as they come.
+    def run(self, stage: "Stage", report: "Report", ready: Ready) -> dict[str, Any]:
+        """Train a stage on every worker; return its summary.
+
+        Args:
+            report: gets the rows of rank 0 as they come.
+            ready: returns when the stage can begin; it is called while the workers start.
 
         Raises:
             ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
@@ -46,21 +52,24 @@ class TrainWorkers:
         if self._thread is None:
             self._thread = threading.Thread(target=self._fit, args=(stage.name,), name="train workers", daemon=True)
             self._thread.start()
-        self._running = True
+        self._busy = True
+        ready()
         # in a list, so that the board passes the reference on: only workers need what is in a stage
         ray.get(self._board.post.remote([ray.put(stage)]))
         while (event := ray.get(self._board.next_event.remote())) is not None:
             if event.finished:
-                self._running = False
+                self._busy = False
                 return dict(event.row)
             report(event.row)
-        self._running = False
+        self._busy = False
         raise self._error or RuntimeError(f"the train workers ended before {stage.name} was finished")
 
     def close(self) -> None:
-        """End the workers; those of a stage that was interrupted end with this process."""
-        if self._thread is not None and not self._running:
+        """End the workers, without waiting for a stage that was interrupted."""
+        if self._thread is not None:
             ray.get(self._board.end.remote())
+            if self._busy:
+                return
             self._thread.join()
         ray.kill(self._board)
 
@@ -95,12 +104,12 @@ def shared_workers(cluster: Cluster) -> Iterator[None]:
             _shared = None
 
 
-def run_on_workers(stage: "Stage", cluster: Cluster, report: "Report") -> dict[str, Any]:
+def run_on_workers(stage: "Stage", cluster: Cluster, report: "Report", ready: Ready) -> dict[str, Any]:
     """Train a stage on the shared workers, or on workers of its own; see `TrainWorkers.run`."""
     if _shared is not None:
-        return _shared.run(stage, report)
+        return _shared.run(stage, report, ready)
     with contextlib.closing(TrainWorkers(cluster)) as workers:
-        return workers.run(stage, report)
+        return workers.run(stage, report, ready)
 
 
 class _Event(NamedTuple):
