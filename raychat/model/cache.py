@@ -140,10 +140,11 @@ class KVCache:
         slots = np.array([*range(len(tokens)), *(chunk.slot for chunk in chunks)], dtype=np.int64)
         sizes = np.array([1] * len(tokens) + [len(chunk.tokens) for chunk in chunks], dtype=np.int64)
         ends = self.lengths[slots] + sizes
-        if ends.max() > self.max_len or sizes[len(tokens) :].max(initial=0) > self.max_chunk:
+        read = sizes[len(tokens) :]
+        if ends.max() > self.max_len or read.max(initial=0) > self.max_chunk:
             raise ValueError(
-                f"a pass over chunks of {sizes[len(tokens) :].tolist()} tokens up to positions {ends.tolist()} does not "
-                f"fit; expected chunks of at most {self.max_chunk} tokens, and sequences of {self.max_len}"
+                f"a pass over chunks of {read.tolist()} tokens up to positions {ends.tolist()} does not fit; expected "
+                f"chunks of at most {self.max_chunk} tokens, and sequences of {self.max_len}"
             )
         for span in self.spans.values():
             for slot in slots[ends - span.starts[slots] > span.capacity]:
