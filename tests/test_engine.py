@@ -77,13 +77,14 @@ def test_engine_survives_extreme_sampling(model: torch.nn.Module, params: Sampli
     assert a.ids == b.ids
 
 
-def test_broken_weights_are_an_error_and_leave_an_idle_engine() -> None:
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_broken_weights_are_an_error_and_leave_an_idle_engine(logprobs: int | None) -> None:
     model = random_model()
     with torch.no_grad():
         model.lm_head.weight[7] = math.nan
     engine = Engine(model, TOKENIZER)
     with pytest.raises(FloatingPointError, match="logits"):
-        engine.generate(prompts_of([3, 4]))
+        engine.generate(prompts_of([3, 4]), SamplingParams(logprobs=logprobs))
     assert not engine.busy
 
 

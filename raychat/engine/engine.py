@@ -229,7 +229,7 @@ class Engine:
         if len(targets):
             ids = to_device(targets, self._device)
             table = _logprobs(self.model.logits(x[: len(targets)]), ids, request.params.prompt_logprobs or 0)
-            request.prompt_logprobs += [PromptLogprob(*_score(row)) for row in table.cpu().numpy()]
+            request.prompt_logprobs += [PromptLogprob(*_score(row)) for row in table.tolist()]
 
     def _postprocess(self, requests: list[Request], logits: Tensor) -> list[Event]:
         """Choose the next token of each request from logits (R, V) and add it to the request."""
@@ -237,9 +237,9 @@ class Engine:
         table = tokens[:, None].double()
         asked = [request.params.logprobs for request in requests if request.params.logprobs is not None]
         if asked:
-            table = torch.cat((table, _logprobs(logits, tokens, max(asked))), -1)
-        rows = table.cpu().numpy()  # the only time that a step waits for the device
-        if rows[:, 0].min() < 0:
+            table = torch.cat((table, _logprobs(logits, tokens.clamp(min=0), max(asked))), -1)
+        rows = table.tolist()  # the only time that a step waits for the device
+        if min(rows)[0] < 0:
             raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
         return [self._advance(request, int(row[0]), row[1:]) for request, row in zip(requests, rows, strict=True)]
 
@@ -259,7 +259,7 @@ class Engine:
         table = to_device(np.concatenate(columns, axis=1), self._device)
         return torch.where(table[:, 0] < 0, sample(logits, Draws.of(table[:, 1:])), table[:, 0].long())
 
-    def _advance(self, request: Request, token: int, scores: np.ndarray) -> Event:
+    def _advance(self, request: Request, token: int, scores: list[float]) -> Event:
         """Add a token to a request, and end the request when it has finished. scores: as `_score` reads them."""
         sampled = not request.tool_use.forced
         prompt = None
@@ -288,7 +288,8 @@ def _logprobs(logits: Tensor, targets: Tensor, number: int) -> Tensor:
     return torch.cat((logprobs.gather(-1, targets[:, None]).double(), top.values.double(), top.indices.double()), -1)
 
 
-def _score(row: np.ndarray) -> tuple[float, Alternatives]:
+def _score(row: list[float]) -> tuple[float, Alternatives]:
     """Read a row of `_logprobs`."""
-    values, ids = np.split(row[1:], 2)
-    return float(row[0]), tuple(zip(ids.astype(int).tolist(), values.tolist(), strict=True))
+    logprob, *rest = row
+    number = len(rest) // 2
+    return logprob, tuple(zip(map(int, rest[number:]), rest[:number], strict=True))

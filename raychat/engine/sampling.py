@@ -7,6 +7,7 @@ parameters and one uniform number, and not on the rows beside it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -67,11 +68,18 @@ class SamplingParams:
             number = getattr(self, name)
             expect(name, number is None or _is_whole(number, 0), "None or a whole number >= 0")
 
-    @property
+    @cached_property
     def changes_logits(self) -> bool:
         """Whether the logits are changed before the temperature."""
         penalties = (self.repetition_penalty - 1, self.frequency_penalty, self.presence_penalty)
         return any(penalties) or bool(self.logit_bias)
+
+    @cached_property
+    def columns(self) -> tuple[float, ...]:
+        """Temperature to min_p as numbers of a table for `Draws.of`."""
+        positive = min(max(self.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
+        temperature = 0.0 if self.temperature == 0 else positive
+        return temperature, min(self.top_k or 2**31, 2**31), self.top_p or 1.0, self.min_p or 0.0
 
 
 def _is_whole(number: float, least: int, end: float = math.inf) -> bool:
@@ -105,16 +113,7 @@ class Draws(NamedTuple):
 
 def parameters(requests: list[SamplingParams]) -> np.ndarray:
     """Return the sampling parameters (B, 4) fp64 of requests as columns for `Draws.of`: temperature to min_p."""
-    rows = [
-        (
-            0.0 if p.temperature == 0 else min(max(p.temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE),
-            min(p.top_k or 2**31, 2**31),
-            p.top_p or 1.0,
-            p.min_p or 0.0,
-        )
-        for p in requests
-    ]
-    return np.array(rows, dtype=np.float64).reshape(-1, 4)
+    return np.array([p.columns for p in requests], dtype=np.float64).reshape(-1, 4)
 
 
 def sample(logits: Tensor, draws: Draws) -> Tensor:
@@ -140,19 +139,21 @@ def _sample_by_need(logits: Tensor, top: Tensor, draws: Draws) -> Tensor:
         top: (B, 1), the largest logit of each row.
     """
     tokens = torch.full((logits.size(0),), -1)
-    greedy = draws.temperature == 0
-    limited = ~greedy & ((draws.top_k < logits.size(-1)) | (draws.top_p < 1))
+    temperature, top_k, top_p = draws.temperature.numpy(), draws.top_k.numpy(), draws.top_p.numpy()
+    greedy = temperature == 0
+    limited = ~greedy & ((top_k < logits.size(-1)) | (top_p < 1))
 
-    def fill(rows: Tensor, choose: Callable[[Tensor, Tensor, Draws], Tensor]) -> None:
+    def fill(rows: np.ndarray, choose: Callable[[Tensor, Tensor, Draws], Tensor]) -> None:
         if rows.all():
             tokens.copy_(choose(logits, top, draws))
         elif rows.any():
-            tokens[rows] = choose(logits[rows], top[rows], Draws(*(column[rows] for column in draws)))
+            index = torch.from_numpy(rows)
+            tokens[index] = choose(logits[index], top[index], Draws(*(column[index] for column in draws)))
 
     fill(greedy, lambda x, t, d: _largest(x, 1).indices[:, 0])
     fill(~greedy & ~limited, lambda x, t, d: _draw(x - t, d, None))
     fill(limited, lambda x, t, d: _draw_among_largest(x, d))
-    fill(limited & (tokens < 0), lambda x, t, d: _draw(x - t, d, _kept(x, d)))
+    fill(limited & (tokens < 0).numpy(), lambda x, t, d: _draw(x - t, d, _kept(x, d)))
     return tokens
 
 
@@ -246,6 +247,8 @@ def _nucleus(logits: Tensor, largest: Tensor, draws: Draws) -> tuple[Tensor, Ten
     temperature = draws.temperature.clamp(min=_MIN_TEMPERATURE)[:, None]
     weights = ((largest - largest[:, :1]) / temperature).exp().double()
     weights.masked_fill_(torch.arange(width, device=logits.device) >= top_k, 0)
+    if not (logits.is_cuda or (top_p < 1).any()):
+        return weights, top_k
     total = weights.sum(-1, keepdim=True)
     if width < vocab_size and (top_k > width).any():
         everything = ((logits - largest[:, :1]) / temperature).exp_().sum(-1, keepdim=True).double()

@@ -122,11 +122,12 @@ class KVCache:
         if a == b:
             return
         pair = [a, b]
-        for tensors in (self.keys, self.values):
-            for tensor, window in zip(tensors, self.windows, strict=True):
-                used = int((self.lengths[pair] - self.spans[window].starts[pair]).max())
-                if used:
-                    tensor[pair, :used] = tensor[pair[::-1], :used]
+        for layer, window in enumerate(self.windows):
+            in_a, in_b = (self.lengths[pair] - self.spans[window].starts[pair]).tolist()
+            for tensor in (self.keys[layer], self.values[layer]):
+                kept = tensor[a, :in_a].clone()
+                tensor[a, :in_b] = tensor[b, :in_b]
+                tensor[b, :in_a] = kept
         for column in (self.lengths, self.tokens, *(span.starts for span in self.spans.values())):
             column[pair] = column[pair[::-1]]
 
@@ -136,20 +137,20 @@ class KVCache:
         Raises:
             ValueError: a sequence would be longer than `max_len`, or a chunk longer than `max_chunk`.
         """
-        slots = np.array([chunk.slot for chunk in chunks], dtype=np.int64)
-        sizes = np.array([len(chunk.tokens) for chunk in chunks], dtype=np.int64)
-        ends = self.lengths.copy()
-        ends[: len(tokens)] += 1
-        ends[slots] += sizes
-        if ends.max() > self.max_len or sizes.max(initial=0) > max(self.max_chunk, 1):
+        slots = np.array([*range(len(tokens)), *(chunk.slot for chunk in chunks)], dtype=np.int64)
+        sizes = np.array([1] * len(tokens) + [len(chunk.tokens) for chunk in chunks], dtype=np.int64)
+        ends = self.lengths[slots] + sizes
+        read = sizes[len(tokens) :]
+        if ends.max() > self.max_len or read.max(initial=0) > self.max_chunk:
             raise ValueError(
-                f"a pass over chunks of {sizes.tolist()} tokens up to positions {ends.tolist()} does not fit; expected "
+                f"a pass over chunks of {read.tolist()} tokens up to positions {ends.tolist()} does not fit; expected "
                 f"chunks of at most {self.max_chunk} tokens, and sequences of {self.max_len}"
             )
         for span in self.spans.values():
-            for slot in np.flatnonzero(ends - span.starts > span.capacity):
+            for slot in slots[ends - span.starts[slots] > span.capacity]:
                 self._drop_oldest(span, int(slot))
-        return Pass(self, tokens, chunks)
+        ids = np.concatenate([tokens, *(chunk.tokens for chunk in chunks)]) if chunks else tokens
+        return Pass(self, ids.astype(np.int64), slots, sizes, len(tokens))
 
     def _drop_oldest(self, span: _Span, slot: int) -> None:
         """Move the newest `window` entries of a slot to its front."""
@@ -166,41 +167,43 @@ class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
     entries: Tensor  # (N,) int64, entry of each token, counted through all slots
-    seen: Tensor  # (B + chunks,) entries up to the last token of each sequence; int32 for a packed pass
+    seen: Tensor  # (B + chunks,) int32, entries up to the last token of each sequence
     seen_on_host: list[int]
-    mask: Tensor | None  # (B, 1, 1, S) bool, which entries each of the first B slots sees; None = all
+    mask: Tensor | None  # (B, 1, 1, S) 0 at the entries that each of the first B slots sees, else -inf; None = all 0
 
 
 class Pass:
     """One forward pass over N tokens of a cache's sequences: one of each of the first B slots, then chunks of others.
 
     A model asks it for ids, for positions, for the ids before, and for attention.
+
+    Args:
+        ids: (N,) int64.
+        slots, sizes: (B + chunks,) int64, of each sequence.
+        num_single: B.
     """
 
-    def __init__(self, cache: KVCache, tokens: np.ndarray, chunks: Sequence[Chunk]) -> None:
-        self._cache, self._num_single = cache, len(tokens)
-        self._slots_host = [*range(len(tokens)), *(chunk.slot for chunk in chunks)]
-        self._sizes = np.array([*(1 for _ in tokens), *(len(chunk.tokens) for chunk in chunks)], dtype=np.int64)
-        self._ends = np.cumsum(self._sizes)  # (B + chunks,) of each sequence's tokens among the N
-        ids = np.concatenate([tokens, *(chunk.tokens for chunk in chunks)]).astype(np.int64)
-        slots = np.repeat(self._slots_host, self._sizes)
-        first = self._ends - self._sizes
-        positions = np.arange(len(ids)) - np.repeat(first, self._sizes) + cache.lengths[slots]
-        held = cache.lengths[self._slots_host]
-        before = np.concatenate([[-1], ids[:-1]])
-        before[first] = np.where(held > 0, cache.tokens[self._slots_host, held - 1], -1)
-        columns = [positions - span.starts[slots] for span in cache.spans.values()]
-        entries = [slots * span.capacity + c for span, c in zip(cache.spans.values(), columns, strict=True)]
-        seen = [column[self._ends - 1] + 1 for column in columns]
-        sections = [ids, before, positions, np.append(0, self._ends), np.append(self._slots_host, 0), *entries, *seen]
+    def __init__(self, cache: KVCache, ids: np.ndarray, slots: np.ndarray, sizes: np.ndarray, num_single: int) -> None:
+        self._cache, self._num_single, self._slots, self._sizes = cache, num_single, slots, sizes
+        self._ends = sizes.cumsum()  # (B + chunks,) of each sequence's tokens among the N
+        first, held = self._ends - sizes, cache.lengths[slots]
+        slot_of, positions = slots.repeat(sizes), np.arange(len(ids)) + (held - first).repeat(sizes)
+        before = np.empty_like(ids)
+        before[1:] = ids[:-1]
+        before[first] = np.where(held > 0, cache.tokens[slots, held - 1], -1)
+        spans = cache.spans.values()
+        entries = [slot_of * span.capacity + positions - span.starts[slot_of] for span in spans]
+        seen = [held + sizes - span.starts[slots] for span in spans]
+        sections = [ids, before, positions, *entries, *seen, np.concatenate([slots, [0], self._ends])]
         like = cache.keys[0]
-        table = to_device(np.concatenate(sections), like.device)  # at once: the only transfer of a pass
+        table = to_device(np.concatenate(sections), like.device)  # at once: the only transfer of a pass in 16 bit
         # ids, before and positions are (N,) int64; before is -1 at a start.
-        self.ids, self.before, self.positions, bounds, packed_slots, *rest = table.split([len(x) for x in sections])
-        self._writes = slots, positions, ids
+        self.ids, self.before, self.positions, *rest, tail = table.split_with_sizes([len(x) for x in sections])
+        self._writes = slot_of, positions, ids
         self._packed: PackedSequences | None = None
         if like.is_cuda and like.dtype != torch.float32:
-            self._packed = PackedSequences(bounds.int(), packed_slots.int(), int(self._sizes.max()))
+            slots_and_one, bounds = tail[: len(slots) + 1].int(), tail[len(slots) :].int()
+            self._packed = PackedSequences(bounds, slots_and_one, int(sizes.max()))
         self._indices = {
             window: self._index(span, rest[i], rest[len(seen) + i], seen[i])
             for i, (window, span) in enumerate(cache.spans.items())
@@ -219,23 +222,25 @@ class Pass:
             held = (slice(B), slice(max(index.seen_on_host[:B])))
             out.append(attend_slots(q[:B], keys[held], values[held], index.mask))
         for i in range(B, len(self._sizes)):
-            tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots_host[i]
+            tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots[i]
             seen = (slot, slice(index.seen_on_host[i]))
             out.append(attend_chunk(q[tokens], keys[seen], values[seen], window))
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def finish(self) -> None:
         """Count the tokens as held, after the pass."""
-        slots, positions, ids = self._writes
-        self._cache.tokens[slots, positions] = ids
-        self._cache.lengths[self._slots_host] += self._sizes
+        slot_of, positions, ids = self._writes
+        self._cache.tokens[slot_of, positions] = ids
+        self._cache.lengths[self._slots] += self._sizes
 
     def _index(self, span: _Span, entries: Tensor, seen: Tensor, seen_on_host: np.ndarray) -> _Index:
         if self._packed is not None:
             return _Index(entries, seen.int(), seen_on_host.tolist(), None)
-        B, mask = self._num_single, None
-        width = int(seen_on_host[:B].max(initial=0))
-        if B and (seen_on_host[:B].min() < width or width > span.window + 1):
-            distance = seen[:B, None] - 1 - torch.arange(width, device=seen.device)
-            mask = ((distance >= 0) & (distance <= span.window))[:, None, None]
+        singles, mask = seen_on_host[: self._num_single], None
+        width = int(singles.max(initial=0))
+        if len(singles) and (singles.min() < width or width > span.window + 1):
+            distance = singles[:, None] - 1 - np.arange(width)
+            sees = (distance >= 0) & (distance <= span.window)
+            numbers = np.where(sees, 0, -np.inf).astype(np.float32)
+            mask = to_device(numbers, entries.device).to(self._cache.keys[0].dtype)[:, None, None]
         return _Index(entries, seen, seen_on_host.tolist(), mask)

@@ -124,7 +124,7 @@ class Attention(nn.Module):
         qk, v, gate = self._project(x)
         v = v.view(B, T, config.n_kv_head, config.head_dim)
         if gate is not None and ve is not None:
-            v = torch.addcmul(v, 3 * torch.sigmoid(gate).unsqueeze(-1), ve.view(v.shape).to(v.dtype))
+            v = torch.addcmul(v, torch.sigmoid(gate).unsqueeze(-1), ve.view(v.shape).to(v.dtype), value=3)
         qk = config.qk_scale * norm(rotate(qk.view(B, T, -1, config.head_dim), *rotary))
         q, k = qk.split((config.n_head, config.n_kv_head), dim=2)
         if past is None:
