@@ -44,6 +44,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",  # else the retries may all go to the dead ingress, the least busy one
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine HAProxy takes longer to start than Ray's 5 s
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # of an idle ingress, till HAProxy knows that it stops
 }
 
