@@ -118,18 +118,25 @@ def write_model(home: str, depth: int) -> int:
 
 @contextlib.contextmanager
 def server(home: str, *options: str) -> Iterator[str]:
-    """Serve the storage by `jobs/serve.py` in a process of its own; yield the URL."""
+    """Serve the storage by `jobs/serve.py` in a process of its own; yield the URL.
+
+    What the process and Ray's workers print goes to a file: it would drown the figures.
+
+    Raises:
+        RuntimeError: the process has ended before it served.
+    """
     command = [sys.executable, "jobs/serve.py", "--port", "0", "--cluster.storage-path", home, *options]
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-    with subprocess.Popen(command, cwd=REPO, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.NamedTemporaryFile("w+") as log,
+        subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log) as process,
+    ):
         try:
-            lines: list[str] = []
-            for line in process.stdout or ():
-                lines.append(line)
-                if found := re.search(r"http://[\d.:]+", line):
-                    yield found[0]
-                    return
-            raise RuntimeError(f"{' '.join(command)} has ended: {''.join(lines)}")
+            while not (found := re.search(r"chat at (http://[\d.:]+)", Path(log.name).read_text())):
+                if process.poll() is not None:
+                    raise RuntimeError(f"{' '.join(command)} has ended: {Path(log.name).read_text()}")
+                time.sleep(0.1)
+            yield found[1]
         finally:
             process.send_signal(signal.SIGINT)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 import pytest
-from test_cluster_serve import LETTERS, free_port, trained_tokenizer, write_chat_run
-from test_serve import ask, client, wait_until
+from test_cluster_serve import LETTERS, application, trained_tokenizer
+from test_serve import ask, wait_until
 
 from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
@@ -29,17 +30,9 @@ def twice(
     ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
     """The application with two replicas, which generate two answers each, behind two ingresses."""
-    from ray import serve
-
-    from raychat.cluster.serve import build
-
-    home, port = tmp_path_factory.mktemp("twice"), free_port()
-    write_chat_run(home, trained_tokenizer)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    settings = {"storage_path": str(home), "max_sequences": 2, "min_replicas": 2, "max_replicas": 2, "max_queued": 8}
-    serve.run(build(settings), name="raychat")
-    yield client(f"http://127.0.0.1:{port}")
-    serve.shutdown()
+    settings = {"max_sequences": 2, "min_replicas": 2, "max_replicas": 2, "max_queued": 8}
+    with application(tmp_path_factory.mktemp("twice"), trained_tokenizer, **settings) as api:
+        yield api
 
 
 def pids(deployment: str) -> list[int]:
@@ -88,13 +81,13 @@ def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]
 def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: str, retries: int) -> None:
     """The ingress asks another replica. HAProxy asks another ingress where it can; the client does otherwise."""
     with whole_answers(twice.with_options(max_retries=retries), num_clients=4) as answers:
-        assert wait_until(lambda: len(answers) >= 2, timeout_s=90)
+        assert wait_until(lambda: len(answers) >= 2)
         victim = pids(deployment)[0]
         os.kill(victim, signal.SIGKILL)
         killed = time.monotonic()
-        assert wait_until(lambda: victim not in pids(deployment) and len(pids(deployment)) == 2, timeout_s=120)
+        assert wait_until(lambda: victim not in pids(deployment) and len(pids(deployment)) == 2)
         count = len(answers)
-        assert wait_until(lambda: len(answers) >= count + 4, timeout_s=60)
+        assert wait_until(lambda: len(answers) >= count + 4)
     assert any(answer.began < killed < answer.ended for answer in answers)
     assert {answer.text for answer in answers} == {TEXT}
 
@@ -114,7 +107,7 @@ def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.Ope
             end: str = [chunk.choices[0].finish_reason for chunk in stream][-1]
         except openai.APIError as e:
             end = e.message
-        assert wait_until(lambda: len(set(pids("ModelReplica")) - set(victims)) == 2, timeout_s=120)
+        assert wait_until(lambda: len(set(pids("ModelReplica")) - set(victims)) == 2)
         return end
 
     ends = (killed_answer() for _ in range(3))
@@ -124,21 +117,23 @@ def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.Ope
 @pytest.mark.ray
 @pytest.mark.slow
 def test_overload_is_429_and_passes(twice: openai.OpenAI) -> None:
-    """Eighty requests at once, to a service with room for eight and for as many that wait at each ingress."""
+    """Eighty requests for long answers at once, where four run and eight wait at each ingress; clients give up then."""
     url = f"{twice.base_url}chat/completions"
-    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0, "max_tokens": 300}
+    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0}
 
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(limits=limits, timeout=120) as http:
-            return await asyncio.gather(*(http.post(url, json=body) for _ in range(80)))
+        async with httpx.AsyncClient(limits=limits, timeout=600) as http:
+            requests = [asyncio.create_task(http.post(url, json=body)) for _ in range(80)]
+            answers = [await answer for answer in itertools.islice(asyncio.as_completed(requests), 40)]
+            for request in requests:
+                request.cancel()
+            return answers
 
-    answers = asyncio.run(flood())
-    refused = [answer for answer in answers if answer.status_code != 200]
-    assert 0 < len(refused) < 80
+    refused = [answer for answer in asyncio.run(flood()) if answer.status_code != 200]
     assert {answer.status_code for answer in refused} == {429}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
-    assert ask(twice, max_tokens=3).choices[0].message.content == "abc"
+    assert ask(twice.with_options(max_retries=50), max_tokens=3).choices[0].message.content == "abc"
 
 
 class Replica(NamedTuple):

@@ -1,5 +1,6 @@
 """The application on Ray Serve, as the real `openai` client sees it, and its settings."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 import toy
 import yaml
-from test_serve import REPO, ask, client, health, health_latency_s, more_streams_than_slots, wait_until
+from test_serve import REPO, ask, client, health, more_streams_than_slots, wait_until
 from tiny import scripted_model
 
 from raychat.checkpoint import save_checkpoint
@@ -43,6 +45,29 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+@contextlib.contextmanager
+def application(home: Path, tokenizer: Tokenizer, **settings: Any) -> Iterator[openai.OpenAI]:
+    """Serve a chat run on Ray Serve, with these settings of `build`; yield a client."""
+    from ray import serve
+
+    from raychat.cluster.serve import build
+
+    write_chat_run(home, tokenizer)
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build({"storage_path": str(home), **settings}), name="raychat")
+    try:
+        yield client(f"http://127.0.0.1:{port}")
+    finally:
+        serve.shutdown()
+
+
+def engines(api: openai.OpenAI, metric: str) -> list[float]:
+    """Return a metric of every engine."""
+    lines = httpx.get(str(api.base_url).removesuffix("v1/") + "metrics", timeout=60).text.splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith(f"raychat_{metric}{{")]
+
+
 @pytest.mark.ray
 def test_port_in_use_on_a_joined_cluster_is_an_error(ray_cluster: None, raychat_home: Path) -> None:
     """The first test that uses Serve. The other server shares its port, as the proxies of another cluster do."""
@@ -60,16 +85,8 @@ def served(
     ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
     """The application under Ray Serve, one replica of one sequence."""
-    from ray import serve
-
-    from raychat.cluster.serve import build
-
-    home, port = tmp_path_factory.mktemp("served"), free_port()
-    write_chat_run(home, trained_tokenizer)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build({"storage_path": str(home), "max_sequences": "1", "max_replicas": 1}), name="raychat")
-    yield client(f"http://127.0.0.1:{port}")
-    serve.shutdown()
+    with application(tmp_path_factory.mktemp("served"), trained_tokenizer, max_sequences="1", max_replicas=1) as api:
+        yield api
 
 
 @pytest.mark.ray
@@ -86,8 +103,8 @@ def test_ray_serve_answers(served: openai.OpenAI) -> None:
 @pytest.mark.ray
 def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
     url = str(served.base_url).removesuffix("/v1/")
-    assert httpx.get(f"{url}/health").json()["status"] == "ok"
-    assert "<title>raychat</title>" in httpx.get(url).text
+    assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
+    assert "<title>raychat</title>" in httpx.get(url, timeout=60).text
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(served, temperature=9, stream=True)
     with pytest.raises(openai.BadRequestError, match="4096, the context"):
@@ -97,21 +114,19 @@ def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
 @pytest.mark.ray
 def test_health_answers_while_streams_fill_the_replica(served: openai.OpenAI) -> None:
     with more_streams_than_slots(served):
-        assert min(health_latency_s(served) for _ in range(5)) < 1  # the fastest: the machine may be busy
+        assert health(served) == 200
 
 
 @pytest.mark.ray
 def test_ray_serve_disconnect_frees_the_engine(served: openai.OpenAI) -> None:
-    """The replica runs one sequence: the next question is answered long before the dropped one would have ended."""
-    start = time.monotonic()
-    ask(served, max_tokens=200)
-    whole_s = (time.monotonic() - start) * 4000 / 200  # what a dropped answer of 4000 tokens would take, at least
+    """A whole answer would have more than 4000 tokens. The replica runs one sequence, so the next question waits."""
+    (before,) = engines(served, "generated_tokens_total")
     dropped = ask(served, stream=True)
     next(dropped), next(dropped)
     dropped.close()
-    start = time.monotonic()
     assert ask(served, max_tokens=3).choices[0].message.content == "abc"
-    assert time.monotonic() - start < max(whole_s / 2, 1)
+    (after,) = engines(served, "generated_tokens_total")
+    assert after - before < 4000
 
 
 @pytest.mark.ray
@@ -123,8 +138,8 @@ def test_killed_replica_turns_health_503_until_it_is_replaced(served: openai.Ope
     )
     assert health(served) == 200
     ray.kill(ray.get_actor(replica, namespace="serve"))
-    assert wait_until(lambda: health(served) == 503, timeout_s=20)
-    assert wait_until(lambda: health(served) == 200, timeout_s=60)
+    assert wait_until(lambda: health(served) == 503)
+    assert wait_until(lambda: health(served) == 200)
     assert ask(served, max_tokens=3).choices[0].message.content == "abc"
 
 
@@ -144,7 +159,7 @@ def test_failed_engine_turns_health_503(served: openai.OpenAI, trained_tokenizer
     assert health(api) == 200
     with pytest.raises(openai.InternalServerError, match="the engine has failed"):
         ask(api, model="nan-sft", temperature=1)
-    assert wait_until(lambda: health(api) == 503, timeout_s=20)
+    assert wait_until(lambda: health(api) == 503)
     serve.delete("nan")
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
-from test_serve import ASK, END, PROMPT_TOKENS, SAYS, SPECIAL, START, TOKENIZER, ask, client, service
+from test_serve import ASK, END, PROMPT_TOKENS, SAYS, SPECIAL, START, TOKENIZER, ask, client, scripted, service
 from tiny import http_server, random_model, scripted_model
 
 from raychat.model.gpt import GPT
 
+__all__ = ["scripted"]  # a fixture
 CONTEXT = 128
 BOS = TOKENIZER.bos
 
@@ -29,15 +30,6 @@ def model() -> GPT:
 def random(model: GPT) -> Iterator[openai.OpenAI]:
     """A model with random weights."""
     with http_server(service(model, max_sequences=8)) as url:
-        yield client(url)
-
-
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[openai.OpenAI]:
-    """A model that says SAYS to every question, and goes on from any text with what comes after it there."""
-    call = [SPECIAL["<|python_start|>"], *b"6*7", SPECIAL["<|python_end|>"]]
-    scripts = [[START, *b"a ", *call], [SPECIAL["<|output_end|>"], *"é🙂xyz".encode(), END]]
-    with http_server(service(scripted_model(scripts))) as url:
         yield client(url)
 
 

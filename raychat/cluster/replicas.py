@@ -167,6 +167,7 @@ class AffinityRouter(RequestRouter):
     ) -> list[list[RunningReplica]]:
         if pending_request is None:
             return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True  # else Serve tries full replicas anew without a pause
         model, beginning = pending_request.metadata.multiplexed_model_id, pending_request.metadata.session_id
 
         def order(key: str, replicas: list[RunningReplica]) -> list[RunningReplica]:

@@ -33,7 +33,6 @@ APPLICATION = "raychat"  # its name on Ray Serve
 REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # for a replica that stops to finish its answers
 HEALTH_PERIOD_S = 1.0  # Serve replaces a replica that has died at the next check, others after three failed checks
-UPSCALE_DELAY_S = 10.0  # of more load than the replicas should have, before there is another replica
 
 # Serve's transports for the Ray that this module starts; the user's own settings win. Serve reads them at import, in
 # every process, so a cluster that is joined has those that `ray start` saw. docs/serving.md says what each one brings.
@@ -44,6 +43,7 @@ _ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",  # else the retries may all go to the dead ingress, the least busy one
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
     "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine HAProxy takes longer to start than Ray's 5 s
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # of an idle ingress, till HAProxy knows that it stops
 }
 
@@ -60,6 +60,8 @@ class ServeArgs(BaseModel):
     max_models: int = Field(default=2, ge=1)  # in the memory of one replica
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=2, ge=1)
+    upscale_delay_s: float = Field(default=10, gt=0)  # of too much load, before another replica starts
+    downscale_delay_s: float = Field(default=600, gt=0)  # of too little load, before a replica stops
     num_ingresses: int = Field(default=2, ge=1)
     max_queued: int = Field(default=128, ge=1)  # requests of one ingress that wait for their first token
     requests_per_minute: int | None = Field(default=None, ge=1)  # of one API key at one ingress; None = no limit
@@ -119,7 +121,8 @@ def _replicas(settings: ServeArgs) -> serve.Deployment:
             min_replicas=settings.min_replicas,
             max_replicas=max(settings.max_replicas, settings.min_replicas),
             target_ongoing_requests=max(1.0, 0.75 * settings.max_sequences),
-            upscale_delay_s=UPSCALE_DELAY_S,
+            upscale_delay_s=settings.upscale_delay_s,
+            downscale_delay_s=settings.downscale_delay_s,
         ),
         request_router_config=RequestRouterConfig(**router),
     )(ModelReplica)
