@@ -1,6 +1,6 @@
 """The whole road in one command: tokenizer, base, mid, SFT, RL, each evaluated, and a report card.
 
-    python jobs/speedrun.py --preset tiny --cluster.workers 2          twelve to fourteen minutes on two CPU cores
+    python jobs/speedrun.py --preset tiny --cluster.workers 2          about twelve minutes on two CPU cores
     python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
@@ -35,7 +35,7 @@ class Pipeline(NamedTuple):
 
 
 def tiny() -> Pipeline:
-    """Two million parameters on tinyworld: twelve to fourteen minutes for two workers on two CPU cores."""
+    """Two million parameters on tinyworld: about twelve minutes for two workers on two CPU cores."""
     return Pipeline(
         tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
