@@ -1,10 +1,11 @@
 """The engine against the machine's limit, and against a static-batch engine in the style of the peers.
 
-    .venv/bin/python benchmarks/engine.py [--dtype bfloat16] [--depths 4 8]
+    .venv/bin/python benchmarks/engine.py [--dtypes float32 bfloat16] [--depths 4 8]
 
 The static engine reads one prompt, computes all logits, copies its cache to n rows and decodes them to the longest, as
 the generate loops of nanochat and transformers do. Both engines hold the same random weights in one process and take
-turns; figures are the best turns. On a CPU everything runs on one thread. The last line is JSON:
+turns; figures are the best turns. On a CPU everything runs on one thread. The first dtype is measured whole, of others
+a decode step of the first depth at two batch sizes. The last line is JSON:
 
     decode_fraction_of_limit   seconds to read the weights, or to multiply by them, over those of a decode step
     decode_vs_static           tokens per second of decoding, ours over static
@@ -36,6 +37,7 @@ VOCAB_SIZE = 32768
 CONTEXT = 1024
 PROMPT_TOKENS = 64
 BATCHES = (1, 4, 16, 32)
+OTHER_BATCHES = (1, 16)  # with the dtypes after the first
 ROUNDS, STEPS = 5, 6  # turns that each contender takes, and decode steps of a turn
 PARAMS = SamplingParams(temperature=1.0, top_k=50, stop_ids=(), seed=1)
 PROMPTS, SAMPLES, MEAN_TOKENS, MOST_TOKENS = 4, 16, 48, 256  # of the rollouts
@@ -234,22 +236,30 @@ class Bench:
         return interleave(contenders)
 
 
-def main(depths: list[int], dtype: torch.dtype) -> None:
-    device = devices.default_device()
+def decode(bench: Bench, name: str, batches: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Measure decode steps and print them; return the figures of the summary by batch size."""
+    fractions, ratios = {}, {}
+    for batch in batches:
+        seconds = bench.decode(batch)
+        fractions[str(batch)] = round(seconds["limit"] / seconds["ours"], 3)
+        ratios[str(batch)] = round(seconds["static"] / seconds["ours"], 3)
+        milliseconds = ", ".join(f"{who} {1000 * s:.2f}" for who, s in seconds.items())
+        print(f"{name} batch {batch}, ms a step: {milliseconds}", flush=True)
+    return {"decode_fraction_of_limit": fractions, "decode_vs_static": ratios}
+
+
+def main(depths: list[int], dtypes: list[torch.dtype]) -> None:
+    device, dtype = devices.default_device(), dtypes[0]
     if device.type == "cpu":
         torch.set_num_threads(1)
+    runs = [(f"d{depth}", depth, dtype, BATCHES) for depth in depths]
+    runs += [
+        (f"d{depths[0]} {str(other).removeprefix('torch.')}", depths[0], other, OTHER_BATCHES) for other in dtypes[1:]
+    ]
     results: dict[str, dict[str, dict[str, float]]] = {"decode_fraction_of_limit": {}, "decode_vs_static": {}}
-    for depth in depths:
-        bench = Bench(depth, dtype, device)
-        fractions, ratios = {}, {}
-        for batch in BATCHES:
-            seconds = bench.decode(batch)
-            fractions[str(batch)] = round(seconds["limit"] / seconds["ours"], 3)
-            ratios[str(batch)] = round(seconds["static"] / seconds["ours"], 3)
-            milliseconds = ", ".join(f"{name} {1000 * s:.2f}" for name, s in seconds.items())
-            print(f"d{depth} batch {batch}, ms a step: {milliseconds}", flush=True)
-        results["decode_fraction_of_limit"][f"d{depth}"] = fractions
-        results["decode_vs_static"][f"d{depth}"] = ratios
+    for name, depth, of, batches in runs:
+        for figure, by_batch in decode(Bench(depth, of, device), name, batches).items():
+            results[figure][name] = by_batch
     bench = Bench(depths[0], dtype, device)
     rollouts, prefill = bench.rollouts(), bench.prefill()
     print(f"rollouts of d{depths[0]}: ours {rollouts['ours']:.2f} s, static {rollouts['static']:.2f} s")
@@ -269,7 +279,7 @@ def main(depths: list[int], dtype: torch.dtype) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtypes", choices=["float32", "bfloat16"], nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 8])
     settings = parser.parse_args()
-    main(settings.depths, getattr(torch, settings.dtype))
+    main(settings.depths, [getattr(torch, name) for name in settings.dtypes])

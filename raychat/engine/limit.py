@@ -4,6 +4,9 @@ A step that decodes B sequences reads every weight matrix once and multiplies it
 bandwidth bounds it, at large B the speed of matrix products. Both are measured here, with the process's threads: the
 bandwidth on a matrix that no cache holds, the products on large square matrices.
 
+It is a bound, not a promise. With 4 to 16 rows no library at hand (MKL, oneDNN, OpenBLAS) multiplies at the speed of
+a square product; with 16 rows a head of 32,768 x 256 reaches about half of it (docs/LOG.md).
+
 The limit counts the weights of all linear layers, the head included. It does not count embeddings, attention over the
 cache, norms, sampling or Python. A model whose weights fit into the processor's cache can be faster.
 """
