@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
 
 __all__ = ["trained_tokenizer"]  # a fixture
+pytestmark = pytest.mark.timeout(1800)  # processes of Ray start and die, which takes minutes on a busy machine
 NUM_TOKENS = 500
 TEXT = "".join(chr(97 + i % LETTERS) for i in range(NUM_TOKENS))
 
@@ -117,23 +117,20 @@ def test_stream_from_a_killed_replica_ends_with_an_error_event(twice: openai.Ope
 @pytest.mark.ray
 @pytest.mark.slow
 def test_overload_is_429_and_passes(twice: openai.OpenAI) -> None:
-    """Eighty requests for long answers at once, where four run and eight wait at each ingress; clients give up then."""
+    """Eighty requests at once, to a service that generates four answers and lets eight wait at each ingress."""
     url = f"{twice.base_url}chat/completions"
-    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0}
+    body = {"messages": [{"role": "user", "content": "?"}], "temperature": 0, "max_tokens": 100}
 
     async def flood() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(limits=limits, timeout=600) as http:
-            requests = [asyncio.create_task(http.post(url, json=body)) for _ in range(80)]
-            answers = [await answer for answer in itertools.islice(asyncio.as_completed(requests), 40)]
-            for request in requests:
-                request.cancel()
-            return answers
+            return await asyncio.gather(*(http.post(url, json=body) for _ in range(80)))
 
     refused = [answer for answer in asyncio.run(flood()) if answer.status_code != 200]
+    assert 0 < len(refused) < 80
     assert {answer.status_code for answer in refused} == {429}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
-    assert ask(twice.with_options(max_retries=50), max_tokens=3).choices[0].message.content == "abc"
+    assert ask(twice, max_tokens=3).choices[0].message.content == "abc"
 
 
 class Replica(NamedTuple):

@@ -38,7 +38,9 @@ HEALTH_PERIOD_S = 1.0  # Serve replaces a replica that has died at the next chec
 # every process, so a cluster that is joined has those that `ray start` saw. docs/serving.md says what each one brings.
 _ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # HAProxy sends a request again only if it has read it whole before. Ray's template has no setting for that option,
+    # but takes the value with its line break.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
     "RAY_SERVE_HAPROXY_RETRIES": "10",
     "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",  # else the retries may all go to the dead ingress, the least busy one
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
