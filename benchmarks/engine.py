@@ -37,7 +37,7 @@ VOCAB_SIZE = 32768
 CONTEXT = 1024
 PROMPT_TOKENS = 64
 BATCHES = (1, 4, 16, 32)
-OTHER_BATCHES = (1, 16)  # with the dtypes after the first
+OTHER_BATCHES, OTHER_ROUNDS = (1, 16), 1  # with the dtypes after the first: a CPU without bf16 products is slow
 ROUNDS, STEPS = 5, 6  # turns that each contender takes, and decode steps of a turn
 PARAMS = SamplingParams(temperature=1.0, top_k=50, stop_ids=(), seed=1)
 PROMPTS, SAMPLES, MEAN_TOKENS, MOST_TOKENS = 4, 16, 48, 256  # of the rollouts
@@ -126,7 +126,7 @@ def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     return F.linear(x, layer.weight.to(x.dtype))
 
 
-def interleave(contenders: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, float]:
+def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Let the contenders take turns; return the least of what each returned, after a turn to warm up."""
     turns = [{name: run() for name, run in contenders.items()} for _ in range(rounds + 1)]
     return {name: min(turn[name] for turn in turns[1:]) for name in contenders}
@@ -170,7 +170,7 @@ class Bench:
         devices.synchronize(self.device)
         return time.perf_counter() - start
 
-    def decode(self, batch: int) -> dict[str, float]:
+    def decode(self, batch: int, rounds: int) -> dict[str, float]:
         """Return seconds of a decode step: limit, ours, static."""
         engine, static, prompt = self.engine(batch), StaticEngine(self.model), self.prompt(PROMPT_TOKENS)
         for i in range(batch):
@@ -195,7 +195,8 @@ class Bench:
                 "limit": lambda: measure_speed(self.device, self.dtype).step_limit_s(self.model, batch),
                 "ours": lambda: self.timed(ours) / STEPS,
                 "static": lambda: self.timed(peer) / STEPS,
-            }
+            },
+            rounds,
         )
 
     def rollouts(self) -> dict[str, float]:
@@ -233,14 +234,14 @@ class Bench:
             return self.timed(lambda: run(prompts))
 
         contenders = {"ours": lambda: turn(lambda p: engine.generate(p, params)), "static": lambda: turn(peer)}
-        return interleave(contenders)
+        return interleave(contenders, ROUNDS)
 
 
-def decode(bench: Bench, name: str, batches: tuple[int, ...]) -> dict[str, dict[str, float]]:
+def decode(bench: Bench, name: str, batches: tuple[int, ...], rounds: int) -> dict[str, dict[str, float]]:
     """Measure decode steps and print them; return the figures of the summary by batch size."""
     fractions, ratios = {}, {}
     for batch in batches:
-        seconds = bench.decode(batch)
+        seconds = bench.decode(batch, rounds)
         fractions[str(batch)] = round(seconds["limit"] / seconds["ours"], 3)
         ratios[str(batch)] = round(seconds["static"] / seconds["ours"], 3)
         milliseconds = ", ".join(f"{who} {1000 * s:.2f}" for who, s in seconds.items())
@@ -252,13 +253,13 @@ def main(depths: list[int], dtypes: list[torch.dtype]) -> None:
     device, dtype = devices.default_device(), dtypes[0]
     if device.type == "cpu":
         torch.set_num_threads(1)
-    runs = [(f"d{depth}", depth, dtype, BATCHES) for depth in depths]
-    runs += [
-        (f"d{depths[0]} {str(other).removeprefix('torch.')}", depths[0], other, OTHER_BATCHES) for other in dtypes[1:]
-    ]
+    runs = [(f"d{depth}", depth, dtype, BATCHES, ROUNDS) for depth in depths]
+    for other in dtypes[1:]:
+        name = f"d{depths[0]} {str(other).removeprefix('torch.')}"
+        runs.append((name, depths[0], other, OTHER_BATCHES, OTHER_ROUNDS))
     results: dict[str, dict[str, dict[str, float]]] = {"decode_fraction_of_limit": {}, "decode_vs_static": {}}
-    for name, depth, of, batches in runs:
-        for figure, by_batch in decode(Bench(depth, of, device), name, batches).items():
+    for name, depth, of, batches, rounds in runs:
+        for figure, by_batch in decode(Bench(depth, of, device), name, batches, rounds).items():
             results[figure][name] = by_batch
     bench = Bench(depths[0], dtype, device)
     rollouts, prefill = bench.rollouts(), bench.prefill()

@@ -46,6 +46,14 @@ def test_packed_weights_follow_a_change_in_place(outputs: int) -> None:
         torch.testing.assert_close(packed(x), torch.full((2, outputs), 512.0))
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_packed_weights_follow_the_dtype_of_the_activations(rows: int) -> None:
+    packed, x = PackedWeights([torch.ones(3000, 256)]), torch.ones(rows, 256)
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.testing.assert_close(packed(x.to(dtype)), torch.full((rows, 3000), 256.0, dtype=dtype))
+
+
 def test_gradients_pass_by_the_packed_weights() -> None:
     layer, x = Linear(4, 3), torch.randn(2, 4)
     layer.pack()

@@ -34,7 +34,7 @@ class PackedWeights:
             self._state = state
         if self._weight.numel() < _LARGE or x.is_cuda:
             return F.linear(x, self._weight)
-        if x.numel() == x.size(-1):
+        if x.numel() == x.size(-1) and self._transposed.numel():
             return x @ self._transposed
         if self._blocked.numel():
             return _onednn_linear(x, self._blocked)
@@ -42,11 +42,13 @@ class PackedWeights:
 
     @torch.no_grad()
     def _pack(self, dtype: torch.dtype) -> None:
+        self._transposed = self._blocked = torch.empty(0)
         inputs = self._sources[0].size(1)
         weights = [F.pad(weight.detach().to(dtype), (0, inputs - weight.size(1))) for weight in self._sources]
         self._weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         if self._weight.numel() >= _LARGE and not self._weight.is_cuda:
-            self._transposed = self._weight.t().contiguous()
+            if dtype == torch.float32:  # in bf16 the transposed product takes ten times as long
+                self._transposed = self._weight.t().contiguous()
             if _onednn_packs(dtype):
                 self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
 
