@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 import pytest
-from test_cluster_serve import LETTERS, application, trained_tokenizer
+from test_cluster_serve import LETTERS, application, engines, trained_tokenizer
 from test_serve import ask, wait_until
 
 from raychat.serve.types import ChatRequest, CompletionRequest
@@ -77,10 +77,10 @@ def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("deployment, retries", [("ModelReplica", 0), ("Ingress", openai.DEFAULT_MAX_RETRIES)])
-def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: str, retries: int) -> None:
-    """The ingress asks another replica. HAProxy asks another ingress where it can; the client does otherwise."""
-    with whole_answers(twice.with_options(max_retries=retries), num_clients=4) as answers:
+@pytest.mark.parametrize("deployment", ["ModelReplica", "Ingress"])
+def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: str) -> None:
+    """The ingress asks another replica, HAProxy another ingress; clients do not ask again."""
+    with whole_answers(twice.with_options(max_retries=0), num_clients=4) as answers:
         assert wait_until(lambda: len(answers) >= 2)
         victim = pids(deployment)[0]
         os.kill(victim, signal.SIGKILL)
@@ -131,6 +131,21 @@ def test_overload_is_429_and_passes(twice: openai.OpenAI) -> None:
     assert {answer.status_code for answer in refused} == {429}
     assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
     assert ask(twice, max_tokens=3).choices[0].message.content == "abc"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_clients_that_vanish_leave_no_request(twice: openai.OpenAI) -> None:
+    """Forty clients give up on whole answers of four thousand tokens each, more than run and wait at once."""
+    tokens = sum(engines(twice, "generated_tokens_total"))
+    with ThreadPoolExecutor(40) as threads:
+        impatient = twice.with_options(timeout=2, max_retries=0)
+        asked = [threads.submit(ask, impatient) for _ in range(40)]
+    errors = [answer.exception() for answer in asked]
+    assert all(isinstance(error, openai.APITimeoutError | openai.RateLimitError) for error in errors)
+    assert wait_until(lambda: set(engines(twice, "running")) == {0})
+    assert ask(twice.with_options(max_retries=20), max_tokens=3).choices[0].message.content == "abc"
+    assert sum(engines(twice, "generated_tokens_total")) - tokens < 2 * 4000
 
 
 class Replica(NamedTuple):
