@@ -30,11 +30,8 @@ class TrainWorkers:
     """
 
     def __init__(self, cluster: Cluster) -> None:
-        cluster.connect()
         self._cluster = cluster
-        # on the driver's node, which lives as long as the job does, unlike a spot node
-        on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=on_this_node).remote()
+        self._board: Any = None  # until the first stage
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._busy = False
@@ -50,8 +47,7 @@ class TrainWorkers:
             ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._fit, args=(stage.name,), name="train workers", daemon=True)
-            self._thread.start()
+            self._thread = self._start(stage.name)
         self._busy = True
         ready()
         # in a list, so that the board passes the reference on: only workers need what is in a stage
@@ -66,12 +62,21 @@ class TrainWorkers:
 
     def close(self) -> None:
         """End the workers, without waiting for a stage that was interrupted."""
-        if self._thread is not None:
-            ray.get(self._board.end.remote())
-            if self._busy:
-                return
+        if self._thread is None:
+            return
+        ray.get(self._board.end.remote())
+        if not self._busy:
             self._thread.join()
-        ray.kill(self._board)
+            ray.kill(self._board)
+
+    def _start(self, name: str) -> threading.Thread:
+        self._cluster.connect()
+        # on the driver's node, which lives as long as the job does, unlike a spot node
+        on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._board = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=on_this_node).remote()
+        thread = threading.Thread(target=self._fit, args=(name,), name="train workers", daemon=True)
+        thread.start()
+        return thread
 
     def _fit(self, name: str) -> None:
         try:
@@ -90,13 +95,6 @@ def shared_workers(cluster: Cluster) -> Iterator[None]:
     On GPUs every stage starts its own: the evaluations in between need the GPUs.
     """
     global _shared
-    if cluster.workers == 0:
-        yield
-        return
-    cluster.connect()
-    if cluster.gpus() > 0:
-        yield
-        return
     with contextlib.closing(TrainWorkers(cluster)) as _shared:
         try:
             yield
@@ -106,7 +104,8 @@ def shared_workers(cluster: Cluster) -> Iterator[None]:
 
 def run_on_workers(stage: "Stage", cluster: Cluster, report: "Report", ready: Ready) -> dict[str, Any]:
     """Train a stage on the shared workers, or on workers of its own; see `TrainWorkers.run`."""
-    if _shared is not None:
+    cluster.connect()
+    if _shared is not None and cluster.gpus() == 0:
         return _shared.run(stage, report, ready)
     with contextlib.closing(TrainWorkers(cluster)) as workers:
         return workers.run(stage, report, ready)
