@@ -167,7 +167,7 @@ class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
     entries: Tensor  # (N,) int64, entry of each token, counted through all slots
-    seen: Tensor  # (B + chunks,) int32, entries up to the last token of each sequence
+    seen: Tensor  # (B + chunks,) entries up to the last token of each sequence; int32 in a packed pass, which reads it
     seen_on_host: list[int]
     mask: Tensor | None  # (B, 1, 1, S) 0 at the entries that each of the first B slots sees, else -inf; None = all 0
 
