@@ -145,7 +145,8 @@ def test_clients_that_vanish_leave_no_request(twice: openai.OpenAI) -> None:
     assert all(isinstance(error, openai.APITimeoutError | openai.RateLimitError) for error in errors)
     assert wait_until(lambda: set(engines(twice, "running")) == {0})
     assert ask(twice.with_options(max_retries=20), max_tokens=3).choices[0].message.content == "abc"
-    assert sum(engines(twice, "generated_tokens_total")) - tokens < 2 * 4000
+    num_accepted = sum(isinstance(error, openai.APITimeoutError) for error in errors)
+    assert sum(engines(twice, "generated_tokens_total")) - tokens < num_accepted * 4000
 
 
 class Replica(NamedTuple):
