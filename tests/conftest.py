@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from raychat.serve.transport import set_environment
+
 REPO = Path(__file__).parent.parent
 
 # Read by Ray in every process it starts, and by torch when it is first imported: so they are set before either.
@@ -23,15 +25,6 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what workers print shows twice
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # default 32 actors for every parquet read
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # an application that is deleted is gone at once
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine a proxy takes longer to start than Ray's 5 s
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    # From here on as raychat.cluster.serve.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
-    "RAY_SERVE_HAPROXY_RETRIES": "10",
-    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "131072",
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,6 +34,7 @@ SETTINGS = {
 }
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
+set_environment()
 os.environ.pop("RAY_ADDRESS", None)  # tests run on their own cluster, whatever else is running
 
 

@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 @contextlib.contextmanager
-def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]]:
+def whole_answers(api: openai.OpenAI, num_clients: int, num_tokens: int = NUM_TOKENS) -> Iterator[list[Answer]]:
     """Ask from several threads, over and over, while the block runs; yield their answers and errors."""
     answers: list[Answer] = []
     ended = threading.Event()
@@ -61,7 +61,7 @@ def whole_answers(api: openai.OpenAI, num_clients: int) -> Iterator[list[Answer]
         while not ended.is_set():
             began = time.monotonic()
             try:
-                text = ask(api, max_tokens=NUM_TOKENS).choices[0].message.content
+                text = ask(api, max_tokens=num_tokens).choices[0].message.content
             except openai.OpenAIError as e:
                 text = f"{e!r} from {e.__cause__!r}"
             answers.append(Answer(began, time.monotonic(), text))

