@@ -1,6 +1,7 @@
 """What a decode step asks of a GPU, counted without one: PyTorch's fake tensors run the CUDA path on shapes alone."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raychat.engine.sampling import Draws, sample
+from raychat.engine import graphs
 from raychat.model import cache as caches
 from raychat.model.gpt import GPT, GPTConfig
 
@@ -34,8 +35,11 @@ class Calls(TorchDispatchMode):
         return out
 
 
-def count_step(monkeypatch: pytest.MonkeyPatch, n_layer: int) -> tuple[Counter[str], int]:
-    """Return the calls of one decode step with sampling, and the transfers to the device."""
+def count_step(monkeypatch: pytest.MonkeyPatch, n_layer: int, *, replayed: bool = False) -> tuple[Counter[str], int]:
+    """Return the calls of one decode step with sampling, and the transfers to the device.
+
+    replayed: whether the step is a graph that has been recorded; what is in it does not count.
+    """
     transfers = 0
 
     def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -43,26 +47,32 @@ def count_step(monkeypatch: pytest.MonkeyPatch, n_layer: int) -> tuple[Counter[s
         transfers += 1
         return torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
 
-    monkeypatch.setattr(caches, "to_device", to_device)
+    for module in (caches, graphs):
+        monkeypatch.setattr(module, "to_device", to_device)
     cuda = torch.device("cuda")
     config = GPTConfig(sequence_len=160, vocab_size=265, n_layer=n_layer, n_head=4, n_kv_head=2, n_embd=64)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         with torch.inference_mode(False), cuda:
             model = GPT(config)
-        for embedding in (model.wte, *model.value_embeds.values()):
-            embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
+            for embedding in (model.wte, *model.value_embeds.values()):
+                embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
         model.pack()
         cache = model.new_cache(2 * BATCH)
         cache.lengths[:BATCH] = 20
 
+        def record(compute: Callable[[], graphs.Outputs]) -> tuple[graphs.Replay, graphs.Outputs]:
+            return lambda: None, compute()
+
+        steps = graphs.DecodeGraphs(model, cache, BATCH, record)
+
         def step() -> None:
-            past = cache.begin(np.arange(BATCH))
-            logits = model.logits(model.hidden(past.ids[None], past)[0])
-            draws = Draws.of(to_device(np.zeros((BATCH, 5)), cuda))
-            assert sample(logits, draws).shape == (BATCH,)
-            past.finish()
+            if not replayed:
+                steps._steps.clear()
+            tokens, _ = steps(np.arange(BATCH), np.zeros((BATCH, 6)))
+            assert tokens.shape == (BATCH,)
 
         step()  # packs the weights
+        step()  # is recorded
         transfers = 0
         with Calls() as calls:
             step()
@@ -74,6 +84,13 @@ def test_a_step_moves_its_tokens_once_and_its_parameters_once(monkeypatch: pytes
     assert transfers == 2
     waits = {"_local_scalar_dense", "nonzero", "item", "is_nonzero"}
     assert not waits & counts.keys()
+
+
+def test_a_replayed_step_launches_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, transfers = count_step(monkeypatch, n_layer=6, replayed=True)
+    assert transfers == 2
+    assert counts["copy_"] == 2  # to where the graph reads
+    assert sum(counts.values()) <= 4, counts
 
 
 def test_a_layer_is_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 from raychat import checkpoint
 from raychat.chat.tools import calculator
 from raychat.device import default_device, to_device
-from raychat.engine.request import Alternatives, Completion, EngineStats, Event, Finish, PromptLogprob, Request
+from raychat.engine.graphs import DecodeGraphs
+from raychat.engine.logprobs import logprobs_table, score
+from raychat.engine.request import Completion, EngineStats, Event, Finish, PromptLogprob, Request
 from raychat.engine.sampling import DEFAULT, Draws, SamplingParams, parameters, penalise, sample, uniforms
 from raychat.engine.scheduler import Scheduler, StepPlan
 from raychat.engine.tool import Tool, ToolUse
@@ -76,6 +78,7 @@ class Engine:
             cache_tokens=cache_tokens,
             step_tokens=step_tokens or _STEP_TOKENS.get(self._device.type, 512),
         )
+        self._graphs = DecodeGraphs.of(model, self._scheduler.cache, max_sequences)
         special = tokenizer.special
         self._default_stop = (special["<|assistant_end|>"], special["<|bos|>"])
         self._requests: dict[int, Request] = {}  # waiting and running
@@ -163,8 +166,17 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan.singles and not plan.chunks:
             return []
-        requests, logits = self._run(plan)
-        return self._postprocess(requests, logits) if requests else []
+        if self._graphs is not None and not plan.chunks:
+            requests = plan.singles
+            tokens, logits = self._graphs(_newest(plan), _draws(requests))
+            if any(request.params.changes_logits for request in requests):
+                tokens = self._choose(requests, logits)
+        else:
+            requests, logits = self._run(plan)
+            if not requests:
+                return []
+            tokens = self._choose(requests, logits)
+        return self._postprocess(requests, tokens, logits)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] = DEFAULT
@@ -206,8 +218,7 @@ class Engine:
     def _run(self, plan: StepPlan) -> tuple[list[Request], Tensor]:
         """Read the plan's tokens; return the requests that have read all of theirs, and their logits (R, V)."""
         cache = self._scheduler.cache
-        newest = np.array([request.tokens[request.length - 1] for request in plan.singles], dtype=np.int64)
-        past = cache.begin(newest, [chunk for _, chunk in plan.chunks])
+        past = cache.begin(_newest(plan), [chunk for _, chunk in plan.chunks])
         x = self.model.hidden(past.ids[None], past)[0]
         past.finish()
         if not plan.chunks:
@@ -228,16 +239,15 @@ class Engine:
         targets = request.tokens[done + 1 : min(done + 1 + len(x), request.num_prompt)]
         if len(targets):
             ids = to_device(targets, self._device)
-            table = _logprobs(self.model.logits(x[: len(targets)]), ids, request.params.prompt_logprobs or 0)
-            request.prompt_logprobs += [PromptLogprob(*_score(row)) for row in table.tolist()]
+            table = logprobs_table(self.model.logits(x[: len(targets)]), ids, request.params.prompt_logprobs or 0)
+            request.prompt_logprobs += [PromptLogprob(*score(row)) for row in table.tolist()]
 
-    def _postprocess(self, requests: list[Request], logits: Tensor) -> list[Event]:
-        """Choose the next token of each request from logits (R, V) and add it to the request."""
-        tokens = self._choose(requests, logits)
+    def _postprocess(self, requests: list[Request], tokens: Tensor, logits: Tensor) -> list[Event]:
+        """Add the next token (R,) of each request, chosen from logits (R, V), to the request."""
         table = tokens[:, None].double()
         asked = [request.params.logprobs for request in requests if request.params.logprobs is not None]
         if asked:
-            table = torch.cat((table, _logprobs(logits, tokens.clamp(min=0), max(asked))), -1)
+            table = torch.cat((table, logprobs_table(logits, tokens.clamp(min=0), max(asked))), -1)
         rows = table.tolist()  # the only time that a step waits for the device
         if min(rows)[0] < 0:
             raise FloatingPointError("the model's logits are NaN or infinite: its weights are broken")
@@ -252,15 +262,10 @@ class Engine:
                 r = requests[row]
                 prompt, new = (to_device(x, self._device) for x in np.split(r.known, [r.num_prompt]))
                 penalise(logits[row], r.params, prompt, new)
-        seeds = np.array([request.seed for request in requests], dtype=np.uint64)
-        counters = np.array([request.num_new for request in requests], dtype=np.uint64)
-        forced = np.array([[request.tool_use.forced[0] if request.tool_use.forced else -1] for request in requests])
-        columns = (forced, uniforms(seeds, counters)[:, None], parameters([request.params for request in requests]))
-        table = to_device(np.concatenate(columns, axis=1), self._device)
-        return torch.where(table[:, 0] < 0, sample(logits, Draws.of(table[:, 1:])), table[:, 0].long())
+        return sample(logits, Draws.of(to_device(_draws(requests), self._device)))
 
     def _advance(self, request: Request, token: int, scores: list[float]) -> Event:
-        """Add a token to a request, and end the request when it has finished. scores: as `_score` reads them."""
+        """Add a token to a request, and end the request when it has finished. scores: as `score` reads them."""
         sampled = not request.tool_use.forced
         prompt = None
         if not request.num_new and request.params.prompt_logprobs is not None:
@@ -277,19 +282,19 @@ class Engine:
         if finish:
             self.cancel(request.id)
         wanted = request.params.logprobs
-        logprob, top = (None, ()) if wanted is None else _score(scores)
+        logprob, top = (None, ()) if wanted is None else score(scores)
         return Event(request.id, token, logprob, sampled, finish, top[:wanted], prompt)
 
 
-def _logprobs(logits: Tensor, targets: Tensor, number: int) -> Tensor:
-    """Return how likely targets (R,) are under logits (R, V), and the `number` likeliest tokens: (R, 1 + 2n) fp64."""
-    logprobs = logits.log_softmax(-1)
-    top = logprobs.topk(min(number, logits.size(-1)))
-    return torch.cat((logprobs.gather(-1, targets[:, None]).double(), top.values.double(), top.indices.double()), -1)
+def _newest(plan: StepPlan) -> np.ndarray:
+    """Return the token (B,) int64 that each request with one token to read has got last."""
+    return np.array([request.tokens[request.length - 1] for request in plan.singles], dtype=np.int64)
 
 
-def _score(row: list[float]) -> tuple[float, Alternatives]:
-    """Read a row of `_logprobs`."""
-    logprob, *rest = row
-    number = len(rest) // 2
-    return logprob, tuple(zip(map(int, rest[number:]), rest[:number], strict=True))
+def _draws(requests: list[Request]) -> np.ndarray:
+    """Return what the draw of each request's next token needs, (R, 6) fp64, as `Draws.of` reads it."""
+    seeds = np.array([request.seed for request in requests], dtype=np.uint64)
+    counters = np.array([request.num_new for request in requests], dtype=np.uint64)
+    forced = np.array([request.tool_use.forced[0] if request.tool_use.forced else -1 for request in requests])
+    params = parameters([request.params for request in requests])
+    return np.column_stack((forced, uniforms(seeds, counters), params))

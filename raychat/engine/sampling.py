@@ -92,6 +92,7 @@ DEFAULT = SamplingParams()
 class Draws(NamedTuple):
     """What the draw of one token of each of B rows needs besides the logits."""
 
+    forced: Tensor  # (B,) int64, the token that is taken whatever the logits are; -1 = none
     uniforms: Tensor  # (B,) fp64 in [0, 1), the only source of randomness
     temperature: Tensor  # (B,) fp32, 0 = the most likely token
     top_k: Tensor  # (B,) int64; V or more = all
@@ -102,13 +103,14 @@ class Draws(NamedTuple):
     def one(cls, uniforms: Tensor, params: SamplingParams) -> Self:
         """Return the draws of rows that all have the same parameters."""
         row = torch.from_numpy(parameters([params])).expand(uniforms.size(0), -1)
-        return cls.of(torch.cat((uniforms[:, None], row), -1))
+        none = torch.full_like(uniforms, -1)
+        return cls.of(torch.column_stack((none, uniforms, row)))
 
     @classmethod
     def of(cls, table: Tensor) -> Self:
-        """Read the columns of a table (B, 5) fp64, as `parameters` writes them, with the uniforms before them."""
-        uniforms, temperature, top_k, top_p, min_p = table.unbind(-1)
-        return cls(uniforms, temperature.float(), top_k.long(), top_p, min_p.float())
+        """Read the columns of a table (B, 6) fp64: forced tokens, uniforms, and what `parameters` writes."""
+        forced, uniforms, temperature, top_k, top_p, min_p = table.unbind(-1)
+        return cls(forced.long(), uniforms, temperature.float(), top_k.long(), top_p, min_p.float())
 
 
 def parameters(requests: list[SamplingParams]) -> np.ndarray:
@@ -129,7 +131,8 @@ def sample(logits: Tensor, draws: Draws) -> Tensor:
         tokens = torch.where(draws.temperature == 0, logits.argmax(-1), drawn)
     else:
         tokens = _sample_by_need(logits, top, draws)
-    return torch.where(top[:, 0].isfinite(), tokens, -1)
+    tokens = torch.where(top[:, 0].isfinite(), tokens, -1)
+    return torch.where(draws.forced < 0, tokens, draws.forced)
 
 
 def _sample_by_need(logits: Tensor, top: Tensor, draws: Draws) -> Tensor:

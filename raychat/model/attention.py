@@ -100,16 +100,15 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class PackedSequences(NamedTuple):
-    """Which tokens of a packed pass belong to which sequence."""
+    """Which tokens of a packed pass belong to which sequence, and where these lie in the layers of one span."""
 
     bounds: Tensor  # (sequences + 1,) int32, where each sequence's tokens begin and end
-    slots: Tensor  # (sequences + 1,) int32, its slot; one more, since the kernel wants as many offsets as bounds
+    offsets: Tensor  # (sequences + 1,) int32, first entry of its slot; one more, as the kernel wants as many as bounds
+    seen: Tensor  # (sequences,) int32, entries of its slot up to its last query
     longest: int  # tokens
 
 
-def attend_packed(
-    q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, seen: Tensor, window: int
-) -> Tensor:
+def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequences, window: int) -> Tensor:
     """Attend with the last tokens of all sequences in one kernel, in place over the slots of a cache (CUDA, 16 bit).
 
     With one split a sequence's result does not depend on the others.
@@ -117,7 +116,6 @@ def attend_packed(
     Args:
         q: (N, H, D).
         keys, values: (slots, S, K, D).
-        seen: (sequences,) int32, entries of each slot up to its last query.
         window: as in `attend`.
 
     Returns:
@@ -131,12 +129,12 @@ def attend_packed(
         keys.flatten(0, 1),
         values.flatten(0, 1),
         packed.bounds,
-        packed.slots * length,
+        packed.offsets,
         packed.longest,
         length,
         window_size=(window if window < length else -1, 0),
         enable_gqa=q.size(1) != keys.size(2),
-        seqused_k=seen,
+        seqused_k=packed.seen,
         num_splits=1,
     )
     assert isinstance(out, Tensor)

@@ -54,6 +54,11 @@ class KVCache:
         self.resize(num_slots, max_len)
 
     @property
+    def packed(self) -> bool:
+        """Whether one kernel attends for all sequences of a pass, by what is on the device alone."""
+        return self._like.is_cuda and self._like.dtype != torch.float32
+
+    @property
     def num_slots(self) -> int:
         return len(self.lengths)
 
@@ -131,16 +136,23 @@ class KVCache:
         for column in (self.lengths, self.tokens, *(span.starts for span in self.spans.values())):
             column[pair] = column[pair[::-1]]
 
-    def begin(self, tokens: np.ndarray, chunks: Sequence[Chunk] = ()) -> "Pass":
+    def begin(
+        self, tokens: np.ndarray, chunks: Sequence[Chunk] = (), *, rows: int = 0, table: Tensor | None = None
+    ) -> "Pass":
         """Return the pass that appends tokens (B,), one to each of the first B slots, and then chunks to others.
+
+        Args:
+            rows: repeat the last token until there are this many; the repeated ones write what the last one writes.
+            table: what an earlier pass of the same form keeps on the device (`Pass.table`), to be overwritten.
 
         Raises:
             ValueError: a sequence would be longer than `max_len`, or a chunk longer than `max_chunk`.
         """
-        slots = np.array([*range(len(tokens)), *(chunk.slot for chunk in chunks)], dtype=np.int64)
-        sizes = np.array([1] * len(tokens) + [len(chunk.tokens) for chunk in chunks], dtype=np.int64)
+        singles = np.minimum(np.arange(max(rows, len(tokens))), len(tokens) - 1)
+        slots = np.array([*singles, *(chunk.slot for chunk in chunks)], dtype=np.int64)
+        sizes = np.array([1] * len(singles) + [len(chunk.tokens) for chunk in chunks], dtype=np.int64)
         ends = self.lengths[slots] + sizes
-        read = sizes[len(tokens) :]
+        read = sizes[len(singles) :]
         if ends.max() > self.max_len or read.max(initial=0) > self.max_chunk:
             raise ValueError(
                 f"a pass over chunks of {read.tolist()} tokens up to positions {ends.tolist()} does not fit; expected "
@@ -149,8 +161,8 @@ class KVCache:
         for span in self.spans.values():
             for slot in slots[ends - span.starts[slots] > span.capacity]:
                 self._drop_oldest(span, int(slot))
-        ids = np.concatenate([tokens, *(chunk.tokens for chunk in chunks)]) if chunks else tokens
-        return Pass(self, ids.astype(np.int64), slots, sizes, len(tokens))
+        ids = np.concatenate([tokens[singles], *(chunk.tokens for chunk in chunks)])
+        return Pass(self, ids.astype(np.int64), slots, sizes, len(singles), table)
 
     def _drop_oldest(self, span: _Span, slot: int) -> None:
         """Move the newest `window` entries of a slot to its front."""
@@ -167,9 +179,9 @@ class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
     entries: Tensor  # (N,) int64, entry of each token, counted through all slots
-    seen: Tensor  # (B + chunks,) entries up to the last token of each sequence; int32 in a packed pass, which reads it
-    seen_on_host: list[int]
-    mask: Tensor | None  # (B, 1, 1, S) 0 at the entries that each of the first B slots sees, else -inf; None = all 0
+    seen: list[int]  # (B + chunks,) entries up to the last token of each sequence
+    mask: Tensor | None = None  # (B, 1, 1, S) 0 at the entries that each of the first B slots sees, else -inf
+    packed: PackedSequences | None = None  # what the one kernel of a packed pass reads in place of seen and mask
 
 
 class Pass:
@@ -181,9 +193,18 @@ class Pass:
         ids: (N,) int64.
         slots, sizes: (B + chunks,) int64, of each sequence.
         num_single: B.
+        table: as in `KVCache.begin`.
     """
 
-    def __init__(self, cache: KVCache, ids: np.ndarray, slots: np.ndarray, sizes: np.ndarray, num_single: int) -> None:
+    def __init__(
+        self,
+        cache: KVCache,
+        ids: np.ndarray,
+        slots: np.ndarray,
+        sizes: np.ndarray,
+        num_single: int,
+        table: Tensor | None = None,
+    ) -> None:
         self._cache, self._num_single, self._slots, self._sizes = cache, num_single, slots, sizes
         self._ends = sizes.cumsum()  # (B + chunks,) of each sequence's tokens among the N
         first, held = self._ends - sizes, cache.lengths[slots]
@@ -194,19 +215,19 @@ class Pass:
         spans = cache.spans.values()
         entries = [slot_of * span.capacity + positions - span.starts[slot_of] for span in spans]
         seen = [held + sizes - span.starts[slots] for span in spans]
-        sections = [ids, before, positions, *entries, *seen, np.concatenate([slots, [0], self._ends])]
-        like = cache.keys[0]
-        table = to_device(np.concatenate(sections), like.device)  # at once: the only transfer of a pass in 16 bit
+        sections = [ids, before, positions, *entries]
+        if cache.packed:
+            offsets = [np.append(slots, 0) * span.capacity for span in spans]
+            sections.append(_as_int64([np.append(0, self._ends), *offsets, *seen]))
+        host, device = np.concatenate(sections), cache.keys[0].device
+        # All that a pass needs, at once: on a GPU in 16 bit it moves nothing else.
+        self.table = to_device(host, device) if table is None else table.copy_(to_device(host, device))
         # ids, before and positions are (N,) int64; before is -1 at a start.
-        self.ids, self.before, self.positions, *rest, tail = table.split_with_sizes([len(x) for x in sections])
+        self.ids, self.before, self.positions, *rest = self.table.split_with_sizes([len(x) for x in sections])
         self._writes = slot_of, positions, ids
-        self._packed: PackedSequences | None = None
-        if like.is_cuda and like.dtype != torch.float32:
-            slots_and_one, bounds = tail[: len(slots) + 1].int(), tail[len(slots) :].int()
-            self._packed = PackedSequences(bounds, slots_and_one, int(sizes.max()))
+        packed = self._packed(rest.pop(), len(spans)) if cache.packed else [None] * len(spans)
         self._indices = {
-            window: self._index(span, rest[i], rest[len(seen) + i], seen[i])
-            for i, (window, span) in enumerate(cache.spans.items())
+            span.window: self._index(span, *parts) for span, *parts in zip(spans, rest, seen, packed, strict=True)
         }
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -215,15 +236,15 @@ class Pass:
         index = self._indices[window]
         keys.flatten(0, 1).index_copy_(0, index.entries, k)
         values.flatten(0, 1).index_copy_(0, index.entries, v)
-        if self._packed is not None:
-            return attend_packed(q, keys, values, self._packed, index.seen, window)
+        if index.packed is not None:
+            return attend_packed(q, keys, values, index.packed, window)
         B, out = self._num_single, []
         if B:
-            held = (slice(B), slice(max(index.seen_on_host[:B])))
+            held = (slice(B), slice(max(index.seen[:B])))
             out.append(attend_slots(q[:B], keys[held], values[held], index.mask))
         for i in range(B, len(self._sizes)):
             tokens, slot = slice(self._ends[i] - self._sizes[i], self._ends[i]), self._slots[i]
-            seen = (slot, slice(index.seen_on_host[i]))
+            seen = (slot, slice(index.seen[i]))
             out.append(attend_chunk(q[tokens], keys[seen], values[seen], window))
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -231,16 +252,31 @@ class Pass:
         """Count the tokens as held, after the pass."""
         slot_of, positions, ids = self._writes
         self._cache.tokens[slot_of, positions] = ids
-        self._cache.lengths[self._slots] += self._sizes
+        self._cache.lengths[self._slots] += self._sizes  # once for a slot whose token is repeated
 
-    def _index(self, span: _Span, entries: Tensor, seen: Tensor, seen_on_host: np.ndarray) -> _Index:
-        if self._packed is not None:
-            return _Index(entries, seen.int(), seen_on_host.tolist(), None)
-        singles, mask = seen_on_host[: self._num_single], None
+    def _packed(self, section: Tensor, num_spans: int) -> list[PackedSequences]:
+        """Read what `_as_int64` has packed, for each span."""
+        rows = len(self._slots)
+        sizes = [rows + 1] * (1 + num_spans) + [rows] * num_spans
+        bounds, *rest = section.view(torch.int32)[: sum(sizes)].split_with_sizes(sizes)
+        longest = int(self._sizes.max())
+        return [
+            PackedSequences(bounds, offsets, seen, longest)
+            for offsets, seen in zip(rest[:num_spans], rest[num_spans:], strict=True)
+        ]
+
+    def _index(self, span: _Span, entries: Tensor, seen: np.ndarray, packed: PackedSequences | None) -> _Index:
+        singles, mask = seen[: self._num_single], None
         width = int(singles.max(initial=0))
-        if len(singles) and (singles.min() < width or width > span.window + 1):
+        if packed is None and len(singles) and (singles.min() < width or width > span.window + 1):
             distance = singles[:, None] - 1 - np.arange(width)
             sees = (distance >= 0) & (distance <= span.window)
             numbers = np.where(sees, 0, -np.inf).astype(np.float32)
             mask = to_device(numbers, entries.device).to(self._cache.keys[0].dtype)[:, None, None]
-        return _Index(entries, seen, seen_on_host.tolist(), mask)
+        return _Index(entries, seen.tolist(), mask, packed)
+
+
+def _as_int64(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return int32 numbers as the memory of int64 ones, so that they travel in one table with these."""
+    numbers = np.concatenate(arrays).astype(np.int32)
+    return np.append(numbers, [np.int32(0)] * (len(numbers) % 2)).astype(np.int32).view(np.int64)
