@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class Load(NamedTuple):
     ttft_p95_s: float
     requests_s: float
     errors: int
+    health_max_s: float  # the slowest answer of /health meanwhile
 
 
 def main(depth: int = 4) -> None:
@@ -91,6 +92,7 @@ def main(depth: int = 4) -> None:
         "tok_s_32_vs_one_at_a_time": round(ours.tok_s / single.tok_s, 2),
         "ttft_p50_32_one_at_a_time_vs_ours": round(single.ttft_p50_s / ours.ttft_p50_s, 2),
         "serve_overhead_32": round(1 - loads["ray"][COMPARED].tok_s / ours.tok_s, 3),
+        "health_max_s": max(load.health_max_s for load in everything),
         "errors": sum(load.errors for load in everything),
     }
     print(json.dumps(result))
@@ -99,7 +101,8 @@ def main(depth: int = 4) -> None:
 def report(name: str, load: Load) -> Load:
     """Print a measurement and return it."""
     times = f"first token {load.ttft_p50_s:6.2f} s (p50) {load.ttft_p95_s:6.2f} s (p95)"
-    print(f"{name:40} {load.tok_s:7.0f} tok/s  {times}  {load.errors} errors", flush=True)
+    rest = f"health at most {load.health_max_s:.2f} s  {load.errors} errors"
+    print(f"{name:40} {load.tok_s:7.0f} tok/s  {times}  {rest}", flush=True)
     return load
 
 
@@ -152,8 +155,9 @@ def closed(url: str, vocab_size: int, clients: int) -> Load:
         async with _session() as session:
             await request(session, url, vocab_size)  # the connection, the caches
             start = time.perf_counter()
-            answers = await asyncio.wait_for(asyncio.gather(*(client(session) for _ in range(clients))), TIMEOUT_S)
-            return summary([answer for mine in answers for answer in mine], time.perf_counter() - start)
+            async with health(session, url) as seconds:
+                answers = await asyncio.wait_for(asyncio.gather(*(client(session) for _ in range(clients))), TIMEOUT_S)
+            return summary([answer for mine in answers for answer in mine], time.perf_counter() - start, seconds)
 
     return asyncio.run(run())
 
@@ -165,13 +169,36 @@ def open_loop(url: str, vocab_size: int, rate: float) -> Load:
     async def run() -> Load:
         async with _session() as session:
             start, tasks = time.perf_counter(), []
-            for _ in range(OPEN_REQUESTS):
-                tasks.append(asyncio.create_task(request(session, url, vocab_size)))
-                await asyncio.sleep(times.expovariate(rate))
-            answers = await asyncio.wait_for(asyncio.gather(*tasks), TIMEOUT_S)
-            return summary(answers, time.perf_counter() - start)
+            async with health(session, url) as seconds:
+                for _ in range(OPEN_REQUESTS):
+                    tasks.append(asyncio.create_task(request(session, url, vocab_size)))
+                    await asyncio.sleep(times.expovariate(rate))
+                answers = await asyncio.wait_for(asyncio.gather(*tasks), TIMEOUT_S)
+            return summary(answers, time.perf_counter() - start, seconds)
 
     return asyncio.run(run())
+
+
+@contextlib.asynccontextmanager
+async def health(session: aiohttp.ClientSession, url: str) -> AsyncIterator[list[float]]:
+    """Ask for /health five times a second while the block runs; yield the seconds of the answers so far."""
+    seconds: list[float] = []
+
+    async def ask() -> None:
+        while True:
+            start = time.perf_counter()
+            async with session.get(f"{url}/health") as response:
+                response.raise_for_status()
+            seconds.append(time.perf_counter() - start)
+            await asyncio.sleep(0.2)
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield seconds
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking  # raises what /health has failed with
 
 
 async def request(session: aiohttp.ClientSession, url: str, vocab_size: int) -> tuple[float, int] | None:
@@ -196,7 +223,7 @@ async def request(session: aiohttp.ClientSession, url: str, vocab_size: int) -> 
         return None
 
 
-def summary(answers: list[tuple[float, int] | None], elapsed_s: float) -> Load:
+def summary(answers: list[tuple[float, int] | None], elapsed_s: float, health_s: list[float]) -> Load:
     """Return what the requests saw, all together."""
     good = [answer for answer in answers if answer is not None]
     firsts = sorted(first for first, _ in good)
@@ -208,6 +235,7 @@ def summary(answers: list[tuple[float, int] | None], elapsed_s: float) -> Load:
         round(p95, 3),
         round(len(good) / elapsed_s, 3),
         len(answers) - len(good),
+        round(max(health_s), 3),
     )
 
 

@@ -2,13 +2,11 @@
 recording that runs the same function again on the same tensors."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import test_engine
 import torch
-from tiny import byte_tokenizer, random_model
-from torch import Tensor
+from tiny import byte_tokenizer, random_model, varlen_attn
 
 from raychat.engine import graphs
 from raychat.engine.engine import Engine
@@ -17,23 +15,6 @@ from raychat.engine.sampling import SamplingParams
 from raychat.model.cache import KVCache
 
 LENGTHS = (5, 300, 300, 300, 8)  # of the prompts; windows of 256 drop what is too old while three are left
-
-
-def varlen_attn(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, offsets: Tensor, *_: int, seqused_k: Tensor, **settings: Any
-) -> Tensor:
-    """Attend as PyTorch's kernel does, one sequence after the other."""
-    out, (window, _) = torch.empty_like(q), settings["window_size"]
-    for i, seen in enumerate(seqused_k.tolist()):
-        rows, entries = slice(bounds[i], bounds[i + 1]), slice(offsets[i], offsets[i] + seen)
-        T = int(bounds[i + 1] - bounds[i])
-        keys, values = (x[entries].repeat_interleave(q.size(1) // k.size(1), 1) for x in (k, v))
-        distance = torch.arange(seen - T, seen)[:, None] - torch.arange(seen)
-        sees = (distance >= 0) & ((distance <= window) | (window < 0))
-        scores = torch.einsum("qhd,khd->hqk", q[rows], keys) * q.size(-1) ** -0.5
-        weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
-        out[rows] = torch.einsum("hqk,khd->qhd", weights, values)
-    return out
 
 
 @pytest.fixture

@@ -1,12 +1,22 @@
 """Attention against its definition: an explicit softmax over the visible positions."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import varlen_attn
 from torch import Tensor
 
-from raychat.model.attention import _window_blocks, attend, attend_chunk, attend_slots, rotary_table, rotate
+from raychat.model.attention import (
+    _attend_rows,
+    attend,
+    attend_chunk,
+    attend_slots,
+    rotary_table,
+    rotate,
+    use_fastest_kernel,
+)
 
 T, H, D = 160, 4, 16
 
@@ -56,15 +66,27 @@ def test_attention_of_slots_is_an_explicit_softmax(masked: bool) -> None:
         torch.testing.assert_close(got[row].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_blocks_are_the_same_window() -> None:
-    from torch.nn.attention.flex_attention import flex_attention
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("window", [0, 31, 158, 159])
+def test_rows_of_the_one_kernel_are_an_explicit_softmax(
+    monkeypatch: pytest.MonkeyPatch, window: int, kv_heads: int
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    q, k, v = qkv(kv_heads)
+    torch.testing.assert_close(_attend_rows(q, k, v, window).double(), explicit(q, k, v, window), rtol=1e-5, atol=1e-5)
 
-    q, k, v = (x.transpose(1, 2) for x in qkv(4))
-    blocks = _window_blocks(T, 31, torch.device("cpu"))
-    out = flex_attention(q, k, v, block_mask=blocks)  # uncompiled: the same function, as plain operations
-    expected = attend(*(x.transpose(1, 2) for x in (q, k, v)), window=31)
-    torch.testing.assert_close(out.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
+
+def test_a_kernel_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "flash_attn_interface.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    use_fastest_kernel.__wrapped__(torch.device("cuda"))
+    refused, chosen = capsys.readouterr().out.splitlines()
+    assert refused.startswith("FA3 is installed, but flash_attn_interface cannot be used: ")
+    assert chosen == "attention on H100: FA2, PyTorch's own"
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,3 +96,27 @@ def http_server(backend: Backend, settings: ServerSettings | None = None) -> Ite
         finally:
             server.should_exit = True
             thread.join()
+
+
+def varlen_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor,
+    offsets: Tensor,
+    *_: int,
+    seqused_k: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Attend as PyTorch's kernel does, one sequence after the other."""
+    out, (window, _) = torch.empty_like(q), settings["window_size"]
+    for i, seen in enumerate((offsets.diff() if seqused_k is None else seqused_k).tolist()):
+        rows, entries = slice(bounds[i], bounds[i + 1]), slice(offsets[i], offsets[i] + seen)
+        T = int(bounds[i + 1] - bounds[i])
+        keys, values = (x[entries].repeat_interleave(q.size(1) // k.size(1), 1) for x in (k, v))
+        distance = torch.arange(seen - T, seen)[:, None] - torch.arange(seen)
+        sees = (distance >= 0) & ((distance <= window) | (window < 0))
+        scores = torch.einsum("qhd,khd->hqk", q[rows], keys) * q.size(-1) ** -0.5
+        weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)
+        out[rows] = torch.einsum("hqk,khd->qhd", weights, values)
+    return out

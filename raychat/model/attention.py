@@ -1,19 +1,41 @@
 """Causal attention with sliding windows, and rotary embeddings.
 
-`attend` picks the kernel when it is called, by where its tensors are: FlashAttention 3 through the `kernels` package on
-Hopper GPUs where that is installed, FlexAttention for windows on other CUDA devices, else PyTorch's own
-`scaled_dot_product_attention`. All of them compute the same function; `explicit` in the tests is its definition.
+On a GPU in 16 bit, training, evaluation and the engine share one kernel: PyTorch's FlashAttention over sequences of any
+lengths (`varlen_attn`). `use_fastest_kernel` puts FlashAttention 3 or 4 under it. Elsewhere PyTorch's
+`scaled_dot_product_attention` computes the same function; `explicit` in the tests is its definition.
 """
 
+import importlib.util
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:  # its kernels, and varlen's, are imported where they run: that takes 2 s, in every process
-    from torch.nn.attention.flex_attention import BlockMask
+# PyTorch's names of faster kernels, the modules that hold them, and the GPUs (major compute capability) that run them.
+_KERNELS = (("FA3", "flash_attn_interface", (9,)), ("FA4", "flash_attn.cute.interface", (9, 10)))
+
+
+@lru_cache(maxsize=8)
+def use_fastest_kernel(device: torch.device) -> None:
+    """Choose the attention kernel of this process on a GPU, the fastest one that is installed, and print its name."""
+    if device.type != "cuda":
+        return
+    from torch.nn.attention import activate_flash_attention_impl
+
+    chosen = "FA2, PyTorch's own"
+    for name, module, majors in _KERNELS:
+        installed = importlib.util.find_spec(module.split(".")[0]) is not None
+        if installed and torch.cuda.get_device_capability(device)[0] in majors:
+            try:
+                activate_flash_attention_impl(name)
+            except (ImportError, RuntimeError) as error:
+                print(f"{name} is installed, but {module} cannot be used: {error}", flush=True)
+            else:
+                chosen = name
+                break
+    print(f"attention on {torch.cuda.get_device_name(device)}: {chosen}", flush=True)
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -45,21 +67,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     Returns:
         (B, T, H, D).
     """
-    if q.device.type == "cuda" and (flash := _flash_attention_3(q.device)) is not None and q.dtype == torch.bfloat16:
-        out = flash(q, k, v, causal=True, window_size=(window if window < q.size(1) - 1 else -1, 0))
-        return out[0] if isinstance(out, tuple) else out
+    if q.is_cuda and q.dtype != torch.float32:
+        return _attend_rows(q, k, v, window)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    grouped = q.size(1) != k.size(1)
-    length = q.size(2)
-    if window >= length - 1:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    elif q.device.type == "cuda":
-        out = _compiled_flex()(q, k, v, block_mask=_window_blocks(length, window, q.device), enable_gqa=grouped)
-    else:
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_window_mask(length, length, window, q.device), enable_gqa=grouped
-        )
+    grouped, length = q.size(1) != k.size(1), q.size(2)
+    mask = None if window >= length - 1 else _window_mask(length, length, window, q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
     return out.transpose(1, 2)
+
+
+def _attend_rows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Compute `attend` in the one kernel, every row a sequence of its own."""
+    B, T, _, _ = q.shape
+    bounds = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+    tokens = (x.flatten(0, 1) for x in (q, k, v))
+    return _varlen(*tokens, bounds, bounds, T, T, window, enable_gqa=q.size(2) != k.size(2)).view(q.shape)
+
+
+def _varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor,
+    offsets: Tensor,
+    longest: int,
+    length: int,
+    window: int,
+    **settings: Any,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # imported where it runs: that takes 2 s, in every process
+
+    size = (window if window < length - 1 else -1, 0)
+    out = varlen_attn(q, k, v, bounds, offsets, longest, length, window_size=size, **settings)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def attend_slots(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -121,24 +162,19 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
     Returns:
         (N, H, D).
     """
-    from torch.nn.attention.varlen import varlen_attn
-
-    length = keys.size(1)
-    out = varlen_attn(
+    return _varlen(
         q,
         keys.flatten(0, 1),
         values.flatten(0, 1),
         packed.bounds,
         packed.offsets,
         packed.longest,
-        length,
-        window_size=(window if window < length else -1, 0),
+        keys.size(1),
+        window,
         enable_gqa=q.size(1) != keys.size(2),
         seqused_k=packed.seen,
         num_splits=1,
     )
-    assert isinstance(out, Tensor)
-    return out
 
 
 @lru_cache(maxsize=16)
@@ -147,33 +183,3 @@ def _window_mask(num_queries: int, length: int, window: int, device: torch.devic
     position = torch.arange(length, device=device)
     distance = position[length - num_queries :, None] - position
     return (distance >= 0) & (distance <= window)
-
-
-@lru_cache(maxsize=16)
-def _window_blocks(length: int, window: int, device: torch.device) -> "BlockMask":
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (query - key <= window)
-
-    return create_block_mask(visible, None, None, length, length, device=str(device))
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)  # uncompiled, FlexAttention materialises the scores
-
-
-@lru_cache(maxsize=8)
-def _flash_attention_3(device: torch.device) -> Any | None:
-    """Return FlashAttention 3's function on Hopper where the `kernels` package can load it, else None."""
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return None
-    try:
-        from kernels import get_kernel  # type: ignore[import-not-found, unused-ignore]
-
-        return get_kernel("kernels-community/flash-attn3").flash_attn_func
-    except Exception:  # not installed, no network for the first download, no build for this torch: FlexAttention serves
-        return None

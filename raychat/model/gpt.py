@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raychat.model import flops
-from raychat.model.attention import attend, rotary_table, rotate
+from raychat.model.attention import attend, rotary_table, rotate, use_fastest_kernel
 from raychat.model.base import AdamW, Model, Muon
 from raychat.model.cache import KVCache, Pass
 from raychat.model.packed import PackedWeights
@@ -224,6 +224,8 @@ class GPT(Model):
     def place(self, device: torch.device, dtype: torch.dtype) -> "GPT":
         """Move to a device; embeddings take the compute dtype, which makes it the activations', the rest stays fp32."""
         self.to(device)
+        use_fastest_kernel(device)
+        self._rotary = rotary_table(self.config.sequence_len, self.config.head_dim, self.config.rotary_base, device)
         for module in (self.wte, *self.value_embeds.values()):
             module.to(dtype)
         return self
