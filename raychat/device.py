@@ -1,10 +1,8 @@
 """Device, dtypes and peak speed: resolved on first use, in the process that uses them, never at import."""
 
-from typing import cast
-
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # Peak dense bf16 FLOP/s by a part of the device's name (vendor data sheets).
 _PEAK_BF16_FLOPS = {
@@ -56,9 +54,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all queued kernels: read the clock only after that."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """Return the model, on CUDA compiled for batches of one shape; a CPU would spend a minute on compiling."""
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    return cast(nn.Module, torch.compile(model, dynamic=False)) if on_cuda else model

@@ -14,6 +14,7 @@ from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.evals import bpb
 from raychat.evals.evaluation import LoadedModel
+from raychat.model.loss import token_nll
 
 CPU = torch.device("cpu")
 
@@ -50,17 +51,17 @@ def test_equals_the_sum_written_out() -> None:
     torch.nn.init.normal_(model.lm_head.weight, std=0.5)
     with torch.no_grad():
         expected = by_hand(model, tokens, mask, token_bytes)
-    got = bpb.bits_per_byte(model, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
+    got = bpb.bits_per_byte(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
     assert got == pytest.approx(expected, rel=1e-5)  # fp32 against fp64 log-softmax
 
 
 def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> None:
     model, token_bytes = toy.model(), torch.from_numpy(lengths())
     store = TokenRows(toy.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
-    whole = bpb.bits_per_byte(model, batches(*store.rows(np.arange(7)), 7), token_bytes)
+    whole = bpb.bits_per_byte(model.nll, batches(*store.rows(np.arange(7)), 7), token_bytes)
     sums = sum(
         bpb.nats_and_bytes(
-            model, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes
+            model.nll, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes
         )
         for r in range(3)
     )
@@ -74,7 +75,7 @@ def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
     assert len(evaluation.calls) == 3
     got = evaluation.finish([call(loaded) for call in evaluation.calls])["val_bpb"]
     store, token_bytes = TokenRows(folder), torch.from_numpy(loaded.tokenizer.token_bytes())
-    assert got == pytest.approx(bpb.bits_per_byte(loaded.model, batches(*store.rows(range(150)), 50), token_bytes))
+    assert got == pytest.approx(bpb.bits_per_byte(loaded.model.nll, batches(*store.rows(range(150)), 50), token_bytes))
 
 
 def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:
@@ -83,8 +84,8 @@ def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:
     tokens %= 256
     token_bytes = torch.from_numpy(byte_tokenizer().token_bytes())
 
-    def uniform(idx: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(*idx.shape, toy.VOCAB_SIZE)
+    def uniform(idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return token_nll(torch.zeros(*idx.shape, toy.VOCAB_SIZE), targets)
 
     got = bpb.bits_per_byte(uniform, batches(tokens, mask, 3), token_bytes)
     assert got == pytest.approx(math.log2(toy.VOCAB_SIZE), rel=1e-6)
@@ -93,7 +94,7 @@ def test_uniform_model_of_single_bytes_needs_eight_bits_and_a_little() -> None:
 def test_rows_without_targets_are_an_error() -> None:
     tokens, mask = rows()
     with pytest.raises(ValueError, match="no target"):
-        bpb.bits_per_byte(toy.model(), batches(tokens, mask & False, 4), torch.from_numpy(lengths()))
+        bpb.bits_per_byte(toy.model().nll, batches(tokens, mask & False, 4), torch.from_numpy(lengths()))
 
 
 def test_unigram_equals_the_sum_written_out() -> None:

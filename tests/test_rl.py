@@ -91,7 +91,7 @@ def test_gradient_is_reinforce_with_group_baseline() -> None:
 
     made = batches(weigh(GROUPS))
     assert len(made) > 1
-    loss = accumulate(model, made)
+    loss = accumulate(model.nll, made, model.device)
     torch.testing.assert_close(loss, -expected_reward.detach() / NUM_SAMPLED)
     # fp32 sums in another order: absolute errors up to a few 1e-7 of the largest entry
     torch.testing.assert_close(gradients(model), expected, rtol=1e-4, atol=1e-7)
@@ -121,7 +121,7 @@ def test_equal_rewards_give_no_gradient(reward: float) -> None:
     assert advantages([reward] * 7) == [0.0] * 7
     groups = [[r._replace(reward=reward) for r in group] for group in GROUPS]
     model = tiny_rl.model()
-    loss = accumulate(model, batches(weigh(groups)))
+    loss = accumulate(model.nll, batches(weigh(groups)), model.device)
     assert loss == 0
     assert not gradients(model)
 

@@ -72,7 +72,7 @@ def test_validation_rows_of_the_parent_are_validated_on(args: rl_train.Args, ray
     model, _ = checkpoint.load_model(summary["checkpoint"], torch.device("cpu"))
     token_bytes = torch.from_numpy(checkpoint.load_tokenizer(summary["checkpoint"]).token_bytes())
     batch = next_token(*TokenRows(rows).rows([0, 1, 2]), 1.0, torch.device("cpu"))
-    assert summary["val_bpb"] == pytest.approx(bits_per_byte(model.eval(), [batch], token_bytes), rel=1e-5)
+    assert summary["val_bpb"] == pytest.approx(bits_per_byte(model.eval().nll, [batch], token_bytes), rel=1e-5)
 
 
 def test_other_settings_are_refused(args: rl_train.Args) -> None:

@@ -33,6 +33,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
         batches,
         steps=STEPS,
         schedule=schedule.base(STEPS),
+        nll=model.nll,
         hooks=[lambda number, loss, step: seen.append(loss.item())],
     )
     return seen
@@ -69,7 +70,15 @@ def test_training_learns_to_count(tmp_path: Path) -> None:
     seen: list[float] = []
     batches = steps_of(TokenRows(folder), rows_per_step=20, device_rows=20, start=0, world=dist.world(), device=CPU)
     constant = Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.0)
-    train(model, optimizer, batches, steps=60, schedule=constant, hooks=[lambda _, loss, __: seen.append(loss.item())])
+    train(
+        model,
+        optimizer,
+        batches,
+        steps=60,
+        schedule=constant,
+        nll=model.nll,
+        hooks=[lambda _, loss, __: seen.append(loss.item())],
+    )
     assert seen[0] == pytest.approx(5.58, abs=0.05)  # ln 265: a uniform guess
     assert seen[-1] < 0.5
 
@@ -86,6 +95,7 @@ def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path
         iter([Step([])]),
         steps=1,
         schedule=still,
+        nll=model.nll,
         hooks=[lambda _, loss, __: seen.append(loss.item())],
     )
     assert seen == [0.0]
@@ -107,6 +117,7 @@ def test_a_step_that_teaches_nothing_leaves_the_weights_although_there_is_moment
         iter([next(taught), next(taught), Step([], teaches=False), Step([])]),
         steps=4,
         schedule=Schedule(lambda _: 0.3, lambda _: 0.9, lambda _: 0.1),
+        nll=model.nll,
         hooks=[lambda *_: states.append({name: p.clone() for name, p in model.state_dict().items()})],
     )
     _, taught_twice, untaught, empty = states

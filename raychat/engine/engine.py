@@ -70,7 +70,7 @@ class Engine:
         if tokenizer.vocab_size != model.config.vocab_size:
             got = f"it has {tokenizer.vocab_size} tokens, expected {model.config.vocab_size}"
             raise ValueError(f"the tokenizer is not the model's: {got}")
-        self._device = next(iter(model.parameters())).device
+        self._device = model.device
         self._scheduler = Scheduler(
             model.new_cache(1, 1),
             max_len=self.context,

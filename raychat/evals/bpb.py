@@ -15,7 +15,6 @@ from raychat import dist
 from raychat.data.batches import Batch, next_token
 from raychat.data.shards import TokenRows
 from raychat.evals.evaluation import Evaluation, LoadedModel, chunks
-from raychat.model.loss import token_nll
 
 ROWS_PER_CALL = 64
 DEVICE_ROWS = 8
@@ -23,25 +22,25 @@ DEVICE_ROWS = 8
 MaskedRows = tuple[np.ndarray, np.ndarray]  # tokens (N, T + 1) int and mask (N, T + 1) bool, as of `TokenRows.rows`
 
 
-def bits_per_byte(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> float:
+def bits_per_byte(nll: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> float:
     """Evaluate a model's bits per byte over the batches of all workers. Collective: every worker calls it.
 
     Args:
-        forward: (B, T) int64 -> (B, T, V) fp32 logits.
+        nll: a model's.
         batches: this worker's, possibly none; their weights do not matter.
         token_bytes: (V,) int on the model's device, the UTF-8 bytes of every token, 0 for special ones.
     """
-    return from_sums(dist.sum_(nats_and_bytes(forward, batches, token_bytes)))
+    return from_sums(dist.sum_(nats_and_bytes(nll, batches, token_bytes)))
 
 
 @torch.no_grad()
-def nats_and_bytes(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
+def nats_and_bytes(nll: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
     """Sum the nats of the targets that have bytes, and their bytes, over these batches only: (2,) float64."""
     sums = torch.zeros(2, dtype=torch.float64, device=token_bytes.device)
     for batch in batches:
         bytes_ = token_bytes[batch.targets.clamp(min=0)].masked_fill(batch.targets < 0, 0)  # (B, T)
-        nll = token_nll(forward(batch.inputs), batch.targets).masked_fill(bytes_ == 0, 0)
-        sums += torch.stack((nll.sum(dtype=torch.float64), bytes_.sum().double()))
+        nats = nll(batch.inputs, batch.targets).masked_fill(bytes_ == 0, 0)
+        sums += torch.stack((nats.sum(dtype=torch.float64), bytes_.sum().double()))
     return sums
 
 
@@ -90,8 +89,8 @@ def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
 
 
 def _call(loaded: LoadedModel, folder: str, rows: Sequence[int]) -> list[float]:
-    store, device = TokenRows(folder), next(loaded.model.parameters()).device
+    store, device = TokenRows(folder), loaded.model.device
     token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
     batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, DEVICE_ROWS))
-    sums: list[float] = nats_and_bytes(loaded.model, batches, token_bytes).tolist()
+    sums: list[float] = nats_and_bytes(loaded.model.nll, batches, token_bytes).tolist()
     return sums

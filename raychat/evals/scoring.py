@@ -17,7 +17,7 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
     Rows are padded on the right, where causal attention does not look. A batch has at least one row, and beyond that at
     most `batch_tokens` tokens with the padding.
     """
-    device, context = next(model.parameters()).device, model.config.sequence_len
+    device, context = model.device, model.config.sequence_len
     lengths = [len(row) for row in rows]
     if rows and not 1 <= min(lengths) <= max(lengths) <= context:
         raise ValueError(f"rows must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")

@@ -80,8 +80,10 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Compute `attend` in the one kernel, every row a sequence of its own."""
     B, T, _, _ = q.shape
     bounds = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
-    tokens = (x.flatten(0, 1) for x in (q, k, v))
-    return _varlen(*tokens, bounds, bounds, T, T, window, enable_gqa=q.size(2) != k.size(2)).view(q.shape)
+    out = _varlen(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bounds, bounds, T, T, window, q.size(2) != k.size(2)
+    )
+    return out.view(q.shape)
 
 
 def _varlen(
@@ -93,12 +95,13 @@ def _varlen(
     longest: int,
     length: int,
     window: int,
+    grouped: bool,
     **settings: Any,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # imported where it runs: that takes 2 s, in every process
 
     size = (window if window < length - 1 else -1, 0)
-    out = varlen_attn(q, k, v, bounds, offsets, longest, length, window_size=size, **settings)
+    out = varlen_attn(q, k, v, bounds, offsets, longest, length, window_size=size, enable_gqa=grouped, **settings)
     assert isinstance(out, Tensor)
     return out
 
@@ -171,7 +174,7 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
         packed.longest,
         keys.size(1),
         window,
-        enable_gqa=q.size(1) != keys.size(2),
+        q.size(1) != keys.size(2),
         seqused_k=packed.seen,
         num_splits=1,
     )

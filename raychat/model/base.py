@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from raychat.model.cache import KVCache, Pass
+from raychat.model.loss import token_nll
 
 
 class AdamW(NamedTuple):
@@ -29,6 +30,10 @@ class Model(nn.Module, ABC):
 
     config: Any  # a frozen dataclass with at least sequence_len, vocab_size and n_embd
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     @abstractmethod
     def forward(self, idx: Tensor) -> Tensor:
         """Compute fp32 logits (B, T, V) of every next token from whole sequences of ids (B, T) int64."""
@@ -44,6 +49,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def logits(self, x: Tensor) -> Tensor:
         """Compute fp32 logits (..., V) of the next tokens from hidden states (..., C)."""
+
+    def nll(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Compute what training minimises: `token_nll` of targets (B, T) after ids (B, T), in nats (B, T) fp32."""
+        return token_nll(self(idx), targets)
 
     @abstractmethod
     def init_weights(self, seed: int = 0) -> None:

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from raychat import dist
 from raychat.data.batches import Step, validation_batches
@@ -21,6 +20,7 @@ from raychat.log import read_metrics
 from raychat.rl.sampler import Pool, Sampler
 from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh
 from raychat.tasks import Task
+from raychat.train.loop import Nll
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
 
@@ -63,7 +63,7 @@ class RolloutFeed:
 
     def __init__(self, source: RolloutSource, learner: Learner) -> None:
         self._source, self._learner, self._model, self._device = source, learner, learner.model, learner.device
-        self.forward: nn.Module = learner.model  # not compiled: rollouts have many lengths
+        self.nll: Nll = learner.model.nll  # not compiled: rollouts have many lengths
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(self._device)
         self._task = source.task()
         if not self._task.problems:
@@ -139,7 +139,7 @@ class RolloutFeed:
         batches = validation_batches(
             rows, rows.num_rows(), device_rows=num_rows, world=dist.world(), device=self._device
         )
-        return bits_per_byte(self._model, batches, self._token_bytes)
+        return bits_per_byte(self._model.nll, batches, self._token_bytes)
 
     def facts(self) -> dict[str, Any]:
         """Return how the reward developed, the tokens generated, and some answers of the final model."""

@@ -3,23 +3,26 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raychat import dist
 from raychat.data.batches import Batch, Step
-from raychat.model.loss import token_nll
+from raychat.model.base import Model
 from raychat.optim import Optimizer
 from raychat.optim.schedule import Schedule
 
+# From ids and targets (B, T) to `token_nll` (B, T): a model's `nll`, or that compiled.
+Nll = Callable[[Tensor, Tensor], Tensor]
 # Called after every step with the number of steps done, the step's loss, (), and the step.
 Hook = Callable[[int, Tensor, Step], None]
 
 
 def train(
-    model: nn.Module,
+    model: Model,
     optimizer: Optimizer,
     batches: Iterator[Step],
     *,
+    nll: Nll,
     steps: int,
     schedule: Schedule,
     hooks: Sequence[Hook] = (),
@@ -28,15 +31,15 @@ def train(
     """Train from step `start` to `steps`; every worker calls it.
 
     Args:
-        model: ids (B, T) -> logits (B, T, V).
         optimizer: given the schedule's multipliers at every step.
         batches: each `next` gives one step; the weights of its micro-batches are normalised over all workers, so losses
             and gradients are summed.
+        nll: the model's own, or that compiled.
         hooks: called in order after every step, on every worker.
     """
     for number in range(start, steps):
         step = next(batches)
-        loss = accumulate(model, step.batches)
+        loss = accumulate(nll, step.batches, model.device)
         check_finite(number, loss, model)
         optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
         optimizer.zero_grad()
@@ -52,17 +55,17 @@ def rate(schedule: Schedule, number: int, step: Step) -> float:
     return schedule.lr(number) if step.teaches else 0.0
 
 
-def accumulate(model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+def accumulate(nll: Nll, batches: Iterable[Batch], device: torch.device) -> Tensor:
     """Add the gradients of all micro-batches; return this worker's share of the step's loss, () fp32, detached."""
-    total = torch.zeros((), device=next(model.parameters()).device)
+    total = torch.zeros((), device=device)
     for batch in batches:
-        loss = (batch.weights * token_nll(model(batch.inputs), batch.targets)).sum()
+        loss = (batch.weights * nll(batch.inputs, batch.targets)).sum()
         loss.backward()
         total += loss.detach()
     return total
 
 
-def check_finite(number: int, loss: Tensor, model: nn.Module) -> None:
+def check_finite(number: int, loss: Tensor, model: Model) -> None:
     """Sum `loss` over the workers in place, and stop them all before a step that would ruin the weights.
 
     Raises:

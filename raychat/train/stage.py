@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raychat import checkpoint, dist, paths
 from raychat.checkpoint import Meta
@@ -22,7 +22,7 @@ from raychat.optim import Optimizer, build_optimizer
 from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime, differences
 from raychat.tokenizer import Tokenizer
-from raychat.train.loop import every, rate, train
+from raychat.train.loop import Nll, every, rate, train
 
 Metrics = dict[str, float]
 LOG_EVERY_S = 1.0  # between rows reported to the terminal; metrics.jsonl has every step
@@ -31,7 +31,7 @@ LOG_EVERY_S = 1.0  # between rows reported to the terminal; metrics.jsonl has ev
 class Feed(Protocol):
     """What one worker trains and evaluates on."""
 
-    forward: nn.Module  # the learner's model, compiled where all batches have one shape
+    nll: Nll  # the learner's model's, compiled where all batches have one shape
     tokens_per_step: int  # for tok/s and MFU; 0 = it varies, so neither is reported
 
     def steps(self, start: int) -> Iterator[Step]:
@@ -137,9 +137,10 @@ def run(stage: Stage, report: Report) -> dict[str, Any]:
         every(stage.runtime.save_every, stage.steps, around.save),
     ]
     train(
-        around.feed.forward,
+        model,
         optimizer,
         around.feed.steps(around.start),
+        nll=around.feed.nll,
         steps=stage.steps,
         schedule=stage.schedule(stage.steps),
         hooks=hooks,

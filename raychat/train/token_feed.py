@@ -10,8 +10,9 @@ import torch
 from raychat import dist
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows
-from raychat.device import compiled
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
+from raychat.model.base import Model
+from raychat.train.loop import Nll
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
 
@@ -30,13 +31,19 @@ class TokenSource:
         return TokenFeed(self, learner)
 
 
+def one_graph(model: Model) -> Nll:
+    """Return a model's `nll`, on CUDA compiled whole for batches of one shape; a CPU would compile for a minute."""
+    nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True) if model.device.type == "cuda" else model.nll
+    return nll
+
+
 class TokenFeed:
     """One worker's share of the rows; a `Feed`."""
 
     def __init__(self, source: TokenSource, learner: Learner) -> None:
         recipe = learner.stage.recipe
         self._learner, self._source, self._recipe = learner, source, recipe
-        self.forward = compiled(learner.model)
+        self.nll = one_graph(learner.model)
         self.tokens_per_step = recipe.rows_per_step * recipe.sequence_len
         self._rows, self._val_rows = TokenRows(source.train), TokenRows(source.val)
         self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
@@ -50,7 +57,7 @@ class TokenFeed:
     def evaluate(self) -> Metrics:
         """Return the validation rows' bits per byte. Collective."""
         batches = validation_batches(self._val_rows, self._num_val, **self._split)
-        return {"val_bpb": bits_per_byte(self.forward, batches, self._token_bytes)}
+        return {"val_bpb": bits_per_byte(self.nll, batches, self._token_bytes)}
 
     def facts(self) -> dict[str, Any]:
         """Return the bits per byte of the unigram model of the same tokens, which a model must beat to have learnt."""
