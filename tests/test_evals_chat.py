@@ -18,7 +18,7 @@ from raychat.evals import samples
 from raychat.evals.chat import Sampling
 from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.evals.generate import prompt
-from raychat.evals.scoring import logits_of, padded_length
+from raychat.evals.scoring import logits_of
 from raychat.model.gpt import GPTConfig
 from raychat.tasks import Problem, Task
 from raychat.tasks.choices import choice_problem
@@ -112,13 +112,6 @@ def test_logits_are_those_of_a_row_alone(batch_tokens: int) -> None:
         list(logits_of(model, [[], [0] * 129], 100))
     with pytest.raises(ValueError, match="1 to 128 tokens, got 0 to 1"):
         list(logits_of(model, [[], [0]], 100))
-
-
-def test_rows_are_padded_to_few_lengths_on_a_gpu() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert [padded_length(n, 1500, cpu) for n in (1, 129)] == [1, 129]
-    assert [padded_length(n, 1500, gpu) for n in (1, 128, 129, 512, 1025)] == [128, 128, 256, 512, 1500]
-    assert padded_length(5, 64, gpu) == 64
 
 
 def test_bad_letters_are_named() -> None:

@@ -13,9 +13,10 @@ from raychat.data.batches import steps_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.log import read_metrics
+from raychat.model import base
 from raychat.optim import build_optimizer
 from raychat.recipe import Runtime
-from raychat.train import loop, stage
+from raychat.train import stage
 from raychat.train.finetune import child_recipe
 from raychat.train.loop import train
 from raychat.train.stage import Stage
@@ -146,7 +147,7 @@ def test_child_inherits_the_recipe_weights_and_momenta(tmp_path: Path) -> None:
     source = child.source
     assert isinstance(source, TokenSource)
     steps = steps_of(TokenRows(source.train), rows_per_step=6, device_rows=4, start=0, world=World(0, 1), device=CPU)
-    train(model.train(), optimizer, steps, steps=1, schedule=child.schedule(1))
+    train(model.train(), optimizer, steps, steps=1, schedule=child.schedule(1), nll=model.nll)
     got = weights(child.folder, step=1)
     for name, expected in model.state_dict().items():
         assert torch.equal(got[name], expected), name
@@ -167,7 +168,7 @@ def test_nan_stops_before_the_weights_are_touched_and_keeps_the_checkpoints(
 ) -> None:
     one = toy.token_stage(tmp_path, "one", runtime=Runtime(device_rows=8, save_every=1))
     calls = 0
-    whole = loop.token_nll
+    whole = base.token_nll
 
     def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The real one, which breaks down in the sixth step."""
@@ -180,7 +181,7 @@ def test_nan_stops_before_the_weights_are_touched_and_keeps_the_checkpoints(
         zero = (logits * 0).sum()  # the square root of its square is 0, and its gradient 0 * inf
         return whole(logits, targets) + zero.square().sqrt()
 
-    monkeypatch.setattr(loop, "token_nll", token_nll)
+    monkeypatch.setattr(base, "token_nll", token_nll)
     with pytest.raises(FloatingPointError, match="step 6"):
         run(one)
     monkeypatch.undo()

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from raychat.model.base import Model
 
-SHORTEST_ON_GPU = 128  # attention is compiled for every shape: few shapes on GPUs, exact lengths on the CPU
-
 
 @torch.inference_mode()
 def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
@@ -23,17 +21,12 @@ def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) ->
         raise ValueError(f"rows must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
     while order:
-        width = padded_length(lengths[order[0]], context, device)
+        width = lengths[order[0]]
         height = max(1, batch_tokens // width)
         batch, order = order[:height], order[height:]
-        padded = torch.zeros(height if device.type == "cuda" else len(batch), width, dtype=torch.int64)
+        padded = torch.zeros(len(batch), width, dtype=torch.int64)
         for i, row in enumerate(batch):
             padded[i, : lengths[row]] = torch.tensor(rows[row])
         logits = model(padded.to(device))
         for i, row in enumerate(batch):
             yield row, logits[i, : lengths[row]]
-
-
-def padded_length(length: int, context: int, device: torch.device) -> int:
-    """Return what rows of up to `length` tokens are padded to: on GPUs the next power of two within the context."""
-    return length if device.type != "cuda" else min(context, max(SHORTEST_ON_GPU, 1 << (length - 1).bit_length()))
