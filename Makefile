@@ -21,6 +21,10 @@ speedrun-tiny: $(INSTALLED) ## the whole pipeline at toy size: about twelve minu
 test: $(INSTALLED) ## all tests; those that need a GPU or the internet are skipped without (PYTEST_ARGS="-k name -x")
 	$(PYTHON_IN_VENV) -m pytest $(PYTEST_ARGS)
 
+.PHONY: gpu-check
+gpu-check: ## tests and speed on one CUDA GPU, in eight minutes; needs PyTorch and pytest in PYTHON, no installation
+	PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py $(GPU_CHECK_ARGS)
+
 .PHONY: install
 install: $(INSTALLED) ## create .venv, build the crate, install; again only after a change (PYTHON=..., MIN_FREE_GB=...)
 

@@ -10,13 +10,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
-import raychat_bpe
 import tiktoken
 
 from raychat import paths
 
 if TYPE_CHECKING:
-    from raychat_bpe import Texts
+    from raychat_bpe import Counts, Encoder, Texts
 
 # GPT-4's split pattern, but with at most two digits in a word, so that a small vocabulary is not spent on numbers.
 SPLIT_PATTERN = (
@@ -65,7 +64,7 @@ class Tokenizer:
         self.special = {name: len(self.tokens) + i for i, name in enumerate(self.specials)}
 
     @classmethod
-    def train(cls, counts: raychat_bpe.Counts, vocab_size: int) -> Self:
+    def train(cls, counts: "Counts", vocab_size: int) -> Self:
         """Learn the merges from words that `SPLIT_PATTERN` cut.
 
         `vocab_size` includes the special tokens. Fewer tokens result when the words have no pairs left to merge.
@@ -73,6 +72,8 @@ class Tokenizer:
         Raises:
             ValueError: If vocab_size has no room for the 256 bytes and the special tokens.
         """
+        import raychat_bpe  # here, so that the models run on machines without the crate
+
         num_specials = len(SPECIAL_TOKENS)
         if vocab_size < 256 + num_specials:
             raise ValueError(
@@ -113,7 +114,9 @@ class Tokenizer:
         return {token: i for i, token in enumerate(self.tokens)}
 
     @cached_property
-    def _encoder(self) -> raychat_bpe.Encoder:
+    def _encoder(self) -> "Encoder":
+        import raychat_bpe
+
         return raychat_bpe.Encoder(self._ranks, self.special, self.pattern)
 
     def encode(self, text: str) -> list[int]:

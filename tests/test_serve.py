@@ -18,7 +18,8 @@ import httpx
 import openai
 import pytest
 import toy
-from tiny import byte_tokenizer, http_server, random_model, scripted_model
+from tiny import byte_tokenizer, random_model, scripted_model
+from tiny_server import http_server
 
 from raychat.checkpoint import save_checkpoint
 from raychat.engine.engine import Engine

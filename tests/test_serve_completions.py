@@ -12,7 +12,8 @@ import torch
 from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 from test_serve import ASK, END, PROMPT_TOKENS, SAYS, SPECIAL, START, TOKENIZER, ask, client, scripted, service
-from tiny import http_server, random_model, scripted_model
+from tiny import random_model, scripted_model
+from tiny_server import http_server
 
 from raychat.model.gpt import GPT
 

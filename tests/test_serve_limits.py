@@ -13,7 +13,8 @@ import httpx
 import openai
 import pytest
 from test_serve import ASK, END, START, ask, client, num_open, service, slow_service, wait_until
-from tiny import http_server, scripted_model
+from tiny import scripted_model
+from tiny_server import http_server
 
 from raychat.serve.limits import RateLimit
 from raychat.serve.settings import API_KEYS_VARIABLE, ServerSettings

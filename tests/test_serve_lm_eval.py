@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from test_serve import END, START, TOKENIZER, service
-from tiny import http_server, scripted_model
+from tiny import scripted_model
+from tiny_server import http_server
 
 from raychat.model.gpt import GPT
 

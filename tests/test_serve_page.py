@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from test_serve import END, REPO, SPECIAL, START, TOKENIZER, num_open, service, slow_service, wait_until
-from tiny import http_server, scripted_model
+from tiny import scripted_model
+from tiny_server import http_server
 
 import raychat.serve.page
 from raychat.engine.engine import Engine

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from test_serve import END, START, service
-from tiny import http_server, scripted_model
+from tiny import scripted_model
+from tiny_server import http_server
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from test_serve import END, START, service
-from tiny import http_server, scripted_model
+from tiny import scripted_model
+from tiny_server import http_server
 
 OPERATIONS = [
     ("GET", "/health"),

@@ -1,22 +1,15 @@
 """Small real models for the tests of engine and serving: a random one, and one that follows a script."""
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import uvicorn
 from torch import Tensor
 
 from raychat.model.base import Model
 from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
-from raychat.serve.http import Backend, make_app
-from raychat.serve.run import listen
-from raychat.serve.settings import ServerSettings
 from raychat.tokenizer import Tokenizer
 
 
@@ -82,20 +75,6 @@ def extend(model: Model, cache: KVCache, tokens: list[int], chunks: dict[int, li
     logits = model.logits(model.hidden(past.ids[None], past))[0]
     past.finish()
     return logits
-
-
-@contextlib.contextmanager
-def http_server(backend: Backend, settings: ServerSettings | None = None) -> Iterator[str]:
-    """Serve a backend by HTTP from a thread of this process; yield its URL. settings: None = the default ones."""
-    with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(backend, settings), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def varlen_attn(

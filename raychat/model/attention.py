@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_BEFORE_2_13 = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 # PyTorch's names of faster kernels, the modules that hold them, and the GPUs (major compute capability) that run them.
 _KERNELS = (("FA3", "flash_attn_interface", (9,)), ("FA4", "flash_attn.cute.interface", (9, 10)))
 
@@ -80,9 +81,7 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Compute `attend` in the one kernel, every row a sequence of its own."""
     B, T, _, _ = q.shape
     bounds = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
-    out = _varlen(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bounds, bounds, T, T, window, q.size(2) != k.size(2)
-    )
+    out = _varlen(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bounds, bounds, T, T, window)
     return out.view(q.shape)
 
 
@@ -95,13 +94,25 @@ def _varlen(
     longest: int,
     length: int,
     window: int,
-    grouped: bool,
-    **settings: Any,
+    seen: Tensor | None = None,
 ) -> Tensor:
+    """Run the one kernel: `varlen_attn`, and in PyTorch before 2.13, where that knows no cache, what is below it."""
     from torch.nn.attention.varlen import varlen_attn  # imported where it runs: that takes 2 s, in every process
 
     size = (window if window < length - 1 else -1, 0)
-    out = varlen_attn(q, k, v, bounds, offsets, longest, length, window_size=size, enable_gqa=grouped, **settings)
+    if seen is not None and _BEFORE_2_13:
+        flash = torch.ops.aten._flash_attention_forward
+        left, right = size
+        return flash(
+            *(q, k, v, bounds, offsets, longest, length, 0.0, left < 0, False),
+            window_size_left=left,
+            window_size_right=right,
+            seqused_k=seen,
+        )[0]
+    settings: dict[str, Any] = {} if seen is None else {"seqused_k": seen, "num_splits": 1}
+    if not _BEFORE_2_13:  # it took groups of queries without being told
+        settings["enable_gqa"] = q.size(1) != k.size(1)
+    out = varlen_attn(q, k, v, bounds, offsets, longest, length, window_size=size, **settings)
     assert isinstance(out, Tensor)
     return out
 
@@ -165,19 +176,9 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
     Returns:
         (N, H, D).
     """
-    return _varlen(
-        q,
-        keys.flatten(0, 1),
-        values.flatten(0, 1),
-        packed.bounds,
-        packed.offsets,
-        packed.longest,
-        keys.size(1),
-        window,
-        q.size(1) != keys.size(2),
-        seqused_k=packed.seen,
-        num_splits=1,
-    )
+    length = keys.size(1)
+    flat = keys.flatten(0, 1), values.flatten(0, 1)
+    return _varlen(q, *flat, packed.bounds, packed.offsets, packed.longest, length, window, packed.seen)
 
 
 @lru_cache(maxsize=16)

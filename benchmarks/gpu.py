@@ -1,0 +1,172 @@
+"""What a GPU makes of raychat: its GPU tests, training steps and decoding, on random tokens. `make gpu-check` runs it.
+
+    python3 benchmarks/gpu.py [--depths 12 24] [--seconds 15]
+
+It needs PyTorch for CUDA, pytest and small packages (safetensors, tiktoken, rich, fsspec, PyYAML, hypothesis), but
+neither Ray nor the crate nor a network. On a CPU it runs, too, for the sake of its test. The last line is JSON:
+
+    tests                      exit code of pytest, 0 = all passed
+    train.d12                  first_step_s (with compiling), tok_s, mfu, rows of a micro-batch, peak_gib, estimated_gib
+    fp8_vs_bf16                speed of one product of the last depth's MLP in fp8 over bf16, casts left out
+    decode.d12.16              tok_s with CUDA graphs and without, share of the memory's or the products' limit
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from raychat import device as devices
+from raychat.data.batches import next_token
+from raychat.engine.engine import Engine
+from raychat.engine.limit import best_s, measure_speed
+from raychat.engine.sampling import SamplingParams
+from raychat.model import flops, registry
+from raychat.model.base import Model
+from raychat.optim import build_optimizer
+from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from raychat.train import memory
+from raychat.train.loop import accumulate
+from raychat.train.scaling import from_depth
+from raychat.train.token_feed import one_graph
+
+GIB = 2**30
+GPU_TESTS = ("tests/test_model_attention.py", "tests/test_engine_graphs.py")
+PARAMS = SamplingParams(temperature=1.0, top_k=50, stop_ids=(), seed=1, max_new_tokens=200)
+
+
+def run_tests() -> int:
+    """Run the tests that need a GPU; return pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *GPU_TESTS]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return subprocess.run(command, cwd=root, check=False).returncode
+
+
+def build(depth: int, device: torch.device, sizes: dict[str, int]) -> Model:
+    """Return the model of a depth with random weights, none of them zero, on the device."""
+    model = registry.build(registry.architecture("GPT", **from_depth(depth, **sizes).model()))
+    model.init_weights()
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.02)
+    return model.place(device, devices.compute_dtype(device))
+
+
+def seconds_of(step: Callable[[], object], device: torch.device, budget_s: float) -> Iterator[float]:
+    """Yield the seconds of one step after the other, at least three, until the budget is spent."""
+    start, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - start < budget_s:
+        devices.synchronize(device)
+        began = time.perf_counter()
+        step()
+        devices.synchronize(device)
+        count += 1
+        yield time.perf_counter() - began
+
+
+def train(depth: int, device: torch.device, budget_s: float, sizes: dict[str, int]) -> dict[str, Any]:
+    """Measure training steps of one micro-batch with the optimizer's step."""
+    model = build(depth, device, sizes).train()
+    optimizer, nll = build_optimizer(model, lr_scale=0.1, weight_decay=0.1), one_graph(model)
+    rows, T = memory.device_rows(model, device, 1), model.config.sequence_len
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, T + 1))
+    batch = next_token(tokens, np.ones_like(tokens, dtype=bool), 1 / (rows * T), device)
+
+    def step() -> None:
+        accumulate(nll, [batch], device)
+        optimizer.step(0.1, 0.95, 0.1)
+        optimizer.zero_grad()
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    first, *rest = seconds_of(step, device, budget_s)
+    tok_s = rows * T / min(rest)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    dtype = devices.compute_dtype(device)
+    estimate = memory._fixed_bytes(model, 1, dtype) + rows * memory._row_bytes(model, dtype)
+    mfu = flops.mfu(tok_s, model.flops_per_token(), devices.peak_flops(device), 1)
+    return {
+        "rows": rows,
+        "first_step_s": round(first, 1),
+        "step_s": round(min(rest), 4),
+        "tok_s": round(tok_s),
+        "mfu": mfu and round(mfu, 4),
+        "peak_gib": round(peak / GIB, 2),
+        "estimated_gib": round(estimate / GIB, 2),
+    }
+
+
+def fp8_gain(depth: int, device: torch.device, sizes: dict[str, int]) -> float | None:
+    """Return how much faster a product with the MLP's matrix is in fp8 than in bf16; None without such hardware."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return None
+    width = from_depth(depth, **sizes).n_embd
+    x, weight = (torch.randn(n, width, device=device, dtype=torch.bfloat16) for n in (2**15, 4 * width))
+    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn).t()
+    one = torch.ones((), device=device)
+    plain = best_s(lambda: x @ weight.t(), device, 10)
+    fp8 = best_s(lambda: torch._scaled_mm(x8, weight8, one, one, out_dtype=torch.bfloat16), device, 10)
+    return round(plain / fp8, 2)
+
+
+def decode(model: Model, batch: int, budget_s: float) -> dict[str, float]:
+    """Measure decode steps of `batch` sequences, with CUDA graphs and without."""
+    vocab_size, device = model.config.vocab_size, model.device
+    fillers = [i.to_bytes(3, "big") for i in range(vocab_size - 256 - len(SPECIAL_TOKENS))]
+    tokenizer = Tokenizer([bytes([i]) for i in range(256)] + fillers)
+    found: dict[str, float] = {}
+    for name in ("graphs", "plain"):
+        engine = Engine(model, tokenizer, max_sequences=batch, tool=lambda _: None)
+        if name == "plain":
+            engine._graphs = None
+        elif engine._graphs is None:
+            continue  # a CPU has none
+        for _ in range(batch):
+            engine.add([1] * 16, PARAMS)
+        while engine.stats().generated_tokens < 3 * batch:
+            engine.step()
+        seconds = min(islice(seconds_of(engine.step, device, budget_s), PARAMS.max_new_tokens - 10))
+        found[f"{name}_tok_s"] = round(batch / seconds, 1)
+    limit = measure_speed(device, devices.compute_dtype(device)).step_limit_s(model, batch)
+    return found | {"share_of_limit": round(limit * max(found.values()) / batch, 3)}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run everything and print it; the last line is JSON."""
+    device = devices.default_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    sizes = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size}
+    result: dict[str, Any] = {"benchmark": "gpu", "device": name, "torch": torch.__version__}
+    result["tests"] = run_tests() if args.tests else None
+    result["train"], result["decode"] = {}, {}
+    for depth in args.depths:
+        result["train"][f"d{depth}"] = found = train(depth, device, args.seconds, sizes)
+        print(f"d{depth}, training: {found}", flush=True)
+    result["fp8_vs_bf16"] = fp8_gain(args.depths[-1], device, sizes)
+    print(f"fp8 over bf16: {result['fp8_vs_bf16']}", flush=True)
+    model = build(args.depths[0], device, sizes).eval()
+    result["decode"][f"d{args.depths[0]}"] = by_batch = {}
+    for batch in args.batches:
+        by_batch[str(batch)] = decode(model, batch, args.seconds)
+        print(f"d{args.depths[0]}, decoding {batch}: {by_batch[str(batch)]}", flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--depths", type=int, nargs="+", default=[12, 24])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], help="of sequences that are decoded")
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement, after compiling")
+    parser.add_argument("--sequence-len", type=int, default=2048)
+    parser.add_argument("--vocab-size", type=int, default=2**15)
+    parser.add_argument("--no-tests", dest="tests", action="store_false")
+    main(parser.parse_args())
