@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 
-from raychat.data.batches import Batch, next_token, steps_of, validation_batches
+from raychat.data.batches import Batch, _batches, next_token, steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 
@@ -63,3 +63,18 @@ def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     assert all(b.weights.eq(1).all() and len(b.inputs) <= 2 for b in batches)
     seen = [row for b in batches for row in b.inputs.tolist()]
     assert sorted(seen) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 9])
+def test_batches_of_one_shape_hold_the_same_rows(tmp_path: Path, num_rows: int) -> None:
+    rows = TokenRows(toy.token_folder(str(tmp_path), masked=True))
+    indices = np.arange(num_rows)
+    plain, even = (list(_batches(rows, indices, 4, 0.5, CPU, one_shape)) for one_shape in (False, True))
+    assert len(even) == len(plain)
+    assert len({batch.inputs.shape for batch in even}) == 1
+    for field in Batch._fields:
+        joined, expected = (torch.cat([getattr(batch, field) for batch in batches]) for batches in (even, plain))
+        assert torch.equal(joined[:num_rows], expected)
+    padding = torch.cat([batch.targets for batch in even])[num_rows:]
+    assert (padding == -1).all()
+    assert not torch.cat([batch.weights for batch in even])[num_rows:].any()

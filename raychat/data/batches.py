@@ -69,15 +69,43 @@ def _micro_batches(
     rows: TokenRows, indices: np.ndarray, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
     scale = 1 / max(rows.num_valid(indices), 1)
-    mine = indices[world.rank :: world.size]
-    for i in range(0, len(mine), device_rows):
-        yield next_token(*rows.rows(mine[i : i + device_rows]), scale, device)
+    yield from _batches(rows, indices[world.rank :: world.size], device_rows, scale, device)
 
 
 def validation_batches(
     rows: TokenRows, num_rows: int, *, device_rows: int, world: World, device: torch.device
 ) -> Iterator[Batch]:
     """Yield this rank's share of the first `num_rows` rows, once; every target that carries loss weighs 1."""
-    mine = np.arange(num_rows)[world.rank :: world.size]
-    for i in range(0, len(mine), device_rows):
-        yield next_token(*rows.rows(mine[i : i + device_rows]), 1.0, device)
+    yield from _batches(rows, np.arange(num_rows)[world.rank :: world.size], device_rows, 1.0, device)
+
+
+def _batches(
+    rows: TokenRows,
+    indices: np.ndarray,
+    device_rows: int,
+    scale: float,
+    device: torch.device,
+    one_shape: bool | None = None,
+) -> Iterator[Batch]:
+    """Yield these rows in batches of at most `device_rows`.
+
+    one_shape: whether all batches are padded to one height; None = on CUDA, where the model is compiled for each shape.
+    """
+    if one_shape is None:
+        one_shape = device.type == "cuda"
+    height = even_height(len(indices), device_rows) if one_shape else device_rows
+    for i in range(0, len(indices), height):
+        tokens, mask = rows.rows(indices[i : i + height])
+        if one_shape:
+            tokens, mask = (np.pad(x, ((0, height - len(x)), (0, 0))) for x in (tokens, mask))  # no loss there
+        yield next_token(tokens, mask, scale, device)
+
+
+def even_height(num_rows: int, device_rows: int) -> int:
+    """Return the rows of as few batches as possible, all of one height, the last one padded.
+
+    >>> even_height(40, 32), even_height(31, 32), even_height(41, 20)
+    (20, 31, 14)
+    """
+    num_batches = max(1, -(-num_rows // device_rows))
+    return max(1, -(-num_rows // num_batches))
