@@ -94,7 +94,6 @@ class DecodeGraphs:
         logits = self._model.logits(self._model.hidden(past.ids[None], past)[0])
         return sample(logits, Draws.of(draws)), logits
 
-    def _state(self) -> tuple[object, ...]:
+    def _state(self) -> tuple[int, ...]:
         """Return what tells whether the memory that graphs read is still in use, and the weights the same."""
-        memory = ((x.data_ptr(), x.shape) for x in (*self._cache.keys, *self._cache.values))
-        return *memory, *(p._version for p in self._parameters)
+        return self._cache.num_resizes, *(p._version for p in self._parameters)

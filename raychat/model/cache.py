@@ -51,6 +51,7 @@ class KVCache:
         self.lengths = np.zeros(0, dtype=np.int64)  # (S,) tokens held
         self.tokens = np.zeros((0, 0), dtype=np.int64)  # (S, max_len) their ids
         self.spans: dict[int, _Span] = {}  # by window
+        self.num_resizes = 0  # after each, keys and values are other tensors
         self.resize(num_slots, max_len)
 
     @property
@@ -68,6 +69,7 @@ class KVCache:
 
     def resize(self, num_slots: int, max_len: int) -> None:
         """Change the number of slots, and lengthen them; what the remaining slots hold stays."""
+        self.num_resizes += 1
         kept = min(self.num_slots, num_slots)
         grow = (0, num_slots - kept)
         self.lengths = np.pad(self.lengths[:kept], grow)
