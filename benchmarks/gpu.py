@@ -34,9 +34,9 @@ from raychat.model.base import Model
 from raychat.optim import build_optimizer
 from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from raychat.train import memory
+from raychat.train.compiling import one_graph
 from raychat.train.loop import accumulate
 from raychat.train.scaling import from_depth
-from raychat.train.token_feed import one_graph
 
 GIB = 2**30
 GPU_TESTS = ("tests/test_model_attention.py", "tests/test_engine_graphs.py")
@@ -76,7 +76,7 @@ def seconds_of(step: Callable[[], object], device: torch.device, budget_s: float
 def train(depth: int, device: torch.device, budget_s: float, sizes: dict[str, int]) -> dict[str, Any]:
     """Measure training steps of one micro-batch with the optimizer's step."""
     model = build(depth, device, sizes).train()
-    optimizer, nll = build_optimizer(model, lr_scale=0.1, weight_decay=0.1), one_graph(model)
+    optimizer, nll = build_optimizer(model, lr_scale=0.1, weight_decay=0.1), one_graph(model, tokens=0)
     rows, T = memory.device_rows(model, device, 1), model.config.sequence_len
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, T + 1))
     batch = next_token(tokens, np.ones_like(tokens, dtype=bool), 1 / (rows * T), device)

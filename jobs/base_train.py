@@ -30,6 +30,7 @@ class Args:
     save_every: int = 500  # steps between checkpoints
     keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 0  # seed of the initial weights
+    compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -83,7 +84,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=recipe,
         schedule=schedule.base,
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb, args.compile),
     )
     summary = train_on_tokens(stage, packings, cluster, max_val_rows=max(1, args.eval_tokens // args.sequence_len))
     print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")

@@ -32,6 +32,7 @@ class Args:
     keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 1  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
+    compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -54,7 +55,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=child_recipe(parent, storage, args),
         schedule=partial(schedule.sft, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
+        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb, args.compile),
     )
     return train_on_tokens(stage, partial(packings, stage, masked=True), cluster)
 

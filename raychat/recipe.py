@@ -57,6 +57,7 @@ class Runtime:
     save_every: int = 0  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay; 0 = all
     wandb: bool = False  # log to Weights & Biases
+    compile: bool | None = None  # compile the model; None = where it pays
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jobs.speedrun import PRESETS
-from raychat.model import attention, registry
+from raychat.model import registry
 from raychat.model.base import Model
 from raychat.model.loss import token_nll
 from raychat.train import memory, scaling
@@ -45,7 +45,6 @@ def kept_bytes_per_row(model: Model) -> int:
 
         def loss(idx: Tensor, *values: Tensor) -> Tensor:
             plain._rotary = None  # type: ignore[assignment]  # made inside the traced function, as all else
-            attention._window_mask.cache_clear()
             logits = torch.func.functional_call(plain, dict(zip(names, values, strict=True)), (idx,))
             return token_nll(logits, idx).sum()
 
@@ -56,7 +55,6 @@ def kept_bytes_per_row(model: Model) -> int:
             partition_fn=partitioners.min_cut_rematerialization_partition,
         )
         compiled(idx, *params)
-    attention._window_mask.cache_clear()
     return found[0]
 
 

@@ -181,7 +181,6 @@ def attend_packed(q: Tensor, keys: Tensor, values: Tensor, packed: PackedSequenc
     return _varlen(q, *flat, packed.bounds, packed.offsets, packed.longest, length, window, packed.seen)
 
 
-@lru_cache(maxsize=16)
 def _window_mask(num_queries: int, length: int, window: int, device: torch.device) -> Tensor:
     """Return what each of the last queries of a sequence sees, (num_queries, length) bool."""
     position = torch.arange(length, device=device)

@@ -11,8 +11,7 @@ from raychat import dist
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
-from raychat.model.base import Model
-from raychat.train.loop import Nll
+from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
 
@@ -31,20 +30,15 @@ class TokenSource:
         return TokenFeed(self, learner)
 
 
-def one_graph(model: Model) -> Nll:
-    """Return a model's `nll`, on CUDA compiled whole for batches of one shape; a CPU would compile for a minute."""
-    nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True) if model.device.type == "cuda" else model.nll
-    return nll
-
-
 class TokenFeed:
     """One worker's share of the rows; a `Feed`."""
 
     def __init__(self, source: TokenSource, learner: Learner) -> None:
         recipe = learner.stage.recipe
         self._learner, self._source, self._recipe = learner, source, recipe
-        self.nll = one_graph(learner.model)
         self.tokens_per_step = recipe.rows_per_step * recipe.sequence_len
+        stage, tokens = learner.stage, learner.stage.steps * self.tokens_per_step // dist.world().size
+        self.nll = one_graph(learner.model, tokens, stage.runtime.compile)
         self._rows, self._val_rows = TokenRows(source.train), TokenRows(source.val)
         self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
         rows = learner.stage.runtime.device_rows or device_rows(learner.model, learner.device, dist.world().size)

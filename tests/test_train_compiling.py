@@ -1,0 +1,43 @@
+"""Compiling: where it pays, and that the compiled loss is the model's."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+
+from raychat.train.compiling import one_graph, pays
+
+
+def test_compiling_pays_in_long_stages_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    model = toy.model()
+    assert not pays(model, tokens=10**6)
+    assert pays(model, tokens=10**12)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not pays(model, tokens=10**12)
+
+
+def test_no_is_no() -> None:
+    model = toy.model()
+    assert one_graph(model, tokens=10**12, compile=False) == model.nll
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_loss_and_gradients_are_the_models(
+    raychat_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    model, ids = toy.model(), torch.arange(128).view(4, 32)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    found = []
+    for nll in (model.nll, one_graph(model, tokens=0, compile=True)):
+        loss = nll(ids, (ids + 1) % 7)
+        loss.sum().backward()
+        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)  # fp32 sums in another order
+    assert "compiling the model" in capsys.readouterr().out
+    assert any((raychat_home / "compiled").rglob("*.cpp"))
