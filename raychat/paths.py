@@ -20,7 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 LAST_FILE = "meta.json"  # uploaded last: a folder on an object store that has it is complete
-_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created")  # of a file's version, by file system
+_MARKS = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created")  # of rewritten files
 
 
 def home() -> str:

@@ -106,15 +106,11 @@ class Preparation:
 
 def _without_rows(packing: Packing, counts: BlockCounts | None) -> str:
     """Say what a folder without rows was made from, and what to do."""
-    named = list(packing.sources or [packing.folder])
-    more = f" and {len(named) - 1:,} more" if len(named) > 1 else ""
-    got = (
-        f"{counts.documents:,} documents of {counts.used + counts.lost:,} tokens fill"
-        if counts
-        else "the documents fill"
-    )
+    first, *others = packing.sources or [packing.folder]
+    where = f"{first} and {len(others):,} more" if others else first
+    got = f"{counts.documents:,} documents of {counts.used + counts.lost:,} tokens" if counts else "the documents"
     return (
-        f"{named[0]}{more}: {got} no row of {packing.plan.sequence_len + 1:,} tokens; give more text, or a shorter "
+        f"{where}: {got} fill no row of {packing.plan.sequence_len + 1:,} tokens; give more text, or a shorter "
         "--sequence-len (the last shard of a corpus is for validation, and a part of every task)"
     )
 

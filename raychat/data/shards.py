@@ -76,7 +76,10 @@ def read_plan(folder: str) -> Plan:
 
 
 def write_block(folder: str, block: int, rows: np.ndarray, counts: BlockCounts | None = None) -> None:
-    """Write one block's rows atomically: (rows, T + 1) or (rows, 2, T + 1), possibly zero rows; None = not counted."""
+    """Write one block's rows atomically: (rows, T + 1) or (rows, 2, T + 1), possibly zero rows.
+
+    counts: of the block, for its name; None = only its rows are known.
+    """
     data = io.BytesIO()
     np.save(data, rows, allow_pickle=False)
     paths.write_bytes(paths.join(folder, _block_name(block, *(counts or [len(rows)]))), data.getvalue())
@@ -97,6 +100,7 @@ def rows_by_block(names: Sequence[str]) -> dict[int, int]:
 
 
 def _name_by_block(names: Sequence[str]) -> dict[int, str]:
+    """Return the file of every finished block."""
     blocks: dict[int, str] = {}
     for name in names:
         if name.endswith(".npy"):
