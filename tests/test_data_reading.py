@@ -102,6 +102,20 @@ def test_json_line_that_is_cut_is_named_with_its_number(tmp_path: Path) -> None:
     assert LINES[since:-9].splitlines()[line - 1] == LINES[:-9].splitlines()[-1]
 
 
+@pytest.mark.parametrize("name, data", [("x.jsonl", LINES), ("x.txt", PLAIN)])
+@pytest.mark.parametrize("min_bytes", [10_000, 1 << 20])
+def test_plain_file_that_is_cut_after_its_blocks_were_planned_is_named(
+    tmp_path: Path, name: str, data: bytes, min_bytes: int
+) -> None:
+    path = f"{tmp_path}/{name}"
+    paths.write_bytes(path, data)
+    last = reading.blocks([path], min_bytes=min_bytes)[-1]
+    end = data.index(b"\n", len(data) // 2) + 1
+    paths.write_bytes(path, data[:end])
+    with pytest.raises(ValueError, match=rf"{name}, at its end, byte {end:,}, cannot be read .*{len(data):,} bytes"):
+        reading.texts(last)
+
+
 def test_byte_that_is_not_utf_8_is_named_with_its_place(tmp_path: Path) -> None:
     path = f"{tmp_path}/x.txt"
     paths.write_bytes(path, PLAIN + "ü".encode()[:1])

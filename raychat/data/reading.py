@@ -1,6 +1,7 @@
 """A corpus cut into blocks of documents that can be read independently: parquet, JSON lines and plain text."""
 
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,8 @@ def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
             metadata = _parquet(f, path).metadata
         groups = range(metadata.num_row_groups)
         return [(FileRange(path, i, i + 1), metadata.row_group(i).total_byte_size) for i in groups]
-    return [(FileRange(path), paths.size(path) * (1 if path.endswith((".jsonl", ".txt")) else 3))]
+    size = paths.size(path)
+    return [(FileRange(path, 0, size), size) if path.endswith((".jsonl", ".txt")) else (FileRange(path), 3 * size)]
 
 
 def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, int]]:
@@ -208,6 +210,8 @@ def _read(part: FileRange) -> tuple[bytes, int]:
     with paths.open_file(part.path) as f:
         if part.path.endswith((".gz", ".zst")):
             return _decompressed(f, part.path), 0
+        if part.stop is not None and (size := f.seek(0, os.SEEK_END)) < part.stop:
+            raise _unreadable(part.path, f"at its end, byte {size:,}", f"it has had {part.stop:,} bytes or more")
         paragraphs = not part.path.endswith(".jsonl")
         start = _next_start(f, part.start, paragraphs)
         stop = None if part.stop is None else _next_start(f, part.stop, paragraphs)
