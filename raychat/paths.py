@@ -20,6 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 
 LAST_FILE = "meta.json"  # uploaded last: a folder on an object store that has it is complete
+_MARKS = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created")  # of rewritten files
 
 
 def home() -> str:
@@ -97,6 +98,16 @@ def size(path: str) -> int:
     return int(fs.size(p))
 
 
+def version(path: str) -> str:
+    """Return a string that changes when a file is rewritten: its size, and its ETag or the time of its last change."""
+    if is_local(path):
+        status = os.stat(path)
+        return f"{status.st_size} bytes, {status.st_mtime_ns}"
+    fs, p = url_to_fs(path)
+    info = fs.info(p)
+    return f"{info['size']} bytes, {next((info[mark] for mark in _MARKS if info.get(mark)), info)}"
+
+
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     """Open a file for reading, or for writing that is not atomic."""
     return fsspec.open(path, mode).open()
@@ -166,9 +177,8 @@ def local(path: str) -> str:
     """
     if is_local(path):
         return path
-    fs, p = url_to_fs(path)
-    version = hashlib.sha256(f"{path} {fs.ukey(p)}".encode()).hexdigest()[:16]
-    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", version, name(path))
+    copy = hashlib.sha256(f"{path} {version(path)}".encode()).hexdigest()[:16]
+    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", copy, name(path))
     if not os.path.exists(cached):
         write_bytes(cached, read_bytes(path))
     return cached

@@ -72,6 +72,8 @@ def differences(there: Recipe, now: Recipe) -> list[str]:
         new = getattr(now, name)
         if name in _MAY_BE_UNKNOWN and not (old and new):
             continue
+        if name == "inputs" and old.startswith(BY_CONTENT) != new.startswith(BY_CONTENT):
+            continue  # an older raychat named documents by the times of their files
         if name == "parent" and old and new and (old.endswith(f"/{new}") or new.endswith(f"/{old}")):
             continue  # relative to the storage, and with it
         if name in ("model", "sampling") and old and new:
@@ -82,6 +84,7 @@ def differences(there: Recipe, now: Recipe) -> list[str]:
     return found
 
 
+BY_CONTENT = "documents-"  # begins the fingerprint of documents that are named by what they hold
 SAMPLING = ("questions_per_step", "samples", "max_new_tokens", "temperature", "top_k")  # keys of `Recipe.sampling`
 _MAY_BE_UNKNOWN = ("inputs", "tokenizer", "data", "batch_tokens")  # to checkpoints of format 1, or before data is read
 

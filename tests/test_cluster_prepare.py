@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 
@@ -70,7 +72,7 @@ def numbers(folder: Path, pack: Callable[[int], Packed], num_blocks: int = 4) ->
 
 
 def two_rows(block: int) -> Packed:
-    return Packed(np.full((2, T + 1), block, dtype=np.uint16), used=120, lost=1)
+    return Packed(np.full((2, T + 1), block, dtype=np.uint16), documents=5, used=120, lost=1)
 
 
 def waits_for(folder: str, block: int) -> Packed:
@@ -94,10 +96,21 @@ def dies_once(folder: str, block: int) -> Packed:
     return two_rows(block)
 
 
-def test_text_shorter_than_a_row_gives_no_row(tmp_path: Path) -> None:
-    paths.write_text(str(tmp_path / "x.txt"), "short")
-    folder = prepare(documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path)), HERE, log=quiet)
-    assert TokenRows(folder).num_rows() == 0
+@pytest.mark.parametrize(
+    "text, got", [("short", "1 documents of 6 tokens fill no row of 64 tokens"), ("", "0 documents of 0 tokens")]
+)
+def test_text_without_a_row_is_an_error_that_says_what_there_was(tmp_path: Path, text: str, got: str) -> None:
+    paths.write_text(str(tmp_path / "x.txt"), text)
+    packing = documents([str(tmp_path / "x.txt")], BYTES, T, str(tmp_path))
+    for _ in range(2):  # made, and found made
+        with pytest.raises(ValueError, match=rf"x\.txt: {got}.*; give more text, or a shorter --sequence-len"):
+            prepare(packing, HERE, log=quiet)
+
+
+def test_shard_without_a_row_group_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"x\.parquet: 0 documents of 0 tokens"):
+        prepare(documents([str(tmp_path / "x.parquet")], BYTES, T, str(tmp_path)), HERE, log=quiet)
 
 
 def test_remote_storage(tmp_path: Path) -> None:
@@ -155,8 +168,8 @@ def test_preparation_stops_when_nobody_needs_more(tmp_path: Path) -> None:
         )
     timer.wait()
     assert [name for name in paths.names(str(folder)) if name != PLAN_FILE] == [
-        "000000-00000002.npy",
-        "000001-00000002.npy",
+        "000000-00000002-5-120-1.npy",
+        "000001-00000002-5-120-1.npy",
     ]
     prepare(numbers(folder, two_rows), HERE, log=quiet)
     assert TokenRows(str(folder)).num_rows() == 8

@@ -204,9 +204,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"content": ["a"]}), tmp_path / "x.parquet")
     for name, data, message in [
         ("x.parquet", None, "columns.*content.*expected one named 'text'"),
-        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "a.jsonl: expected lines like.*KeyError"),
-        ("b.jsonl", b"[1]\n", "b.jsonl: expected lines like.*TypeError"),
-        ("c.jsonl", b'{"text": 1}\n', "c.jsonl: expected 'text' to be a string"),
+        ("a.jsonl", b'{"text": "a"}\n{"texts": "b"}\n', "a.jsonl, line 2: expected .*KeyError"),
+        ("b.jsonl", b"[1]\n", "b.jsonl, line 1: expected .*TypeError"),
+        ("c.jsonl", b'{"text": 1}\n', "c.jsonl, line 1: expected 'text' to be a string"),
         ("d.txt", "ü".encode("latin-1"), "d.txt is not UTF-8"),
     ]:
         path = str(tmp_path / name)

@@ -1,6 +1,8 @@
 """Folders of tokens from documents and from conversations: what their rows hold, what is lost, how they are named."""
 
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from hypothesis import strategies as st
 from raychat import paths, tasks, tinyworld
 from raychat.chat import template
 from raychat.data import corpus, reading
-from raychat.data.pack import BlockCounts, Packing, conversations, documents, make_block
-from raychat.data.shards import TokenRows, write_plan
+from raychat.data.pack import _VERSION, Packing, conversations, documents, make_block
+from raychat.data.shards import BlockCounts, TokenRows, manifest, write_plan
 from raychat.tasks import Problem, mixture
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
@@ -31,7 +33,8 @@ def packed_rows(packing: Packing) -> np.ndarray:
 def counts(packing: Packing) -> BlockCounts:
     """The counts of all blocks together."""
     packed = [packing.pack(packing.read(block)) for block in packing.blocks]
-    return BlockCounts(sum(len(p.rows) for p in packed), sum(p.used for p in packed), sum(p.lost for p in packed))
+    figures = [BlockCounts(len(p.rows), p.documents, p.used, p.lost) for p in packed]
+    return BlockCounts(*map(sum, zip(*figures, strict=True)))
 
 
 def split_at_bos(row: list[int]) -> list[list[int]]:
@@ -80,6 +83,77 @@ def test_packing_is_named_by_its_inputs(tmp_path: Path) -> None:
     assert folders[0] == folders[1]
     assert len(set(folders)) == 5
     assert folders[0].startswith("s3://bucket/tokens/documents-")
+
+
+def test_shard_rewritten_with_the_same_size_and_time_gets_other_tokens(tmp_path: Path) -> None:
+    shard = lines_of(tmp_path / "x.jsonl", ["abc"])
+    before, time_ns = documents([shard], BYTES, T, "unused").folder, os.stat(shard).st_mtime_ns
+    lines_of(tmp_path / "x.jsonl", ["abd"])
+    os.utime(shard, ns=(time_ns, time_ns))
+    assert documents([shard], BYTES, T, "unused").folder != before
+
+
+def test_moved_copied_and_touched_shards_share_their_tokens(tmp_path: Path) -> None:
+    shards = [lines_of(tmp_path / "a" / f"{i}.jsonl", [f"{i} abc"]) for i in range(3)]
+    moved = [lines_of(tmp_path / "b" / f"part-{i}.jsonl", [f"{i} abc"]) for i in range(3)]
+    os.utime(moved[0], (1, 1))
+    folder = documents(shards, BYTES, T, "unused").folder
+    assert documents(moved, BYTES, T, "unused").folder == folder
+    assert documents(moved[::-1], BYTES, T, "unused").folder != folder
+    as_text = [str(Path(shard).rename(f"{shard}.txt")) for shard in shards]  # other documents: a line is text
+    assert documents(as_text, BYTES, T, "unused").folder != folder
+
+
+def test_conversation_that_changes_in_a_file_gets_other_tokens(tmp_path: Path) -> None:
+    """With the number of conversations, their lengths, the file's size and its time as they were."""
+    folders = []
+    for answer in ("four", "five"):
+        root, path = chat_file(tmp_path, [turns("How many?", answer), turns("Hi", "Hello!")])
+        os.utime(path, (1, 1))
+        problems = tasks.load("conversations", root, "train").problems
+        folders.append(conversations(problems, BYTES, T, "unused", masked=True).folder)
+    assert len(set(folders)) == 2
+
+
+def test_rows_of_one_version_stay_the_same(tmp_path: Path) -> None:
+    """If this fails on purpose, raise `pack._VERSION`: older tokens would be taken for those of the new code."""
+    texts = [f"{i} " + "abc " * (i * 7 % 40) for i in range(300)]
+    talks = [problem([(f"question {i}", "answer " * (i % 30 + 1))]) for i in range(300)]
+    packings = [documents([lines_of(tmp_path / "x.jsonl", texts)], BYTES, T, "unused")]
+    packings += [conversations(talks, BYTES, T, "unused", masked=masked) for masked in (False, True)]
+    rows = b"".join(packed_rows(packing).astype("<u2").tobytes() for packing in packings)
+    assert (_VERSION, hashlib.sha256(rows).hexdigest()[:16]) == (3, "f8972e95bc02119f")
+
+
+def test_manifest_says_what_the_rows_were_made_from(tmp_path: Path) -> None:
+    texts = [f"{i} " + "abc " * (i * 7 % 40) for i in range(1200)]
+    shard = lines_of(tmp_path / "x.jsonl", [*texts, ""])
+    packing = documents([shard], BYTES, T, str(tmp_path))
+    write_plan(packing.folder, packing.plan, packing.sources)
+    assert manifest(packing.folder) | {"sources": None} == {
+        "folder": packing.folder, "inputs": packing.plan.inputs, "blocks": 0, "of_blocks": 1, "rows": 0,
+        "documents": 0, "tokens": 0, "lost": 0, "sources": None,
+    }  # fmt: skip
+    make_block(packing.folder, 0, packing.pack, packing.read(packing.blocks[0]))
+    found, data = manifest(packing.folder), Path(shard).read_bytes()
+    assert found["sources"] == {shard: f".jsonl, {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}"}
+    assert (found["blocks"], found["documents"]) == (1, 1200)
+    assert found["rows"] == TokenRows(packing.folder).num_rows() == len(packed_rows(packing))
+    assert found["tokens"] + found["lost"] == sum(len(text) + 1 for text in texts)
+    assert 0 < found["lost"] <= T
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_manifest_of_conversations_counts_them_by_file(tmp_path: Path, masked: bool) -> None:
+    root, path = chat_file(tmp_path, TALKS)
+    problems = [*mixture([(tasks.load("conversations", root, "train"), 2)]), problem([("Hi", "Hello! " * 99)])]
+    packing = conversations(problems, BYTES, T, str(tmp_path), masked=masked)
+    write_plan(packing.folder, packing.plan, packing.sources)
+    made = make_block(packing.folder, 0, packing.pack, packing.blocks[0])
+    found = manifest(packing.folder)
+    assert found["sources"] == {str(path): 6, "generated": 1}
+    assert BlockCounts(found["rows"], found["documents"], found["tokens"], found["lost"]) == made
+    assert made.documents == 7
 
 
 @pytest.mark.parametrize("sequence_len", [256, 512, 2048])

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from raychat import paths
-from raychat.data.shards import FAILED_FILE, Plan, TokenRows, rows_by_block, write_block, write_plan
+from raychat.data.shards import (
+    FAILED_FILE,
+    BlockCounts,
+    Plan,
+    TokenRows,
+    counts,
+    rows_by_block,
+    write_block,
+    write_plan,
+)
 
 T = 7
 
@@ -127,6 +136,23 @@ def test_block_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_block(str(tmp_path), 0, np.zeros((2, T), np.uint16))
     with pytest.raises(ValueError, match="shape"):
         TokenRows(str(tmp_path)).rows([0])
+
+
+def test_block_that_is_cut_is_named_with_the_remedy(tmp_path: Path) -> None:
+    folder = folder_of(str(tmp_path), [2])
+    (path,) = tmp_path.glob("*.npy")
+    whole = path.read_bytes()
+    for end in (0, 20, len(whole) - 3):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=rf"{path.name} is damaged or cut short \(.*\); remove it"):
+            TokenRows(folder).rows([0])
+
+
+def test_counts_are_unknown_where_an_older_block_has_none() -> None:
+    new = ["000000-00000002-5-120-1.npy", "000001-00000003-7-180-0.npy"]
+    assert counts([*new, "plan.json"]) == BlockCounts(5, 12, 300, 1)
+    assert rows_by_block(new) == {0: 2, 1: 3}
+    assert counts([*new, "000002-00000007.npy"]) is None
 
 
 def test_names_say_the_rows_of_each_block() -> None:

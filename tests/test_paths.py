@@ -1,7 +1,11 @@
 """One storage helper: local folders and an object store (fsspec's memory) behave the same."""
 
 import os
+import threading
 import uuid
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +59,22 @@ def test_local_copy_has_the_same_content(root: str) -> None:
     paths.write_bytes(path, b"\x00\x01")
     with open(paths.local(path), "rb") as f:
         assert f.read() == b"\x00\x01"
+
+
+def test_file_of_a_web_server_has_another_version_when_it_is_rewritten(tmp_path: Path) -> None:
+    """Its size is the same, and fsspec itself takes the web for unchanging."""
+    (tmp_path / "x.txt").write_text("one")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x.txt"
+        versions = []
+        for text, time_s in (("one", 10_000), ("one", 10_000), ("two", 20_000)):
+            (tmp_path / "x.txt").write_text(text)
+            os.utime(tmp_path / "x.txt", (time_s, time_s))
+            versions.append(paths.version(url))
+            assert Path(paths.local(url)).read_text() == text
+        server.shutdown()
+    assert versions[0] == versions[1] != versions[2]
 
 
 def test_home_is_moved_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,8 +53,10 @@ def train_on_tokens(
         return summary
     train, val = packings()
     recipe = replace(stage.recipe, inputs=train.plan.inputs)
-    with Preparation(val, cluster) as validation, Preparation(train, cluster):
-        steps = recipe.steps or max(1, TokenRows(train.folder).num_rows() // recipe.rows_per_step)
+    with Preparation(val, cluster) as validation, Preparation(train, cluster) as training:
+        if (steps := recipe.steps) is None:
+            validation.result()  # if it is empty, do not wait for the other one
+            steps = max(1, TokenRows(training.result()).num_rows() // recipe.rows_per_step)
         source = TokenSource(train.folder, val.folder, max_val_rows)
         stage = replace(stage, recipe=recipe, steps=steps, source=source)
         print(f"{stage.name}: {steps} steps of {recipe.rows_per_step} rows, from {stage.parent or 'fresh weights'}")

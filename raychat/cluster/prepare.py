@@ -20,7 +20,8 @@ from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.map import num_cores
 from raychat.data import shards
-from raychat.data.pack import BlockCounts, Packing, make_block
+from raychat.data.pack import Packing, make_block
+from raychat.data.shards import BlockCounts
 from raychat.log import Progress
 
 
@@ -44,7 +45,7 @@ class Preparation:
 
     def __init__(self, packing: Packing, cluster: Cluster, *, log: Callable[[str], None] = print) -> None:
         self.folder = packing.folder
-        shards.write_plan(self.folder, packing.plan)
+        shards.write_plan(self.folder, packing.plan, packing.sources)
         paths.remove(paths.join(self.folder, shards.FAILED_FILE))
         present = shards.rows_by_block(paths.names(self.folder))
         self._missing = [block for block in range(packing.plan.num_blocks) if block not in present]
@@ -57,10 +58,17 @@ class Preparation:
         self._thread.start()
 
     def result(self) -> str:
-        """Wait until every block is there and return the folder. Raises RuntimeError with the cause of a failure."""
+        """Wait until every block is there and return the folder.
+
+        Raises:
+            RuntimeError: a block could not be made; holds the cause.
+            ValueError: the documents fill no row.
+        """
         self._thread.join()
         if (error := self._error) is not None:
             raise RuntimeError(f"the tokens in {self.folder} could not be made: {_described(error)}") from error
+        if not sum(shards.rows_by_block(names := paths.names(self.folder)).values()):
+            raise ValueError(_without_rows(self._packing, shards.counts(names)))
         return self.folder
 
     def __enter__(self) -> "Preparation":
@@ -85,7 +93,7 @@ class Preparation:
         name = paths.name(self.folder)
         self._log(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
         make = _on_the_cluster if self._cluster.workers else _in_this_process
-        started, total = time.monotonic(), BlockCounts(0, 0, 0)
+        started, total = time.monotonic(), BlockCounts(0, 0, 0, 0)
         progress = Progress(name, len(self._missing), unit="block", log=self._log)
         for done, counts in enumerate(make(self._packing, self._missing, self._cluster), start=1):
             total = BlockCounts(*map(sum, zip(total, counts, strict=True)))
@@ -94,6 +102,17 @@ class Preparation:
             progress.advance(done, rows=total.rows, tokens=total.used, lost=lost, tok_per_s=tok_per_s)
             if self._stopping.is_set():
                 return
+
+
+def _without_rows(packing: Packing, counts: BlockCounts | None) -> str:
+    """Say what a folder without rows was made from, and what to do."""
+    first, *others = packing.sources or [packing.folder]
+    where = f"{first} and {len(others):,} more" if others else first
+    got = f"{counts.documents:,} documents of {counts.used + counts.lost:,} tokens" if counts else "the documents"
+    return (
+        f"{where}: {got} fill no row of {packing.plan.sequence_len + 1:,} tokens; give more text, or a shorter "
+        "--sequence-len (the last shard of a corpus is for validation, and a part of every task)"
+    )
 
 
 def _in_this_process(packing: Packing, missing: Sequence[int], _: Cluster) -> Iterator[BlockCounts]:

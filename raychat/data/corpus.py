@@ -8,6 +8,7 @@ The last shard is for validation.
 """
 
 import glob
+import hashlib
 import os
 import posixpath
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from fsspec.core import url_to_fs
 from raychat import paths, tinyworld
 from raychat.data.hub import HUB, hub_shards, source
 from raychat.data.reading import KINDS
+
+_HASHED_BYTES = 16 << 20  # of the largest local shard that is read to name its version
 
 
 def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> list[str]:
@@ -62,14 +65,18 @@ def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]
 
 
 def version(shard: str) -> str:
-    """Return a string that changes when the shard's file is rewritten; for a hub shard it is constant."""
-    if source(shard):
-        return "hub"
-    if paths.is_local(shard):
-        status = os.stat(shard)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    fs, path = url_to_fs(shard)
-    return str(fs.ukey(path))
+    """Return a string that changes when a shard's documents do, and not when the file is moved or renamed.
+
+    It has the kind of the file, its size, and the sha256 of a local file of at most 16 MiB; for another file, its ETag
+    or the time of its last change. A hub shard is named by its repository and file, downloaded or not.
+    """
+    if hub := source(shard):
+        return f"{hub.repo}/{paths.name(shard)}"
+    kind = next(kind for kind in KINDS if shard.endswith(kind))
+    if not paths.is_local(shard) or (size := paths.size(shard)) > _HASHED_BYTES:
+        return f"{kind}, {paths.version(shard)}"
+    with open(shard, "rb") as f:
+        return f"{kind}, {size} bytes, sha256 {hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
 def tinyworld_root(storage: str) -> str:
@@ -131,6 +138,7 @@ def _glob(pattern: str) -> list[str]:
     if paths.is_local(pattern):
         return sorted(glob.glob(pattern, recursive=True))
     fs, p = url_to_fs(pattern)
+    fs.invalidate_cache()
     return sorted(fs.unstrip_protocol(path) for path in fs.glob(p))
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +16,8 @@ from raychat import paths
 from raychat.chat import template
 from raychat.data import corpus, packing, reading, shards
 from raychat.data.packing import Packed
-from raychat.data.shards import Plan
+from raychat.data.shards import BlockCounts, Plan
+from raychat.recipe import BY_CONTENT
 from raychat.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,28 +35,25 @@ class Packing(NamedTuple):
     blocks: Sequence[Any]  # picklable
     pack: Callable[[Any], Packed]  # picklable; from what `read` returns to the block's rows
     read: Callable[[Any], Any] = lambda block: block  # picklable; from a block to its documents
-
-
-class BlockCounts(NamedTuple):
-    """Rows of a block, and tokens of its documents that are in them or lost (see `Packed`)."""
-
-    rows: int
-    used: int
-    lost: int
-
-    @property
-    def lost_frac(self) -> float:
-        return self.lost / max(1, self.used + self.lost)
+    sources: Mapping[str, Any] | None = None  # for people: the version of every shard, or conversations by file
 
 
 def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str) -> Packing:
-    """Describe how the documents of shards (`corpus.shards`) become full rows of `sequence_len` + 1 tokens."""
+    """Describe how the documents of shards (`corpus.shards`) become full rows of `sequence_len` + 1 tokens.
+
+    The folder is named by what the shards hold (`corpus.version`), so that moved or copied shards share it, and one
+    that is rewritten gets new tokens.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        versions = dict(zip(shards, pool.map(corpus.version, shards), strict=True))
     blocks = reading.blocks(shards, min_bytes=_min_bytes(sequence_len))
-    versions = [corpus.version(shard) for shard in shards]
-    inputs = _fingerprint("documents", tokenizer.fingerprint, sequence_len, blocks, versions)
+    number = {shard: i for i, shard in enumerate(shards)}
+    cuts = [[(number[part.path], part.start, part.stop) for part in block.parts] for block in blocks]
+    fingerprint = _fingerprint("documents", tokenizer.fingerprint, sequence_len, cuts, list(versions.values()))
+    inputs = f"{BY_CONTENT}{fingerprint}"
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs)
     pack = partial(_pack_texts, tokenizer=tokenizer, sequence_len=sequence_len)
-    return Packing(paths.join(storage, "tokens", f"documents-{inputs}"), plan, blocks, pack, reading.texts)
+    return Packing(paths.join(storage, "tokens", inputs), plan, blocks, pack, reading.texts, versions)
 
 
 def conversations(
@@ -81,19 +81,20 @@ def conversations(
     """
     if not problems:
         raise ValueError("no conversations to pack; expected at least one problem")
-    messages = _trainable(problems, log)
+    messages, sources = _trainable(problems, log)
     blocks = _sliced(messages, min_chars=_min_bytes(sequence_len))
     inputs = _fingerprint("conversations", tokenizer.fingerprint, sequence_len, masked, messages)
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked, inputs)
     pack = partial(_pack_messages, tokenizer=tokenizer, sequence_len=sequence_len, masked=masked)
-    return Packing(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack)
+    return Packing(paths.join(storage, "tokens", f"conversations-{inputs}"), plan, blocks, pack, sources=sources)
 
 
 def make_block(folder: str, block: int, pack: Callable[[Any], Packed], documents: Any) -> BlockCounts:
     """Pack one block, write its rows, and return what it holds."""
     packed = pack(documents)
-    shards.write_block(folder, block, packed.rows)
-    return BlockCounts(len(packed.rows), packed.used, packed.lost)
+    counts = BlockCounts(len(packed.rows), packed.documents, packed.used, packed.lost)
+    shards.write_block(folder, block, packed.rows, counts)
+    return counts
 
 
 def _pack_texts(texts: pa.ChunkedArray, *, tokenizer: Tokenizer, sequence_len: int) -> Packed:
@@ -109,12 +110,14 @@ def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: 
     return packing.pack_documents(ids, offsets, sequence_len, packing.CONVERSATION_WINDOW)
 
 
-def _trainable(problems: Sequence["Problem"], log: Callable[[str], None]) -> list[list[template.Message]]:
-    """Return the messages to train on, each conversation up to its last answer; log what is left out or shortened.
+def _trainable(
+    problems: Sequence["Problem"], log: Callable[[str], None]
+) -> tuple[list[list[template.Message]], Counter[str]]:
+    """Return the messages to train on, each conversation up to its last answer, and how many are of which file.
 
-    A problem that occurs several times, as in a mixture, is counted once.
+    Logs what is left out or shortened, where a problem that occurs several times, as in a mixture, is counted once.
     """
-    found = []
+    found, files = [], Counter[str]()
     left_out: dict[str, str] = {}  # source: why
     shortened: dict[str, str] = {}
     for number, problem in enumerate(problems):
@@ -129,6 +132,7 @@ def _trainable(problems: Sequence["Problem"], log: Callable[[str], None]) -> lis
         if roles[-1] == "user":
             shortened[source] = "ends with the user"
         found.append(problem.messages[:-1] if roles[-1] == "user" else problem.messages)
+        files[problem.source.rpartition(", ")[0] or "generated"] += 1
     if left_out or shortened:
         named = [f"{source} ({why})" for source, why in (left_out | shortened).items()]
         rest = f"; and {len(named) - _NUM_NAMED:,} more" if len(named) > _NUM_NAMED else ""
@@ -138,7 +142,7 @@ def _trainable(problems: Sequence["Problem"], log: Callable[[str], None]) -> lis
         )
     if not found:
         raise ValueError(f"all {len(left_out):,} conversations were left out, such as {named[0]}; nothing to train on")
-    return found
+    return found, files
 
 
 def _sliced(messages: Sequence[Any], min_chars: int) -> list[Sequence[Any]]:

@@ -27,12 +27,13 @@ Span = tuple[int, int, int]
 
 
 class Packed(NamedTuple):
-    """The rows of one block, and how many tokens of its documents are in them. Inserted BOS and padding do not count.
+    """The rows of one block, its documents, and how many of their tokens are in the rows.
 
-    The first token of every document, its own BOS, counts.
+    Inserted BOS and padding do not count. The first token of every document, its own BOS, counts.
     """
 
     rows: np.ndarray  # (rows, T + 1) uint16 or uint32; (rows, 2, T + 1) with the loss mask
+    documents: int
     used: int
     lost: int
 
@@ -124,7 +125,7 @@ def pack_documents(ids: np.ndarray, offsets: np.ndarray, sequence_len: int, wind
             at += stop - start
             used += stop - start
         assert at == len(row)
-    return Packed(rows, used, len(ids) - used)
+    return Packed(rows, len(begins) - 1, used, len(ids) - used)
 
 
 def pack_conversations(
@@ -156,7 +157,7 @@ def pack_conversations(
             row[1, at] = 0  # never a target: the token before it belongs to another conversation
             at += stop - start
         used += at
-    return Packed(rows, used, sum(lengths) - used)
+    return Packed(rows, len(lengths), used, sum(lengths) - used)
 
 
 def _mixed(rows: list[list[Span]]) -> list[list[Span]]:

@@ -1,7 +1,8 @@
 """A corpus cut into blocks of documents that can be read independently: parquet, JSON lines and plain text."""
 
-import gzip
 import json
+import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -63,7 +64,7 @@ def texts(block: DocumentBlock) -> pa.ChunkedArray:
     are joined up to about 2,000 characters; a longer paragraph is cut at line ends.
 
     Raises:
-        ValueError: a file has no `text` or is not UTF-8; names the file.
+        ValueError: a file has no `text`, is not UTF-8, is damaged or cut short; names the file and the place.
     """
     columns = [_documents(part).cast(pa.large_string()) for part in block.parts]
     column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.large_string())
@@ -76,10 +77,11 @@ def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
         return [(FileRange(path), hub.shard_bytes)]
     if path.endswith(".parquet"):
         with paths.open_file(path) as f:
-            metadata = pq.ParquetFile(f).metadata
+            metadata = _parquet(f, path).metadata
         groups = range(metadata.num_row_groups)
         return [(FileRange(path, i, i + 1), metadata.row_group(i).total_byte_size) for i in groups]
-    return [(FileRange(path), paths.size(path) * (1 if path.endswith((".jsonl", ".txt")) else 3))]
+    size = paths.size(path)
+    return [(FileRange(path, 0, size), size) if path.endswith((".jsonl", ".txt")) else (FileRange(path), 3 * size)]
 
 
 def _cut(part: FileRange, num_bytes: int, target: int) -> list[tuple[FileRange, int]]:
@@ -110,14 +112,17 @@ def _grouped(parts: Iterable[tuple[FileRange, int]], target: int) -> list[list[F
 def _documents(part: FileRange) -> pa.ChunkedArray:
     if part.path.endswith(".parquet"):
         return _parquet_texts(part)
-    data = _read(part)
+    data, start = _read(part)
+    since = f" after byte {start:,}" if start else ""
     if ".jsonl" in paths.name(part.path):
-        found = [_json_text(line, part.path) for line in data.splitlines() if line.strip()]
+        lines = enumerate(data.splitlines(), start=1)
+        found = [_json_text(line, f"{part.path}, line {n}{since}") for n, line in lines if line.strip()]
     else:
         try:
             found = list(text_documents(data.decode("utf-8")))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{part.path} is not UTF-8 ({error}); convert it first, e.g. with iconv") from None
+            where = f"byte {start + error.start:,}"
+            raise ValueError(f"{part.path} is not UTF-8 at {where} ({error}); convert it, e.g. with iconv") from None
     try:
         column = pa.array(found, pa.large_string())
     except UnicodeEncodeError:  # JSON may hold halves of surrogate pairs
@@ -127,26 +132,45 @@ def _documents(part: FileRange) -> pa.ChunkedArray:
 
 def _parquet_texts(part: FileRange) -> pa.ChunkedArray:
     with paths.open_file(fetch(part.path)) as f:
-        file = pq.ParquetFile(f)
+        file = _parquet(f, part.path)
         columns = file.schema_arrow.names
         if "text" not in columns:
             raise ValueError(f"{part.path} has the columns {columns}, expected one named 'text'")
-        stop = file.num_row_groups if part.stop is None else part.stop
-        column = file.read_row_groups(range(part.start, stop), columns=["text"]).column("text")
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        raise ValueError(f"{part.path}: expected the column 'text' to hold strings, got {column.type}")
-    return column
+        type_ = file.schema_arrow.field("text").type
+        if not (pa.types.is_string(type_) or pa.types.is_large_string(type_)):
+            raise ValueError(f"{part.path}: expected the column 'text' to hold strings, got {type_}")
+        chunks: list[pa.Array] = []
+        for group in range(part.start, file.num_row_groups if part.stop is None else part.stop):
+            try:
+                chunks += file.read_row_group(group, columns=["text"]).column("text").chunks
+            except (pa.ArrowException, OSError) as error:
+                raise _unreadable(part.path, f"row group {group}", error) from error
+    return pa.chunked_array(chunks, type_)
 
 
-def _json_text(line: bytes, path: str) -> str:
+def _parquet(f: IO[Any], path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(f, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, "footer", error) from error
+
+
+def _unreadable(path: str, where: str, error: object) -> ValueError:
+    remedy = "removed; it is downloaded again" if source(path) else "written or downloaded again"
+    cause = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else error
+    return ValueError(f"{path}, {where}, cannot be read ({cause}); a damaged or cut file has to be {remedy}")
+
+
+def _json_text(line: bytes, where: str) -> str:
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f'{path}: expected lines like {{"text": "..."}}, got {line[:100]!r} ({type(error).__name__}: {error})'
+            f'{where}: expected {{"text": "..."}}, got {line[:100]!r} ({type(error).__name__}: {error}); '
+            "mend the line, or write or download the file again if it was cut"
         ) from None
     if not isinstance(text, str):
-        raise ValueError(f"{path}: expected 'text' to be a string, got {text!r:.100}")
+        raise ValueError(f"{where}: expected 'text' to be a string, got {text!r:.100}")
     return text
 
 
@@ -181,19 +205,41 @@ def _paragraphs(text: str) -> Iterator[str]:
     yield paragraph
 
 
-def _read(part: FileRange) -> bytes:
-    """Read the lines of a text file that begin within the part."""
+def _read(part: FileRange) -> tuple[bytes, int]:
+    """Read the lines of a text file that begin within the part; return them and the byte where they begin."""
     with paths.open_file(part.path) as f:
-        if part.path.endswith(".gz"):
-            return gzip.GzipFile(fileobj=f).read()
-        if part.path.endswith(".zst"):
-            return zstandard.ZstdDecompressor().stream_reader(f, read_across_frames=True).read()
+        if part.path.endswith((".gz", ".zst")):
+            return _decompressed(f, part.path), 0
+        if part.stop is not None and (size := f.seek(0, os.SEEK_END)) < part.stop:
+            raise _unreadable(part.path, f"at its end, byte {size:,}", f"it has had {part.stop:,} bytes or more")
         paragraphs = not part.path.endswith(".jsonl")
         start = _next_start(f, part.start, paragraphs)
         stop = None if part.stop is None else _next_start(f, part.stop, paragraphs)
         f.seek(start)
-        data: bytes = f.read(-1 if stop is None else stop - start)
-        return data
+        return f.read(-1 if stop is None else stop - start), start
+
+
+def _decompressed(f: IO[Any], path: str) -> bytes:
+    """Return the content of a .gz or .zst file: one frame (gzip: member), or several as `cat a.zst b.zst` makes them.
+
+    Raises:
+        ValueError: the file is damaged, or ends within a frame, which zstandard's own reader passes over in silence.
+    """
+    zst = zstandard.ZstdDecompressor()
+    new_frame = zst.decompressobj if path.endswith(".zst") else lambda: zlib.decompressobj(wbits=31)
+    content, frame, complete, at = list[bytes](), new_frame(), False, 0
+    while data := f.read(1 << 20):
+        while data:
+            try:
+                content.append(frame.decompress(data))
+            except (zlib.error, zstandard.ZstdError) as error:
+                raise _unreadable(path, f"at about byte {at:,}", error) from error
+            complete, rest = frame.eof, frame.unused_data
+            at += len(data) - len(rest)
+            data, frame = (rest, new_frame()) if complete else (b"", frame)
+    if not complete:
+        raise _unreadable(path, f"at its end, byte {at:,}", "the compressed data is incomplete")
+    return b"".join(content)
 
 
 def _next_start(f: IO[Any], offset: int, paragraphs: bool) -> int:

@@ -1,19 +1,22 @@
 """Packed token shards: a folder of rows of T + 1 tokens in a fixed order, written block by block, read by row number.
 
-    plan.json                  what the folder will hold when it is complete; written first
-    000007-00000123.npy        block 7, which has 123 rows; the blocks in order are the rows in order
-    failed.txt                 why its preparation failed, if it did
+    plan.json                         what the folder will hold when it is complete; written first
+    sources.json                      what it is made from: the version of every shard, or conversations by file
+    000007-00000123-940-251900-8.npy  block 7: 123 rows; 940 documents, with 251,900 tokens in the rows and 8 lost
+    failed.txt                        why its preparation failed, if it did
 
-A block is an array (rows, T + 1) of uint16, or uint32 for a large vocabulary. If the plan says `masked`, it is
-(rows, 2, T + 1), and the second plane is 1 where a token carries loss as a target. File names contain row counts, so
-one listing tells how many rows there are.
+The blocks in order are the rows in order. A block is an array (rows, T + 1) of uint16, or uint32 for a large
+vocabulary. If the plan says `masked`, it is (rows, 2, T + 1), and the second plane is 1 where a token carries loss as a
+target. File names contain the counts, so one listing tells how many rows there are. A block that an older raychat wrote
+names only its rows.
 """
 
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +24,7 @@ from raychat import paths
 from raychat.log import Throttle
 
 PLAN_FILE = "plan.json"
+SOURCES_FILE = "sources.json"
 FAILED_FILE = "failed.txt"
 
 
@@ -35,13 +39,31 @@ class Plan:
     inputs: str  # fingerprint of what the tokens are made from
 
 
-def write_plan(folder: str, plan: Plan) -> None:
+class BlockCounts(NamedTuple):
+    """Rows of one or more blocks, their documents, and tokens of these that are in the rows or lost (see `Packed`)."""
+
+    rows: int
+    documents: int
+    used: int
+    lost: int
+
+    @property
+    def lost_frac(self) -> float:
+        return self.lost / max(1, self.used + self.lost)
+
+
+def write_plan(folder: str, plan: Plan, sources: Mapping[str, Any] | None = None) -> None:
     """Write the plan of a new folder, or check that the folder was begun with the same plan.
+
+    Args:
+        sources: what the tokens are made from, for `manifest`; None = not recorded.
 
     Raises:
         ValueError: the folder has another plan.
     """
     path = paths.join(folder, PLAN_FILE)
+    if sources is not None and not paths.exists(file := paths.join(folder, SOURCES_FILE)):
+        paths.write_json(file, sources)
     if not paths.exists(path):
         paths.write_json(path, dataclasses.asdict(plan))
     elif (found := read_plan(folder)) != plan:
@@ -53,27 +75,58 @@ def read_plan(folder: str) -> Plan:
     return Plan(**paths.read_json(paths.join(folder, PLAN_FILE)))
 
 
-def write_block(folder: str, block: int, rows: np.ndarray) -> None:
-    """Write one block's rows atomically: (rows, T + 1) or (rows, 2, T + 1), possibly zero rows."""
+def write_block(folder: str, block: int, rows: np.ndarray, counts: BlockCounts | None = None) -> None:
+    """Write one block's rows atomically: (rows, T + 1) or (rows, 2, T + 1), possibly zero rows.
+
+    counts: of the block, for its name; None = only its rows are known.
+    """
     data = io.BytesIO()
     np.save(data, rows, allow_pickle=False)
-    paths.write_bytes(paths.join(folder, _block_name(block, len(rows))), data.getvalue())
+    paths.write_bytes(paths.join(folder, _block_name(block, *(counts or [len(rows)]))), data.getvalue())
 
 
-def _block_name(block: int, num_rows: int) -> str:
-    return f"{block:06d}-{num_rows:08d}.npy"
+def _block_name(block: int, num_rows: int, *counts: int) -> str:
+    return "-".join([f"{block:06d}", f"{num_rows:08d}", *map(str, counts)]) + ".npy"
+
+
+def _numbers(name: str) -> list[int]:
+    """Return what a block's name says: its number, its rows, and the other counts."""
+    return [int(number) for number in name.removesuffix(".npy").split("-")]
 
 
 def rows_by_block(names: Sequence[str]) -> dict[int, int]:
     """Return the number of rows of every finished block, from the file names in a folder."""
-    blocks: dict[int, int] = {}
+    return {block: _numbers(name)[1] for block, name in _name_by_block(names).items()}
+
+
+def _name_by_block(names: Sequence[str]) -> dict[int, str]:
+    """Return the file of every finished block."""
+    blocks: dict[int, str] = {}
     for name in names:
         if name.endswith(".npy"):
-            block, num_rows = map(int, name.removesuffix(".npy").split("-"))
+            block = _numbers(name)[0]
             if block in blocks:
-                raise ValueError(f"block {block} exists twice: {name} and {_block_name(block, blocks[block])}")
-            blocks[block] = num_rows
+                raise ValueError(f"block {block} exists twice: {name} and {blocks[block]}; remove one of them")
+            blocks[block] = name
     return blocks
+
+
+def counts(names: Sequence[str]) -> BlockCounts | None:
+    """Add up what the names of finished blocks count; None if an older raychat wrote one of them."""
+    found = [_numbers(name)[1:] for name in _name_by_block(names).values()]
+    if any(len(numbers) != len(BlockCounts._fields) for numbers in found):
+        return None
+    return BlockCounts(*np.array([[0] * len(BlockCounts._fields), *found]).sum(axis=0).tolist())
+
+
+def manifest(folder: str) -> dict[str, Any]:
+    """Return what the finished blocks of a folder hold and were made from; None for what nobody recorded."""
+    names, plan = paths.names(folder), read_plan(folder)
+    rows, found = rows_by_block(names), counts(names)
+    sources = paths.read_json(paths.join(folder, SOURCES_FILE)) if SOURCES_FILE in names else None
+    totals = {"blocks": len(rows), "of_blocks": plan.num_blocks, "rows": sum(rows.values())}
+    told = {"documents": found and found.documents, "tokens": found and found.used, "lost": found and found.lost}
+    return {"folder": folder, "inputs": plan.inputs, **totals, **told, "sources": sources}
 
 
 class TokenRows:
@@ -159,7 +212,13 @@ class TokenRows:
         return block, index - self._starts[block]
 
     def _load(self, block: int) -> np.ndarray:
-        rows = np.load(paths.local(paths.join(self.folder, self._names[block])), mmap_mode="r", allow_pickle=False)
+        path = paths.join(self.folder, self._names[block])
+        try:
+            rows = np.load(paths.local(path), mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} is damaged or cut short ({error}); remove it, and the next run makes it again"
+            ) from error
         expected = (
             self._starts[block + 1] - self._starts[block],
             *([2] if self.plan.masked else []),
@@ -174,10 +233,10 @@ class TokenRows:
         names = paths.names(self.folder)
         if self._num_blocks is None and PLAN_FILE in names:
             self._num_blocks = read_plan(self.folder).num_blocks
-        num_rows = rows_by_block(names)
-        while (block := len(self._names)) in num_rows:
-            self._names.append(_block_name(block, num_rows[block]))
-            self._starts = np.append(self._starts, self._starts[-1] + num_rows[block])
+        finished = _name_by_block(names)
+        while name := finished.get(len(self._names)):
+            self._names.append(name)
+            self._starts = np.append(self._starts, self._starts[-1] + _numbers(name)[1])
         if FAILED_FILE in names and not self._complete:
             cause = paths.read_text(paths.join(self.folder, FAILED_FILE)).strip()
             raise RuntimeError(f"the tokens in {self.folder} could not be made:\n{cause}")

@@ -53,7 +53,7 @@ def file_problems(path: str, layout: str, make: Callable[[Row], Problem]) -> lis
         try:
             row = json.loads(line.decode("utf-8"))
         except ValueError as error:
-            raise ValueError(f"{source} is not JSON in UTF-8 ({error}); {got}") from error
+            raise ValueError(f"{source} is not JSON in UTF-8, or cut short ({error}); {got}") from error
         try:
             problems.append(make(row)._replace(source=source))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -69,7 +69,9 @@ def _lines(path: str) -> list[bytes]:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no gzip file ({error}); expected one, as its name ends in .gz") from error
+            raise ValueError(
+                f"{path} is no gzip file, damaged or cut short ({error}); write or download it again"
+            ) from error
     return data.split(b"\n")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from raychat import dist
 from raychat.data.batches import Step, steps_of, validation_batches
-from raychat.data.shards import TokenRows
+from raychat.data.shards import TokenRows, manifest
 from raychat.evals.bpb import bits_per_byte, unigram_bpb
 from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
@@ -54,9 +54,10 @@ class TokenFeed:
         return {"val_bpb": bits_per_byte(self.nll, batches, self._token_bytes)}
 
     def facts(self) -> dict[str, Any]:
-        """Return the bits per byte of the unigram model of the same tokens, which a model must beat to have learnt."""
+        """Return the data's manifests, and the bits per byte of a unigram model of it, which a model must beat."""
         steps = self._learner.stage.steps
         seen = min(self._rows.available(), steps * self._recipe.rows_per_step, UNIGRAM_ROWS)
         train, val = self._rows.rows(np.arange(seen)), self._val_rows.rows(np.arange(self._num_val))
         bpb = unigram_bpb(train, val, self._learner.tokenizer.token_bytes())
-        return {"unigram_bpb": bpb, "val_rows": self._source.val}
+        data = {"train": manifest(self._source.train), "val": manifest(self._source.val)}
+        return {"unigram_bpb": bpb, "val_rows": self._source.val, "data": data}
