@@ -13,7 +13,7 @@ from raychat.runs import STAGES
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
 FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward")
 # Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
-LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8}
+LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8, "RTX 4090": 0.4}
 
 Rows = list[dict[str, Any]]
 
