@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from raychat import checkpoint, dist, paths
+from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta
 from raychat.data.batches import Step
 from raychat.device import compute_dtype, default_device, peak_flops, synchronize
@@ -173,6 +173,7 @@ class _Around:
 
     def __init__(self, learner: Learner, optimizer: Optimizer, feed: Feed, report: Report) -> None:
         self.feed = feed
+        self._provenance = provenance.record(learner.stage.folder) if dist.world().rank == 0 else None
         self._stage, self._model, self._optimizer, self._learner = learner.stage, learner.model, optimizer, learner
         self._report, self._schedule = report, learner.stage.schedule(learner.stage.steps)
         self.start, spent_s, self._latest = self._resume()
@@ -248,6 +249,7 @@ class _Around:
             "workers": self._size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "num_params": sum(p.numel() for p in self._model.parameters()),
+            "provenance": self._provenance,
             **self._latest,
             **self.feed.facts(),
             "checkpoint": checkpoint.latest(stage.folder),
