@@ -87,8 +87,8 @@ class Trainer:
 
     def step_s(self, forward: nn.Module | None = None) -> float:
         """Take one step of the training loop; return its seconds. forward: the model, possibly compiled."""
-        batches = iter([Step([self.batch])])
-        step = partial(loop.train, forward or self.model, self.optimizer, batches, steps=1, schedule=schedule.base(1))
+        model, batches = self.model if forward is None else forward, iter([Step([self.batch])])
+        step = partial(loop.train, model, self.optimizer, batches, steps=1, schedule=schedule.base(1))
         return timed(step, self.device)
 
     def fused_step_s(self) -> float:

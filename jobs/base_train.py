@@ -108,11 +108,11 @@ def shards_of(args: Args, recipe: "Recipe") -> tuple[list[str], list[str]]:
     return corpus.split(corpus.shards(args.data, args.cluster.storage(), num_shards))
 
 
-def dry_run(args: Args, vocab_size: int = 32768, price_per_hour: float | None = None) -> dict[str, Any]:
+def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | None = None) -> dict[str, Any]:
     """Print what the stage will take, and return its figures. Only the tokenizer and the names of shards are read.
 
     Args:
-        vocab_size: of the tokenizer, if the run has none yet.
+        vocab_size: of the tokenizer, if the run has none yet; None = the default.
         price_per_hour: US dollars, of all machines together; None = list prices.
 
     Raises:
@@ -121,16 +121,17 @@ def dry_run(args: Args, vocab_size: int = 32768, price_per_hour: float | None = 
     from raychat import paths
     from raychat.report import dry_run
     from raychat.report.markdown import table_text
-    from raychat.tokenizer import Tokenizer
+    from raychat.tokenizer import FILE_NAME, Tokenizer
+    from raychat.train.scaling import VOCAB_SIZE
     from raychat.train.stage import finished
 
     folder = args.cluster.run_folder(args.run, "tokenizer")
-    if paths.names(folder):
+    if paths.exists(paths.join(folder, FILE_NAME)):
         tokenizer = Tokenizer.load(folder)
         stage = stage_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
     else:
-        stage = stage_of(args, vocab_size, None)
-        print(f"{folder} has no tokenizer yet: counted with {vocab_size:,} tokens")
+        stage = stage_of(args, vocab_size or VOCAB_SIZE, None)
+        print(f"{folder} has no tokenizer yet: counted with {vocab_size or VOCAB_SIZE:,} tokens")
     finished(stage.folder, stage.recipe)
     if "tinyworld" not in args.data:  # which is written when it is first named
         shards_of(args, stage.recipe)

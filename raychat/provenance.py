@@ -18,6 +18,7 @@ PACKAGES = ("raychat", "raychat-bpe", "torch", "ray", "tiktoken", "numpy")
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
 ROOT = Path(__file__).parent.parent  # of the checkout
 CODE = ("raychat", "jobs", "tokenizer", "pyproject.toml", "constraints.txt")  # what a run depends on
+DIFF = ("diff", "--binary", "--no-ext-diff", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")  # for `git apply`
 MAX_DIFF_BYTES = 2**20  # of changes that are saved, and not only hashed
 
 
@@ -38,12 +39,12 @@ def record(folder: str, root: Path = ROOT) -> dict[str, Any]:
 
 def uncommitted(root: Path) -> bytes | None:
     """Return what differs from the commit in a checkout's code, as a patch, new files included; None = unknown."""
-    changed = _git(root, "diff", "--binary", "HEAD", "--", *CODE)
+    changed = _git(root, *DIFF, "HEAD", "--", *CODE)
     new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *CODE)
     if changed is None or new is None:
         return None
     names = [name for name in new.decode().split("\0") if name]
-    added = [_git(root, "diff", "--binary", "--no-index", "--", os.devnull, name) or b"" for name in names]
+    added = [_git(root, *DIFF, "--no-index", "--", os.devnull, name) or b"" for name in names]
     return b"".join([changed, *added])
 
 

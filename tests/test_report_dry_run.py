@@ -70,7 +70,7 @@ def owned(group: Any) -> list[Any]:
     return group._own if isinstance(group._own, list) else [group._own]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_micro_batches_are_those_of_a_step(tmp_path: Path, workers: int) -> None:
     recipe = toy.recipe(steps=3)
     counted = dry_run.count(recipe, Runtime(device_rows=2), workers)

@@ -95,13 +95,11 @@ def groups_of(model: Model, lr_scale: float) -> list[Group]:
 
 def rows_of(model: Model, device: str, num_workers: int, rows_per_step: int, runtime: Runtime) -> int:
     """Return the rows of a worker's largest micro-batch."""
-    if runtime.device_rows is not None:
-        rows = runtime.device_rows
-    elif device == CPU:
+    if device == CPU:
         rows = device_rows(model, torch.device("cpu"), num_workers)
     else:
         rows = rows_that_fit(model, GPUS[device], num_workers, torch.bfloat16)
-    return min(rows, share(rows_per_step, num_workers))
+    return min(runtime.device_rows or rows, share(rows_per_step, num_workers))
 
 
 def share(count: int, parts: int) -> int:
