@@ -1,7 +1,7 @@
 """What all stages do around the loop: start or resume, log, evaluate, save, sum up.
 
-A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it is finished, `summary.json`. Uncommitted
-changes of the code are beside them as `code-<hash>.diff`.
+A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it is finished, `summary.json`.
+Uncommitted changes of the code are beside them as `code-<hash>.diff`.
 """
 
 import time
