@@ -2,13 +2,17 @@
 
 Reads raw shards, tokenizes and packs them with Ray Data while training already runs on the first of them, and trains on
 `--cluster.workers` data-parallel workers. Everything but the depth is derived from it. Killed at any moment, the same
-command resumes from the last checkpoint.
+command resumes from the last checkpoint. With `--dry-run` it prints what the run would take, and ends.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raychat.cluster import Cluster
+
+if TYPE_CHECKING:  # a job shows its help without torch
+    from raychat.recipe import Recipe
+    from raychat.train.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,46 @@ class Args:
     keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
     seed: int = 0  # seed of the initial weights
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
+    dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def run(args: Args) -> dict[str, Any]:
     """Train the base model, or find that it is trained; return the stage's summary."""
+    if args.dry_run:
+        return dry_run(args)
+
     from raychat.cluster.launch import train_on_tokens
-    from raychat.data import corpus
     from raychat.data.pack import Packing, documents
+    from raychat.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(args.cluster.run_folder(args.run, "tokenizer"))
+    stage = stage_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
+
+    def packings() -> tuple[Packing, Packing]:
+        train, val = (documents(s, tokenizer, args.sequence_len, stage.storage) for s in shards_of(args, stage.recipe))
+        return train, val
+
+    max_val_rows = max(1, args.eval_tokens // args.sequence_len)
+    summary = train_on_tokens(stage, packings, args.cluster, max_val_rows=max_val_rows)
+    print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
+    return summary
+
+
+def stage_of(args: Args, vocab_size: int, fingerprint: str | None) -> "Stage":
+    """Return the stage with everything derived that was not given. fingerprint: the tokenizer's; None = unknown."""
     from raychat.model import registry
     from raychat.optim import schedule
     from raychat.recipe import Recipe, Runtime
-    from raychat.tokenizer import Tokenizer
     from raychat.train import scaling
     from raychat.train.stage import Stage
 
-    cluster, storage = args.cluster, args.cluster.storage()
-    tokenizer = Tokenizer.load(cluster.run_folder(args.run, "tokenizer"))
     sizes = scaling.from_depth(
         args.depth,
         head_dim=args.head_dim,
         sequence_len=args.sequence_len,
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=vocab_size,
         ratio=args.ratio,
         batch_tokens=args.batch_tokens,
         steps=args.steps,
@@ -66,29 +87,58 @@ def run(args: Args) -> dict[str, Any]:
         weight_decay=sizes.weight_decay,
         steps=sizes.steps,
         seed=args.seed,
-        tokenizer=tokenizer.fingerprint,
+        tokenizer=fingerprint,
         data=args.data,
         num_shards=args.num_shards,
     )
-
-    def packings() -> tuple[Packing, Packing]:
-        num_shards = args.num_shards or corpus.shards_needed(args.data, sizes.tokens)
-        train, val = (
-            documents(shards, tokenizer, args.sequence_len, storage)
-            for shards in corpus.split(corpus.shards(args.data, storage, num_shards))
-        )
-        return train, val
-
-    stage = Stage(
+    return Stage(
         name=f"{args.run}/base",
-        storage=storage,
+        storage=args.cluster.storage(),
         recipe=recipe,
         schedule=schedule.base,
         runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb, args.compile),
     )
-    summary = train_on_tokens(stage, packings, cluster, max_val_rows=max(1, args.eval_tokens // args.sequence_len))
-    print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
-    return summary
+
+
+def shards_of(args: Args, recipe: "Recipe") -> tuple[list[str], list[str]]:
+    """Return the shards to train on and those to validate on."""
+    from raychat.data import corpus
+
+    assert recipe.steps is not None
+    num_shards = args.num_shards or corpus.shards_needed(args.data, recipe.steps * recipe.batch_tokens)
+    return corpus.split(corpus.shards(args.data, args.cluster.storage(), num_shards))
+
+
+def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Print what the stage will take, and return its figures. Only the tokenizer and the names of shards are read.
+
+    Args:
+        vocab_size: of the tokenizer, if the run has none yet; None = the default.
+        price_per_hour: US dollars, of all machines together; None = list prices.
+
+    Raises:
+        ValueError: A setting is one that the run would refuse.
+    """
+    from raychat import paths
+    from raychat.report import dry_run
+    from raychat.report.markdown import table_text
+    from raychat.tokenizer import FILE_NAME, Tokenizer
+    from raychat.train.scaling import VOCAB_SIZE
+    from raychat.train.stage import finished
+
+    folder = args.cluster.run_folder(args.run, "tokenizer")
+    if paths.exists(paths.join(folder, FILE_NAME)):
+        tokenizer = Tokenizer.load(folder)
+        stage = stage_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
+    else:
+        stage = stage_of(args, vocab_size or VOCAB_SIZE, None)
+        print(f"{folder} has no tokenizer yet: counted with {vocab_size or VOCAB_SIZE:,} tokens")
+    finished(stage.folder, stage.recipe)
+    if "tinyworld" not in args.data:  # which is written when it is first named
+        shards_of(args, stage.recipe)
+    figures = dry_run.count(stage.recipe, stage.runtime, max(1, args.cluster.workers), price_per_hour)
+    print("\n\n".join(map(table_text, dry_run.tables_of(figures))))
+    return figures._asdict()
 
 
 if __name__ == "__main__":

@@ -133,6 +133,7 @@ class Args:
     eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
     max_problems: int | None = None  # problems of each chat task, and items of each CORE task, at most
     price_per_hour: float | None = None  # US dollars for all machines together, for the cost in the report
+    dry_run: bool = False  # only print what the base stage would take: FLOPs, memory, time and cost
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -170,6 +171,9 @@ def with_settings(step: Any, shared: dict[str, Any], own: dict[str, Any]) -> Any
 
 def run(args: Args) -> dict[str, Any]:
     """Run the pipeline, or what is left of it; return the report."""
+    if args.dry_run:
+        return dry_run(args)
+
     from raychat.cluster.workers import shared_workers
 
     steps = pipeline(args)
@@ -196,6 +200,14 @@ def run(args: Args) -> dict[str, Any]:
         f"speedrun: done in {time.monotonic() - began:.0f} s; talk to it: python jobs/serve.py --run {steps.report.run}"
     )
     return card
+
+
+def dry_run(args: Args) -> dict[str, Any]:
+    """Print what the base stage will take; return its figures. The length of later stages follows from their data."""
+    steps = pipeline(args)
+    folder = args.cluster.run_folder(steps.tok_train.run, "tokenizer")
+    tok_train.finished(folder, tok_train.settings_of(steps.tok_train), overwrite=False)
+    return base_train.dry_run(steps.base_train, steps.tok_train.vocab_size, args.price_per_hour)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,11 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 def peak_flops(device: torch.device) -> float | None:
     """Return the device's peak dense bf16 FLOP/s, or None when unknown: MFU is then not reported."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
+    return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def peak_flops_of(name: str) -> float | None:
+    """Return the peak dense bf16 FLOP/s of a GPU by its name, such as "NVIDIA A100-SXM4-80GB"; None when unknown."""
     return next((flops for part, flops in _PEAK_BF16_FLOPS.items() if part in name), None)
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     "tokenizer chat model",
     "optim tasks tinyworld",
     "data checkpoint engine",
-    "runs evals train serve report",
+    "provenance runs evals train serve report",
     "rl",
     "cluster",
 ]

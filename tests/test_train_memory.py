@@ -60,7 +60,8 @@ def kept_bytes_per_row(model: Model) -> int:
 
 def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
     model = on_meta(4, sequence_len=224, vocab_size=8192)
-    counted, estimated = kept_bytes_per_row(model), memory._row_bytes(model, torch.bfloat16)
+    step = memory.step_bytes(model, 1, 1, torch.bfloat16)
+    counted, estimated = kept_bytes_per_row(model), step.activations + step.logits
     assert counted <= estimated <= 1.5 * counted
 
 
@@ -70,14 +71,14 @@ def test_presets_fit_an_80_gb_gpu(preset: str, workers: int) -> None:
     args = PRESETS[preset]().base_train
     model = on_meta(args.depth, sequence_len=args.sequence_len)
     rows = memory.rows_that_fit(model, 80 * GIB, workers, torch.bfloat16)
-    need = memory._fixed_bytes(model, workers, torch.bfloat16) + rows * memory._row_bytes(model, torch.bfloat16)
-    assert need < 0.9 * 80 * GIB < need + rows * memory._row_bytes(model, torch.bfloat16)
+    need, twice = (sum(memory.step_bytes(model, n, workers, torch.bfloat16)) for n in (rows, 2 * rows))
+    assert need < 0.9 * 80 * GIB < twice
 
 
 def test_d20_at_32_rows_does_not_fit_an_80_gb_gpu() -> None:
     """The partitioner's own count of such a step is 99 GiB."""
     model = on_meta(20)
-    need = memory._fixed_bytes(model, 1, torch.bfloat16) + 32 * memory._row_bytes(model, torch.bfloat16)
+    need = sum(memory.step_bytes(model, 32, 1, torch.bfloat16))
     assert need / GIB == pytest.approx(99, rel=0.05)
     assert memory.rows_that_fit(model, 80 * GIB, 1, torch.bfloat16) == 16
 

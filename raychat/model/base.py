@@ -18,11 +18,19 @@ class AdamW(NamedTuple):
     weight_decay: float
     batch_scaled: bool = True  # whether lr grows with the batch (`lr_scale`)
 
+    def scaled(self, lr_scale: float) -> "AdamW":
+        """Return the same update at the learning rate of a run with this `lr_scale`."""
+        return self._replace(lr=self.lr * lr_scale) if self.batch_scaled else self
+
 
 class Muon(NamedTuple):
     """How Muon updates a matrix; momentum and weight decay follow the schedule."""
 
     lr: float
+
+    def scaled(self, lr_scale: float) -> "Muon":
+        """Return the same update at the learning rate of a run with this `lr_scale`."""
+        return self._replace(lr=self.lr * lr_scale)
 
 
 class Model(nn.Module, ABC):

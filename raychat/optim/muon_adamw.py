@@ -54,12 +54,10 @@ class MuonAdamW:
         small: list[tuple[str, Tensor, AdamW]] = []
         matrices: dict[tuple[torch.Size, float], list[str]] = defaultdict(list)
         for name, p in params.items():
-            rate = rates[name]
+            rate = rates[name].scaled(lr_scale)
             if isinstance(rate, Muon):
                 matrices[p.shape, rate.lr].append(name)
-                continue
-            rate = rate._replace(lr=rate.lr * (lr_scale if rate.batch_scaled else 1.0))
-            if p.numel() < SMALL:
+            elif p.numel() < SMALL:
                 small.append((name, p, rate))
             else:
                 self._groups.append(ShardedAdam(name, p, rate, self._world))
@@ -67,7 +65,7 @@ class MuonAdamW:
             self._groups.append(ReplicatedAdam(small, self._world))
         for (_, lr), names in matrices.items():
             stack = [params[name] for name in names]
-            self._groups.append(Matrices(names, stack, lr * lr_scale, weight_decay, self._world))
+            self._groups.append(Matrices(names, stack, lr, weight_decay, self._world))
 
     @torch.no_grad()
     def step(self, lr: float = 1.0, momentum: float = 0.95, weight_decay: float = 1.0) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 from raychat import paths
 from raychat.log import read_metrics
-from raychat.report.machine import machine, versions
+from raychat.provenance import machine, versions
 from raychat.runs import STAGES
 
 # Every stage of a report has these figures; None = not measured.
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
-FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward")
+FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward", "provenance")
 # Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
-LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8}
+LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8, "RTX 4090": 0.4}
 
 Rows = list[dict[str, Any]]
 

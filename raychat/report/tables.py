@@ -1,5 +1,6 @@
 """The report's tables, their cells as text."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from raychat.runs import STAGES
@@ -128,19 +129,46 @@ def _tokenizer(report: dict[str, Any]) -> Table:
 
 
 def _made_with(report: dict[str, Any]) -> Table:
-    machine, model, tokenizer = report["machine"], report["model"] or {}, report["tokenizer"] or {}
-    memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
+    model, tokenizer = report["model"] or {}, report["tokenizer"] or {}
     sizes = ("n_layer", "n_embd", "n_head", "n_kv_head", "sequence_len", "vocab_size", "window_pattern")
     params = [f"{stage['num_params']:,}" for stage in report["stages"].values() if stage.get("num_params")]
     tokens = f"{tokenizer['vocab_size']:,} tokens" if tokenizer.get("vocab_size") else ""
     if tokens and tokenizer.get("characters"):
         tokens += f", from {tokenizer['characters']:,} characters of {tokenizer['documents']:,} documents"
     rows = {
-        "machine": f"{machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}",
-        "GPUs": ", ".join(machine["gpus"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
+        "code": _by_stage(report, _code),
+        "machine": _by_stage(report, _machine) or _machine(report),
+        "versions": _by_stage(report, _versions) or _versions(report),
         "model": ", ".join(f"{key} {model[key]}" for key in sizes if key in model),
         "parameters": params[0] if params else "",
         "tokenizer": tokens,
     }
     return Table("Made with", ["", ""], [[name, text] for name, text in rows.items() if text])
+
+
+def _by_stage(report: dict[str, Any], text_of: Callable[[dict[str, Any]], str]) -> str:
+    """Describe what the stages ran with, once if it is the same for all; empty where no stage recorded it."""
+    found: dict[str, list[str]] = {}
+    for name, stage in report["stages"].items():
+        if recorded := stage.get("provenance"):
+            found.setdefault(text_of(recorded), []).append(name.upper())
+    return "; ".join(text if len(found) == 1 else f"{', '.join(names)}: {text}" for text, names in found.items())
+
+
+def _code(recorded: dict[str, Any]) -> str:
+    commit = f"commit {recorded['commit']}" if recorded["commit"] else "no commit known"
+    if not recorded["dirty"]:
+        return commit
+    where = f"{recorded['diff']} in the stage's folder" if "diff" in recorded else "too large to be saved"
+    return f"{commit} with changes (sha256 {recorded['diff_sha256'][:8]}, {where})"
+
+
+def _machine(recorded: dict[str, Any]) -> str:
+    machine = recorded["machine"]
+    memory = f", {machine['memory_gib']} GiB" if machine["memory_gib"] else ""
+    gpus = f", {len(machine['gpus'])} x {machine['gpus'][0]}" if machine["gpus"] else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{memory}{gpus}, {machine['system']}"
+
+
+def _versions(recorded: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in recorded["versions"].items() if version)

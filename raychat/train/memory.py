@@ -1,5 +1,7 @@
 """How many rows of a micro-batch a device has memory for, counted from the model."""
 
+from typing import NamedTuple
+
 import torch
 
 from raychat.device import compute_dtype
@@ -10,6 +12,17 @@ USABLE = 0.9  # of a GPU's memory: the allocator's gaps, the CUDA context and NC
 # What the compiler's partitioner keeps for the backward pass, per token. Counted in its graphs of d12 and d20:
 LAYER_WIDTHS = 21  # of width n_embd in a layer: 3 residuals, q, k, v, rotated q and k, attention, 2 x 4 of the MLP
 LOGIT_BYTES = 12  # per entry of the vocabulary: three fp32 copies, in softcap and loss
+
+
+class StepBytes(NamedTuple):
+    """What a training step keeps in the memory of one device, in bytes."""
+
+    weights: float
+    casts: float  # copies of weights in the dtype of the activations
+    gradients: float
+    optimizer: float  # this worker's part of the state
+    activations: float  # that the backward pass needs
+    logits: float  # what softcap and loss keep of them
 
 
 def device_rows(model: Model, device: torch.device, num_workers: int) -> int:
@@ -25,23 +38,22 @@ def rows_that_fit(model: Model, memory_bytes: int, num_workers: int, dtype: torc
 
     The model may be on any device, also on `meta`.
     """
-    free = USABLE * memory_bytes - _fixed_bytes(model, num_workers, dtype)
-    rows = int(free // _row_bytes(model, dtype))
+    fixed, with_a_row = (sum(step_bytes(model, rows, num_workers, dtype)) for rows in (0, 1))
+    rows = int((USABLE * memory_bytes - fixed) // (with_a_row - fixed))
     return 1 << max(rows, 1).bit_length() - 1
 
 
-def _fixed_bytes(model: Model, num_workers: int, dtype: torch.dtype) -> float:
-    """Count weights, gradients, the cast copies of the linear layers' weights, and this worker's optimizer state."""
-    rates = model.optimizer_rates()
-    total = 0.0
-    for name, p in model.named_parameters():
-        state = 4 if isinstance(rates[name], Muon) else 8
-        cast = dtype.itemsize if p.dtype != dtype else 0
-        total += p.numel() * (2 * p.element_size() + cast + state / num_workers)
-    return total
-
-
-def _row_bytes(model: Model, dtype: torch.dtype) -> float:
-    config = model.config
-    layers = LAYER_WIDTHS * config.n_layer * config.n_embd * dtype.itemsize
-    return float(config.sequence_len * (layers + LOGIT_BYTES * config.vocab_size))
+def step_bytes(model: Model, rows: int, num_workers: int, dtype: torch.dtype) -> StepBytes:
+    """Count the bytes that training on micro-batches of `rows` rows, computing in `dtype`, keeps on a device."""
+    config, rates, params = model.config, model.optimizer_rates(), dict(model.named_parameters())
+    tokens = rows * config.sequence_len
+    weights = sum(p.numel() * p.element_size() for p in params.values())
+    state = sum(p.numel() * (4 if isinstance(rates[name], Muon) else 8) for name, p in params.items())
+    return StepBytes(
+        weights=weights,
+        casts=sum(p.numel() * dtype.itemsize for p in params.values() if p.dtype != dtype),
+        gradients=weights,
+        optimizer=state / num_workers,
+        activations=tokens * LAYER_WIDTHS * config.n_layer * config.n_embd * dtype.itemsize,
+        logits=tokens * LOGIT_BYTES * config.vocab_size,
+    )

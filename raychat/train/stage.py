@@ -1,6 +1,7 @@
 """What all stages do around the loop: start or resume, log, evaluate, save, sum up.
 
 A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it is finished, `summary.json`.
+Uncommitted changes of the code are beside them as `code-<hash>.diff`.
 """
 
 import time
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from raychat import checkpoint, dist, paths
+from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta
 from raychat.data.batches import Step
 from raychat.device import compute_dtype, default_device, peak_flops, synchronize
@@ -174,6 +175,7 @@ class _Around:
 
     def __init__(self, learner: Learner, optimizer: Optimizer, feed: Feed, report: Report) -> None:
         self.feed = feed
+        self._provenance = provenance.record(learner.stage.folder) if dist.world().rank == 0 else None
         self._stage, self._model, self._optimizer, self._learner = learner.stage, learner.model, optimizer, learner
         self._report, self._schedule = report, learner.stage.schedule(learner.stage.steps)
         self.start, spent_s, self._latest = self._resume()
@@ -249,6 +251,7 @@ class _Around:
             "workers": self._size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "num_params": sum(p.numel() for p in self._model.parameters()),
+            "provenance": self._provenance,
             **self._latest,
             **self.feed.facts(),
             "checkpoint": checkpoint.latest(stage.folder),
