@@ -28,7 +28,7 @@ class Args:
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
+    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)

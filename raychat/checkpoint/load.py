@@ -1,0 +1,82 @@
+"""Read what a checkpoint holds: its model, the optimizer's state, its tokenizer."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from raychat import paths
+from raychat.checkpoint import checksums
+from raychat.checkpoint.checksums import Checksum
+from raychat.checkpoint.meta import TOKENIZER, WEIGHTS, Meta, read_meta
+from raychat.device import compute_dtype
+from raychat.model.base import Model
+from raychat.model.registry import build
+from raychat.optim import Optimizer
+from raychat.tokenizer import Tokenizer
+
+
+def load_model(path: str, device: torch.device) -> tuple[Model, Meta]:
+    """Build the model of a checkpoint, placed on `device`; return it with its meta.
+
+    Raises:
+        ValueError: `path` is not a checkpoint, its weights are damaged, or they do not fit the architecture.
+    """
+    meta = read_meta(path)
+    _check_file(path, WEIGHTS, meta.files)
+    model = build(meta.recipe.model)
+    load_weights(path, model)
+    return model.place(device, compute_dtype(device)), meta
+
+
+def _check_file(path: str, name: str, files: dict[str, Checksum]) -> None:
+    """Read a file of a checkpoint in full and compare it with its record, if there is one. Raises Damaged."""
+    checksums.check_content(path, {name: files[name]} if name in files else {})
+
+
+def load_weights(path: str, model: Model) -> None:
+    """Copy a checkpoint's weights into a model of the same architecture. Raises ValueError on a mismatch."""
+    file = paths.local(paths.join(path, WEIGHTS))
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            expected, got = model.state_dict(), {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+    shapes = [{k: tuple(t.shape) for k, t in tensors.items()} for tensors in (expected, got)]
+    if shapes[0] != shapes[1]:
+        different = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))[:5]
+        details = "; ".join(f"{k}: got {shapes[1].get(k)}, expected {shapes[0].get(k)}" for k in different)
+        raise ValueError(f"{file} does not fit the architecture: {details}")
+    model.load_state_dict(got)
+
+
+def load_optimizer(path: str, optimizer: Optimizer) -> None:
+    """Give an optimizer the state that a checkpoint holds, whatever number of workers wrote it."""
+    optimizer.load_state(_OptimizerShards(path))
+
+
+class _OptimizerShards(Mapping[str, Tensor]):
+    """All workers' optimizer tensors of a checkpoint, each read when asked for."""
+
+    def __init__(self, path: str) -> None:
+        files = [n for n in paths.names(path) if n.startswith("optimizer_")]
+        if not files:
+            raise ValueError(f"{path} holds no optimizer state")
+        opened = [safe_open(paths.local(paths.join(path, n)), framework="pt") for n in files]
+        self._file = {key: f for f in opened for key in f.keys()}  # noqa: SIM118
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._file[key].get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Load the tokenizer that lies beside a checkpoint's weights. Raises ValueError where it is damaged."""
+    _check_file(path, TOKENIZER, read_meta(path).files)
+    return Tokenizer.load(paths.join(path, paths.parent(TOKENIZER)))
