@@ -114,6 +114,12 @@ def read_bytes(path: str) -> bytes:
     return bytes(fs.cat_file(p))
 
 
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Return the bytes [start, stop) of a file."""
+    fs, p = url_to_fs(path)
+    return bytes(fs.cat_file(p, start=start, end=stop))
+
+
 def read_text(path: str) -> str:
     return read_bytes(path).decode("utf-8")
 

@@ -55,8 +55,8 @@ def verify(path: str) -> None:
 
     def check_share() -> str | None:
         try:
-            files = _files(path)
-            checksums.check_content(path, dict(sorted(files.items())[rank::size]))
+            files = sorted(_files(path).items(), key=lambda file: (not file[0].startswith("optimizer_"), file[0]))
+            checksums.check_content(path, dict(files[rank::size]))  # its own optimizer file, to be loaded next
         except Damaged as damage:
             return str(damage)
         return None
