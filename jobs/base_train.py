@@ -32,7 +32,7 @@ class Args:
     eval_every: int = 250  # steps between validations
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
+    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost

@@ -29,7 +29,7 @@ class Args:
     lr: float = 1.0  # peak learning rate, as a factor on the base run's rates; it falls linearly to 0
     eval_every: int = 150  # steps between validations
     save_every: int = 150  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
+    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough

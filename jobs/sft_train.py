@@ -29,7 +29,7 @@ class Args:
     lr: float = 0.8  # peak learning rate, as a factor on the base run's rates; it falls to 0 over the last half
     eval_every: int = 100  # steps between validations
     save_every: int = 100  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay on disk; 0 = all, to chat with the model at every age
+    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 1  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough

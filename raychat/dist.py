@@ -1,10 +1,13 @@
 """What a worker knows of the others: what `torch.distributed` knows. Everything works without a process group."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as td
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class World(NamedTuple):
@@ -43,6 +46,28 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * size
     td.all_gather_object(values, value)
     return values
+
+
+def together(action: Callable[[], T]) -> list[T]:
+    """Call `action` on every worker; return all results in rank order. When it fails on one, all raise.
+
+    So no worker waits for one that has failed.
+
+    Raises:
+        Exception: The action's own on a worker where it failed, RuntimeError with its text on the others.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    outcomes = gather((result, error and f"{type(error).__name__}: {error}"))
+    if error is not None:
+        raise error
+    for rank, (_, text) in enumerate(outcomes):
+        if text is not None:
+            raise RuntimeError(f"worker {rank} failed: {text}")
+    return [result for result, _ in outcomes]
 
 
 def _device() -> torch.device:

@@ -92,6 +92,13 @@ def names(folder: str) -> list[str]:
     return sorted({found for e in entries if not (found := name(e)).startswith(".tmp-")})
 
 
+def sizes(folder: str) -> dict[str, int]:
+    """Return the size in bytes of every file below a folder, by its name relative to the folder."""
+    fs, p = url_to_fs(folder)
+    fs.invalidate_cache(p)
+    return {relative(file, p): int(info["size"]) for file, info in fs.find(p, detail=True).items()}
+
+
 def size(path: str) -> int:
     """Return a file's size in bytes."""
     fs, p = url_to_fs(path)
@@ -116,6 +123,12 @@ def open_file(path: str, mode: str = "rb") -> IO[Any]:
 def read_bytes(path: str) -> bytes:
     fs, p = url_to_fs(path)
     return bytes(fs.cat_file(p))
+
+
+def read_range(path: str, start: int, stop: int) -> bytes:
+    """Return the bytes [start, stop) of a file."""
+    fs, p = url_to_fs(path)
+    return bytes(fs.cat_file(p, start=start, end=stop))
 
 
 def read_text(path: str) -> str:

@@ -39,6 +39,13 @@ def write(storage: Path, stage: str, step: int, letters: str, run: str = "tiny")
     return save_checkpoint(str(storage / "runs" / run / stage), model, None, TOKENIZER, toy.meta(step, model), keep=9)
 
 
+def flip_a_bit(file: Path) -> None:
+    """Damage a file in a way that its size does not show."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 class Loader:
     """Loads checkpoints, and remembers which; waits before a path in `gates`, and fails where there is an error."""
 
@@ -297,7 +304,7 @@ def test_broken_newer_checkpoint_leaves_the_older_one_in_service(tmp_path: Path)
     async def with_broken() -> None:
         assert await ask(backend) == "abab"
         broken = Path(write(tmp_path, "sft", 200, "cd"))
-        (broken / "model.safetensors").write_bytes(b"nonsense")
+        flip_a_bit(broken / "model.safetensors")
         assert [await ask(backend) for _ in range(3)] == ["abab"] * 3
         refused = await ask(backend, "tiny-sft@200")
         assert isinstance(refused, Failure)
@@ -387,6 +394,6 @@ def test_preload_says_what_is_wrong(tmp_path: Path) -> None:
     backend, _ = served(tmp_path)
     asyncio.run(backend.preload())
     assert backend.loaded() == ["tiny-sft"]
-    Path(path, "model.safetensors").unlink()
+    flip_a_bit(Path(path, "model.safetensors"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         asyncio.run(served(tmp_path)[0].preload())

@@ -67,6 +67,49 @@ def test_killed_stage_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -
     ]
 
 
+def damage(file: Path) -> None:
+    """Change a file's content and leave its size."""
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def test_stage_resumes_before_its_damaged_checkpoint_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
+    run(whole)
+    with pytest.raises(Killed):
+        run(cut, kill_at(7))
+    damage(Path(cut.folder, "step_000006", "optimizer_000.safetensors"))
+    run(cut)
+    expected, got = weights(whole.folder), weights(cut.folder)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert read_metrics(cut.folder)[-1]["step"] == toy.STEPS
+    assert [paths.name(path) for path in checkpoint.all_in(cut.folder)] == ["step_000006", "step_000008"]
+    assert checkpoint.latest_verified(cut.folder) == checkpoint.latest(cut.folder)
+
+
+def test_stage_whose_last_checkpoint_was_torn_is_not_finished(tmp_path: Path) -> None:
+    one = toy.token_stage(tmp_path, "one")
+    summary = run(one)
+    file = Path(summary["checkpoint"], "model.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:1000])
+    assert stage.finished(one.folder, one.recipe) is None
+    again = run(one)
+    assert file.read_bytes() == content
+    assert stage.finished(one.folder, one.recipe) == again
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer_000.safetensors", "tokenizer/tokenizer.json"])
+def test_child_of_a_damaged_parent_is_refused(tmp_path: Path, file: str) -> None:
+    parent = toy.token_stage(tmp_path, "parent")
+    path = run(parent)["checkpoint"]
+    recipe = child_recipe(path, str(tmp_path))
+    content = bytearray(Path(path, file).read_bytes())
+    content[-8] ^= 1  # still well-formed
+    Path(path, file).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}: got bytes of sha256"):
+        run(replace(parent, name="test/child", recipe=recipe))
+
+
 def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
     rows: list[dict[str, Any]] = []

@@ -98,12 +98,12 @@ def finished(folder: str, recipe: Recipe) -> dict[str, Any] | None:
     last = checkpoint.latest(folder)
     if last is None:
         return None
-    check_recipe(folder, checkpoint.read_meta(last).recipe, recipe)
-    path = paths.join(folder, "summary.json")
-    if not paths.exists(path):
+    meta = checkpoint.read_meta(last)
+    check_recipe(folder, meta.recipe, recipe)
+    summary = summary_of(last)
+    if not summary or meta.step < summary.get("steps", 0):  # its last checkpoint was damaged since
         return None
     print(f"finished already: {last}")
-    summary: dict[str, Any] = paths.read_json(path)
     return summary
 
 
@@ -166,6 +166,7 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
             p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
     if stage.parent is not None and not stage.fresh:
+        checkpoint.verify(stage.parent)
         checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer
 
@@ -186,9 +187,9 @@ class _Around:
         self._throttle = Throttle(LOG_EVERY_S)
 
     def _resume(self) -> tuple[int, float, Metrics]:
-        """Load the stage's latest checkpoint if it has one; return its step, the seconds spent, its last metrics."""
+        """Load the newest checkpoint that is as it was written; return its step, the seconds spent, its metrics."""
         stage = self._stage
-        last = checkpoint.latest(stage.folder)
+        last = checkpoint.latest_verified(stage.folder)
         if last is None:
             return 0, 0.0, {}
         meta = checkpoint.read_meta(last)
