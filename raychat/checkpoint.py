@@ -39,7 +39,7 @@ class Meta:
     step: int
     recipe: Recipe
     runtime: Runtime = Runtime()  # noqa: RUF009 (frozen)
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # of the latest evaluation; counts of skipped steps, rewinds
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # latest evaluation; skipped steps, rewinds
     wall_s: float = 0.0  # spent on the stage so far
     commit: str | None = None  # of the code that wrote it
 

@@ -255,6 +255,7 @@ def test_after_three_skipped_steps_the_last_checkpoint_takes_the_next_step(tmp_p
     with pytest.raises(Killed):
         run(killed, kill_at(7))
     run(killed)
+    stopped = replace(stopped, runtime=replace(toy.RUNTIME, keep=1))
     with pytest.raises(Stopped, match="step 4 "):  # one more checkpoint, which is not the one to go back to
         stage.run(stopped, lambda row: None, stop=at_step(4))
     run(stopped)
