@@ -29,7 +29,7 @@ class TrainWorkers:
     """A `torch.distributed` group of workers (nccl on GPUs, gloo on CPUs). It starts when the first stage runs.
 
     When a worker dies, all start again, at most `cluster.max_failures` times, and the stage that was running resumes
-    from its last checkpoint. After an error that would come again, none does.
+    from its last checkpoint. An error that would come again ends the training instead.
     """
 
     def __init__(self, cluster: Cluster) -> None:
