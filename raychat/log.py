@@ -61,8 +61,8 @@ class Progress:
             self._bar.stop()
 
     def show(self, row: dict[str, Any]) -> None:
-        """Show a row of metrics: `step` and any figures. Rows without a loss are rare, and each gets its line."""
-        self._show(row, force="loss" not in row)
+        """Show a row of metrics: `step` and any figures. Rows without a loss and spikes are rare; each has its line."""
+        self._show(row, force="loss" not in row or "spike" in row)
 
     def advance(self, step: int, **figures: Any) -> None:
         """Show that `step` is done."""
@@ -91,8 +91,8 @@ class Progress:
 def describe(row: dict[str, Any]) -> str:
     """Return a row's figures as one line.
 
-    >>> describe({"step": 3, "loss": 2.34567, "tok_per_s": 12345.6, "mfu": 0.41})
-    'loss 2.3457 tok/s 12,346 mfu 41.0%'
+    >>> describe({"step": 3, "loss": 2.34567, "tok_per_s": 12345.6, "mfu": 0.41, "spike": True})
+    'loss 2.3457 tok/s 12,346 mfu 41.0% spike'
     """
     parts = []
     for key, value in row.items():
@@ -102,6 +102,8 @@ def describe(row: dict[str, Any]) -> str:
             parts.append(f"tok/s {value:,.0f}")
         elif key == "mfu":
             parts.append(f"mfu {value:.1%}")
+        elif value is True:
+            parts.append(key)
         else:
             style = {float: ".4f", int: ","}.get(type(value), "")
             parts.append(f"{key} {value:{style}}")

@@ -18,6 +18,7 @@ from raychat.cluster.launch import launch
 from raychat.cluster.workers import shared_workers
 from raychat.data.batches import Batch, Step
 from raychat.log import read_metrics
+from raychat.recipe import Runtime
 from raychat.train.stage import Feed, Learner
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -102,13 +103,49 @@ def test_workers_agree_and_a_killed_one_changes_nothing(tmp_path: Path, ray_clus
 
 
 def fails(learner: Learner) -> Feed:
+    with open(f"{learner.stage.folder}-attempts", "a") as attempts:
+        attempts.write("1")
     raise ValueError(f"no room for {learner.stage.name}")
 
 
-def test_a_workers_error_reaches_the_driver(tmp_path: Path, ray_cluster: None) -> None:
+def test_an_error_that_would_come_again_is_raised_at_once(tmp_path: Path, ray_cluster: None) -> None:
     stage = replace(toy.token_stage(tmp_path, "failing"), source=fails)
-    with pytest.raises(Exception, match="no room for test/failing"):
-        launch(stage, Cluster(workers=1, storage_path=str(tmp_path), max_failures=0))
+    with pytest.raises(ValueError, match=r"^no room for test/failing$"):
+        launch(stage, Cluster(workers=1, storage_path=str(tmp_path), max_failures=3))
+    assert Path(f"{stage.folder}-attempts").read_text() == "1"
+
+
+def signals_the_driver(learner: Learner, *, source: Callable[[Learner], Feed], driver: int) -> Feed:
+    """Open a source whose rank 0 sends SIGTERM to the driver in the third step."""
+    from raychat import dist
+
+    def steps(start: int) -> Iterator[Step]:
+        for number, step in enumerate(whole(start), start):
+            if number == 2 and dist.world().rank == 0:
+                os.kill(driver, signal.SIGTERM)
+            yield step
+
+    feed = source(learner)
+    whole, feed.steps = feed.steps, steps  # type: ignore[method-assign]
+    return feed
+
+
+def test_sigterm_to_the_driver_stops_all_workers_with_one_checkpoint(
+    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = toy.token_stage(tmp_path, "stopped", Runtime(device_rows=4))
+    assert stage.source is not None
+    source = functools.partial(signals_the_driver, source=stage.source, driver=os.getpid())
+    endless = replace(stage, steps=10**6, source=source)  # the signal arrives in time on any machine
+    with pytest.raises(SystemExit) as ended:
+        launch(endless, Cluster(workers=2, storage_path=str(tmp_path)))
+    assert ended.value.code == 128 + signal.SIGTERM
+    (path,) = checkpoint.all_in(stage.folder)
+    meta = checkpoint.read_meta(path)
+    assert (meta.step >= 3, meta.runtime.workers) == (True, 2)
+    line = f"test/stopped: stopped at step {meta.step} of 1000000; the same command continues"
+    assert line in capsys.readouterr().out.splitlines()
+    assert [row["step"] for row in read_metrics(stage.folder)] == list(range(1, meta.step + 1))
 
 
 def test_more_workers_than_fit_are_refused(tmp_path: Path, ray_cluster: None) -> None:

@@ -1,5 +1,7 @@
 """The loop: accumulation = one big batch, any number of workers = one, hooks at their steps."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ def losses(folder: str, *, device_rows: int, masked: bool = False) -> list[float
         steps=STEPS,
         schedule=schedule.base(STEPS),
         nll=model.nll,
-        hooks=[lambda number, loss, step: seen.append(loss.item())],
+        hooks=[lambda number, loss, step: seen.append(loss)],
     )
     return seen
 
@@ -77,7 +79,7 @@ def test_training_learns_to_count(tmp_path: Path) -> None:
         steps=60,
         schedule=constant,
         nll=model.nll,
-        hooks=[lambda _, loss, __: seen.append(loss.item())],
+        hooks=[lambda _, loss, __: seen.append(loss)],
     )
     assert seen[0] == pytest.approx(5.58, abs=0.05)  # ln 265: a uniform guess
     assert seen[-1] < 0.5
@@ -96,7 +98,7 @@ def test_a_step_without_valid_targets_changes_nothing_by_its_loss(tmp_path: Path
         steps=1,
         schedule=still,
         nll=model.nll,
-        hooks=[lambda _, loss, __: seen.append(loss.item())],
+        hooks=[lambda _, loss, __: seen.append(loss)],
     )
     assert seen == [0.0]
     for name, value in model.state_dict().items():
@@ -126,9 +128,112 @@ def test_a_step_that_teaches_nothing_leaves_the_weights_although_there_is_moment
     assert any("blocks" in name for name in moved)  # so there was momentum
 
 
+def broken(step: Step) -> Step:
+    return step._replace(batches=[batch._replace(weights=batch.weights * torch.nan) for batch in step.batches])
+
+
+def counting_steps(folder: str) -> Iterator[Step]:
+    rows = TokenRows(folder)
+    return steps_of(rows, rows_per_step=4, device_rows=4, start=0, world=dist.world(), device=CPU)
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped(tmp_path: Path, part: str) -> None:
+    model = toy.model()
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
+    steps = counting_steps(toy.token_folder(str(tmp_path)))
+    states: list[dict[str, torch.Tensor]] = []
+    seen: list[float] = []
+
+    def nll(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The model's, whose loss or gradient breaks down in the second step."""
+        finite = model.nll(ids, targets)
+        if len(seen) != 1:
+            return finite
+        zero = (finite * 0).sum()  # the square root of its square is 0, and its gradient 0 * inf
+        return finite * torch.nan if part == "loss" else finite + zero.square().sqrt()
+
+    def note(number: int, loss: float, step: Step) -> None:
+        seen.append(loss)
+        states.append({name: p.clone() for name, p in model.state_dict().items()} | optimizer.state())
+
+    assert train(model, optimizer, steps, steps=3, schedule=schedule.base(3), hooks=[note], nll=nll) == 3
+    assert [math.isnan(loss) for loss in seen] == [False, True, False]
+    first, skipped, third = states
+    assert all(torch.equal(first[name], skipped[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+    assert all(torch.isfinite(value).all() for value in third.values())
+
+
+def test_three_skipped_steps_in_a_row_need_other_weights(tmp_path: Path) -> None:
+    model = toy.model()
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
+    bad = {1, 2, 4, 5, 6, 7, 8, 9}
+    whole = enumerate(counting_steps(toy.token_folder(str(tmp_path))))
+    batches = (broken(step) if number in bad else step for number, step in whole)
+    rewound: list[int] = []
+
+    def once(number: int) -> bool:
+        rewound.append(number)
+        return len(rewound) == 1
+
+    with pytest.raises(FloatingPointError, match=r"step 10: the loss is nan.*expected finite.*lower --lr-scale"):
+        train(model, optimizer, batches, steps=20, schedule=schedule.base(20), rewind=once, nll=model.nll)
+    assert rewound == [7, 10]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_stop_ends_the_loop_after_a_step_that_counts(tmp_path: Path) -> None:
+    model = toy.model()
+    optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.28)
+    whole = enumerate(counting_steps(toy.token_folder(str(tmp_path))))
+    batches = (broken(step) if number in (2, 3) else step for number, step in whole)
+    seen: list[int] = []
+    hooks = [lambda number, loss, step: seen.append(number)]
+    stop = iter([False, False, True, True, True]).__next__
+    done = train(model, optimizer, batches, steps=9, schedule=schedule.base(9), hooks=hooks, stop=stop, nll=model.nll)
+    assert done == 5
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def _agreeing_worker(rank: int, size: int, folder: str, store: str) -> None:
+    """Only rank 1 has a NaN, in the second step, and only rank 1 is asked to stop, in the fourth."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    torch.set_num_threads(1)
+    model = toy.model()
+    optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
+    batches = (
+        broken(step) if rank == 1 and number == 1 else step for number, step in enumerate(counting_steps(folder))
+    )
+    seen: list[float] = []
+    done = train(
+        model,
+        optimizer,
+        batches,
+        steps=9,
+        schedule=schedule.base(9),
+        nll=model.nll,
+        hooks=[lambda number, loss, step: seen.append(loss)],
+        stop=lambda: rank == 1 and len(seen) == 3,
+    )
+    checksum = sum(p.double().sum().item() for p in model.parameters())
+    Path(f"{store}.{rank}").write_text(repr((done, seen, checksum)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_workers_skip_and_stop_together(tmp_path: Path) -> None:
+    folder, store = toy.token_folder(str(tmp_path / "tokens")), str(tmp_path / "store")
+    mp.spawn(_agreeing_worker, (2, folder, store), nprocs=2)
+    first, second = (Path(f"{store}.{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("(4, [")
+    assert first.count("nan") == 1
+
+
 def test_hooks_run_at_their_interval_and_at_the_end() -> None:
     seen: list[int] = []
     hook = every(3, 8, lambda number, loss, step: seen.append(number))
     for number in range(1, 9):
-        hook(number, torch.zeros(()), Step([]))
+        hook(number, 0.0, Step([]))
     assert seen == [3, 6, 8]

@@ -1,6 +1,10 @@
 """A stage around the loop: killed anywhere, it ends in the same weights; what it writes is complete."""
 
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +13,17 @@ import torch
 import toy
 
 from raychat import checkpoint, paths
-from raychat.data.batches import steps_of
+from raychat.data.batches import Step, steps_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.log import read_metrics
-from raychat.model import base
 from raychat.optim import build_optimizer
 from raychat.recipe import Runtime
 from raychat.train import stage
 from raychat.train.finetune import child_recipe
 from raychat.train.loop import train
-from raychat.train.stage import Stage
+from raychat.train.stage import Feed, Learner, Stage
+from raychat.train.stop import Stopped
 from raychat.train.token_feed import TokenSource
 
 CPU = torch.device("cpu")
@@ -205,29 +209,117 @@ def test_stage_keeps_as_many_checkpoints_as_it_is_told(tmp_path: Path, keep: int
         Runtime(keep=-1)
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_nan_stops_before_the_weights_are_touched_and_keeps_the_checkpoints(
-    tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = toy.token_stage(tmp_path, "one", runtime=Runtime(device_rows=8, save_every=1))
-    calls = 0
-    whole = base.token_nll
+def change_steps(learner: Learner, *, source: Callable[[Learner], Feed], factors: dict[int, float]) -> Feed:
+    """Open a source and multiply the loss of some steps (counted from 0)."""
 
-    def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The real one, which breaks down in the sixth step."""
-        nonlocal calls
-        calls += torch.is_grad_enabled()
-        if calls < 6:
-            return whole(logits, targets)
-        if broken == "loss":
-            return whole(logits, targets) * torch.nan
-        zero = (logits * 0).sum()  # the square root of its square is 0, and its gradient 0 * inf
-        return whole(logits, targets) + zero.square().sqrt()
+    def steps(start: int) -> Iterator[Step]:
+        for number, step in enumerate(whole(start), start):
+            factor = factors.get(number, 1.0)
+            yield step._replace(batches=[b._replace(weights=b.weights * factor) for b in step.batches])
 
-    monkeypatch.setattr(base, "token_nll", token_nll)
-    with pytest.raises(FloatingPointError, match="step 6"):
+    feed = source(learner)
+    whole, feed.steps = feed.steps, steps  # type: ignore[method-assign]
+    return feed
+
+
+def changed(tmp_path: Path, name: str, factors: dict[int, float], runtime: Runtime = toy.RUNTIME) -> Stage:
+    one = toy.token_stage(tmp_path, name, runtime)
+    assert one.source is not None
+    return replace(one, source=partial(change_steps, source=one.source, factors=factors))
+
+
+def at_step(number: int) -> Callable[[], bool]:
+    """Return what is True when it is asked for the `number`-th time."""
+    asked = itertools.count(1)
+    return lambda: next(asked) == number
+
+
+def same_weights(a: Stage, b: Stage) -> bool:
+    expected, got = weights(a.folder), weights(b.folder)
+    return all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_stopped_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
+    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
+    run(whole)
+    with pytest.raises(Stopped, match="test/cut: stopped at step 5 of 8; the same command continues"):
+        stage.run(cut, lambda row: None, stop=at_step(5))
+    assert [paths.name(path) for path in checkpoint.all_in(cut.folder)] == ["step_000003", "step_000005"]
+    assert [r["step"] for r in read_metrics(cut.folder) if "loss" in r] == [1, 2, 3, 4, 5]
+    run(cut)
+    assert same_weights(whole, cut)
+    assert [r["loss"] for r in read_metrics(whole.folder) if "loss" in r] == [
+        r["loss"] for r in read_metrics(cut.folder) if "loss" in r
+    ]
+
+
+def test_checkpoint_that_is_asked_for_is_resumed_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
+    run(whole)
+    with pytest.raises(Killed):
+        stage.run(cut, kill_at(6), save=at_step(5))
+    run(cut)
+    assert "resumes at step 5 of 8" in capsys.readouterr().out
+    assert same_weights(whole, cut)
+
+
+@pytest.mark.parametrize("killed_at", [5, 7])
+def test_stage_that_skipped_a_step_ends_in_the_same_weights(tmp_path: Path, killed_at: int) -> None:
+    whole, cut = (changed(tmp_path, name, {5: math.nan}) for name in ("whole", "cut"))
+    summary = run(whole)
+    assert summary["skipped"] == 1
+    with pytest.raises(Killed):
+        run(cut, kill_at(killed_at))
+    assert paths.name(checkpoint.latest(cut.folder) or "") == "step_000003"  # step 6 was skipped
+    assert run(cut)["skipped"] == 1
+    assert same_weights(whole, cut)
+    rows = [r for r in read_metrics(cut.folder) if "lr" in r]
+    assert [r["step"] for r in rows if "loss" not in r] == [6]
+    assert [r["skipped"] for r in rows if "skipped" in r] == [1]
+
+
+def test_after_three_skipped_steps_the_last_checkpoint_takes_the_next_step(tmp_path: Path) -> None:
+    bad = {4: math.nan, 5: math.inf, 6: math.nan}
+    whole, killed, stopped = (changed(tmp_path, name, bad) for name in ("whole", "killed", "stopped"))
+    rows: list[dict[str, Any]] = []
+    summary = run(whole, rows.append)
+    assert (summary["skipped"], summary["rewinds"]) == (3, 1)
+    assert [(r["step"], r["rewound_to"]) for r in rows if "rewound_to" in r] == [(7, 3)]
+    third = paths.join(whole.folder, "step_000003")
+    model, _ = checkpoint.load_model(third, CPU)
+    optimizer = build_optimizer(model, lr_scale=whole.recipe.lr_scale, weight_decay=whole.recipe.weight_decay)
+    checkpoint.load_optimizer(third, optimizer)
+    rows_of = TokenRows(str(tmp_path / "train"))
+    steps = steps_of(rows_of, rows_per_step=6, device_rows=4, start=7, world=World(0, 1), device=CPU)
+    train(model.train(), optimizer, steps, start=7, steps=8, schedule=whole.schedule(8), nll=model.nll)
+    expected, got = model.state_dict(), weights(whole.folder)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+    with pytest.raises(Killed):
+        run(killed, kill_at(7))
+    run(killed)
+    stopped = replace(stopped, runtime=replace(toy.RUNTIME, keep=1))
+    with pytest.raises(Stopped, match="step 4 "):  # one more checkpoint, which is not the one to go back to
+        stage.run(stopped, lambda row: None, stop=at_step(4))
+    run(stopped)
+    assert same_weights(whole, killed)
+    assert same_weights(whole, stopped)
+
+
+def test_stage_that_stays_nan_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
+    one = changed(tmp_path, "one", dict.fromkeys(range(2, 12), math.nan), Runtime(device_rows=8, save_every=1))
+    one = replace(one, steps=12)
+    with pytest.raises(FloatingPointError, match=r"step 11: the loss is nan"):  # 3 steps, and 3 after each rewind
         run(one)
-    monkeypatch.undo()
-    assert [paths.name(p) for p in checkpoint.all_in(one.folder)] == ["step_000004", "step_000005"]
-    assert all(torch.isfinite(value).all() for value in weights(one.folder, step=5).values())
-    assert run(one)["steps"] == toy.STEPS
+    assert [paths.name(p) for p in checkpoint.all_in(one.folder)] == ["step_000001", "step_000002"]
+    assert all(torch.isfinite(value).all() for value in weights(one.folder, step=2).values())
+    whole = replace(one, source=toy.token_stage(tmp_path, "one").source)
+    assert run(whole)["steps"] == 12
+
+
+def test_spike_is_marked_also_after_a_resume(tmp_path: Path) -> None:
+    one = replace(changed(tmp_path, "one", {12: 9.0}, Runtime(save_every=12)), steps=14)
+    with pytest.raises(Killed):
+        run(one, kill_at(13))
+    run(one)
+    assert [r["step"] for r in read_metrics(one.folder) if r.get("spike")] == [13]

@@ -14,6 +14,7 @@ from raychat.data.pack import Packing
 from raychat.data.shards import TokenRows
 from raychat.log import Progress
 from raychat.train.stage import Stage, finished, run
+from raychat.train.stop import stop_at_signals
 from raychat.train.token_feed import TokenSource
 
 
@@ -27,13 +28,15 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
         ready: returns when the stage can begin; it is called while the workers start.
 
     Raises:
-        ValueError: This machine has too few CPUs or GPUs for the workers.
+        ValueError: This machine has too few CPUs or GPUs for the workers, or a worker raised it.
+        SystemExit: SIGTERM or SIGINT arrived; the stage has saved a checkpoint, and the same command continues.
         ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
     """
     with Progress(stage.name, stage.steps) as progress:
         if cluster.workers == 0:
             ready()
-            return run(stage, progress.show)
+            with stop_at_signals() as stop:
+                return run(stage, progress.show, stop=stop)
         cluster.connect()
         _check_room(cluster)
         return run_on_workers(stage, cluster, progress.show, ready)

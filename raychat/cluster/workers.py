@@ -12,12 +12,15 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raychat.cluster import Cluster
+from raychat.train.stop import Stop, Stopped, never, stop_at_signals
 
 if TYPE_CHECKING:  # the board's process should start without torch
     from raychat.log import Report
     from raychat.train.stage import Stage
 
 Ready = Callable[[], object]
+_LOOK_EVERY_S = 0.5  # for a signal, while nothing comes from the workers
+_SAME_EVERY_TIME = (ValueError, FloatingPointError)  # errors of settings, data or weights, which no restart cures
 
 _shared: "TrainWorkers | None" = None  # of the `shared_workers` block that this process is in
 
@@ -26,7 +29,7 @@ class TrainWorkers:
     """A `torch.distributed` group of workers (nccl on GPUs, gloo on CPUs). It starts when the first stage runs.
 
     When a worker dies, all start again, at most `cluster.max_failures` times, and the stage that was running resumes
-    from its last checkpoint.
+    from its last checkpoint. An error that would come again ends the training instead.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -44,6 +47,8 @@ class TrainWorkers:
             ready: returns when the stage can begin; it is called while the workers start.
 
         Raises:
+            SystemExit: A signal arrived; the stage has saved a checkpoint at the end of the running step.
+            ValueError, FloatingPointError: Raised by a worker.
             ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
         """
         if self._thread is None:
@@ -52,13 +57,28 @@ class TrainWorkers:
         ready()
         # in a list, so that the board passes the reference on: only workers need what is in a stage
         ray.get(self._board.post.remote([ray.put(stage)]))
-        while (event := ray.get(self._board.next_event.remote())) is not None:
-            if event.finished:
-                self._busy = False
-                return dict(event.row)
-            report(event.row)
+        with stop_at_signals() as stop:
+            while (event := self._next_event(stop)) is not None:
+                if isinstance(event, Stopped):
+                    raise event
+                if event.finished:
+                    self._busy = False
+                    return dict(event.row)
+                report(event.row)
+            if stop():
+                raise Stopped(f"{stage.name}: stopped; the same command continues")
         self._busy = False
         raise self._error or RuntimeError(f"the train workers ended before {stage.name} was finished")
+
+    def _next_event(self, stop: Stop) -> "_Event | Stopped | None":
+        """Wait for the board's next event; pass on to the board that the stage should stop."""
+        event = self._board.next_event.remote()
+        while True:
+            if stop() and not ray.get(self._board.stop.remote()):
+                return Stopped("stopped before the workers began; the same command continues")
+            if ray.wait([event], timeout=_LOOK_EVERY_S)[0]:
+                received: _Event | Stopped | None = ray.get(event)
+                return received
 
     def close(self) -> None:
         """End the workers, without waiting for a stage that was interrupted."""
@@ -82,7 +102,8 @@ class TrainWorkers:
         try:
             _trainer(name, self._cluster, self._board).fit()
         except BaseException as error:
-            self._error = error
+            cause = getattr(error, "controller_failure", None)
+            self._error = cause if isinstance(cause, _SAME_EVERY_TIME) else error
         finally:
             if ray.is_initialized():  # not while this process ends: the call would start another Ray
                 ray.get(self._board.end.remote())
@@ -126,30 +147,49 @@ class _Board:
 
     def __init__(self) -> None:
         self._number, self._stage, self._open = 0, list[Any](), True
+        self._taken = self._stopping = False
         self._changed = asyncio.Condition()
-        self._events = asyncio.Queue[_Event | None]()
+        self._events = asyncio.Queue[_Event | Stopped | None]()
 
     async def post(self, stage: list[Any]) -> None:
         """Put up the next stage: a list with its reference."""
         async with self._changed:
-            self._number, self._stage = self._number + 1, stage
+            self._number, self._stage, self._taken = self._number + 1, stage, False
             self._changed.notify_all()
 
     async def next_stage(self, after: int) -> tuple[int, list[Any]] | None:
         """Wait for a stage that is not finished and has a number above `after`; None at the end."""
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._open or (self._stage and self._number > after))
-            return (self._number, self._stage) if self._open else None
+            await self._changed.wait_for(lambda: self._ends() or (self._stage and self._number > after))
+            if self._ends():
+                return None
+            self._taken = True
+            return self._number, self._stage
+
+    def _ends(self) -> bool:
+        return self._stopping or not self._open
+
+    async def stop(self) -> bool:
+        """Let the running stage stop, and begin no other; tell whether workers have taken it."""
+        async with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        return self._taken
+
+    async def stopping(self, number: int) -> None:
+        """Wait until the stage of this number should stop, or is over."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._ends() or self._number > number)
 
     async def report(self, row: dict[str, Any]) -> None:
         await self._events.put(_Event(row))
 
-    async def finish(self, summary: dict[str, Any]) -> None:
-        """Take the stage down and pass on its summary."""
+    async def finish(self, end: dict[str, Any] | Stopped) -> None:
+        """Take the stage down and pass on its summary, or where it stopped."""
         self._stage = []
-        await self._events.put(_Event(summary, finished=True))
+        await self._events.put(end if isinstance(end, Stopped) else _Event(end, finished=True))
 
-    async def next_event(self) -> _Event | None:
+    async def next_event(self) -> _Event | Stopped | None:
         """Wait for an event; None at the end."""
         return await self._events.get()
 
@@ -180,8 +220,24 @@ def _trainer(name: str, cluster: Cluster, board: Any) -> Any:
             storage_path=cluster.storage() + "/ray",
             failure_config=train.FailureConfig(max_failures=cluster.max_failures),
             logging_config=train.LoggingConfig("WARNING"),
+            callbacks=[_one_attempt()],
         ),
     )
+
+
+def _one_attempt() -> Any:
+    """Return a callback of Ray Train's controller that lets an error end the training if it would come again."""
+    import ray.train
+
+    train: Any = ray.train
+
+    class OneAttempt(train.UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, _SAME_EVERY_TIME):
+                    raise error
+
+    return OneAttempt()
 
 
 def _work(settings: dict[str, Any]) -> None:
@@ -197,9 +253,41 @@ def _work(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
-    board, number = settings["board"], 0
+    board, number, rank = settings["board"], 0, context.get_world_rank()
+    preempted = _preemption()
     while (posted := ray.get(board.next_stage.remote(number))) is not None:
         number, (stage,) = posted
-        summary = run(ray.get(stage), board.report.remote)  # reporting does not wait
-        if context.get_world_rank() == 0:
-            ray.get(board.finish.remote(summary))
+        stop = _stop_of(board, number) if rank == 0 else never
+        end: dict[str, Any] | Stopped
+        try:
+            end = run(ray.get(stage), board.report.remote, stop=stop, save=preempted)  # reporting does not wait
+        except Stopped as stopped:
+            end = stopped
+        if rank == 0:
+            ray.get(board.finish.remote(end))
+
+
+def _stop_of(board: Any, number: int) -> Stop:
+    """Return what tells, without a round trip, whether the board wants this stage to stop."""
+    stopping = board.stopping.remote(number)
+    return lambda: bool(ray.wait([stopping], timeout=0)[0])
+
+
+def _preemption() -> Callable[[], bool]:
+    """Return what tells, on all workers alike, that a worker's node will be taken away; once for each notice.
+
+    After such a checkpoint training goes on: Ray Train starts the workers again on other nodes when the node is gone.
+    """
+    import ray.train
+
+    train: Any = ray.train
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return never
+    known = None
+
+    def is_new() -> bool:
+        nonlocal known
+        before, known = known, train.get_preemption_info()  # a barrier of all workers, some milliseconds
+        return known is not None and known != before
+
+    return is_new

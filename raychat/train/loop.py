@@ -1,6 +1,8 @@
 """The one loop. Stages differ in what they pass to it: batches, schedule, number of steps, hooks, where it starts."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +12,16 @@ from raychat.data.batches import Batch, Step
 from raychat.model.base import Model
 from raychat.optim import Optimizer
 from raychat.optim.schedule import Schedule
+from raychat.train.stop import Stop, never
+
+MAX_SKIPPED = 3  # steps in a row: one is a bad batch, several are bad weights
 
 # From ids and targets (B, T) to `token_nll` (B, T): a model's `nll`, or that compiled.
 Nll = Callable[[Tensor, Tensor], Tensor]
-# Called after every step with the number of steps done, the step's loss, (), and the step.
-Hook = Callable[[int, Tensor, Step], None]
+# Called after every step with the number of steps done, the step's loss (NaN = it was skipped), and the step.
+Hook = Callable[[int, float, Step], None]
+# Puts earlier weights and momenta in place, on every worker alike; tells whether there were any.
+Rewind = Callable[[int], bool]
 
 
 def train(
@@ -27,8 +34,13 @@ def train(
     schedule: Schedule,
     hooks: Sequence[Hook] = (),
     start: int = 0,
-) -> None:
-    """Train from step `start` to `steps`; every worker calls it.
+    stop: Stop = never,
+    rewind: Rewind = lambda number: False,
+) -> int:
+    """Train from step `start` to `steps`; every worker calls it. Return the number of steps done.
+
+    A step whose loss or gradient is not finite on some worker changes nothing: all workers skip it. After three of them
+    in a row, training goes on with earlier weights and the next step's data.
 
     Args:
         optimizer: given the schedule's multipliers at every step.
@@ -36,15 +48,30 @@ def train(
             and gradients are summed.
         nll: the model's own, or that compiled.
         hooks: called in order after every step, on every worker.
+        stop: asked once a step; where it is True on some worker, all stop after the first step that is not skipped.
+        rewind: called with the number of steps done, after three skipped steps in a row.
+
+    Raises:
+        FloatingPointError: Three steps in a row were skipped, and `rewind` has no other weights.
     """
+    skipped = 0  # in a row
     for number in range(start, steps):
         step = next(batches)
-        loss = accumulate(nll, step.batches, model.device)
-        check_finite(number, loss, model)
-        optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
+        totals = add_up(accumulate(nll, step.batches, model.device), model, stop)
+        if totals.finite:
+            optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
         optimizer.zero_grad()
+        skipped = 0 if totals.finite else skipped + 1
+        if skipped == MAX_SKIPPED:
+            if not rewind(number + 1):
+                raise FloatingPointError(_why(number + 1, totals))
+            skipped = 0
         for hook in hooks:
-            hook(number + 1, loss, step)
+            hook(number + 1, totals.loss if totals.finite else math.nan, step)
+        # A skipped step is no place to stop: how many there were in a row would be forgotten.
+        if totals.stops and not skipped:
+            return number + 1
+    return steps
 
 
 def rate(schedule: Schedule, number: int, step: Step) -> float:
@@ -65,29 +92,57 @@ def accumulate(nll: Nll, batches: Iterable[Batch], device: torch.device) -> Tens
     return total
 
 
-def check_finite(number: int, loss: Tensor, model: Model) -> None:
-    """Sum `loss` over the workers in place, and stop them all before a step that would ruin the weights.
+class Totals(NamedTuple):
+    """One step, summed over the workers."""
 
-    Raises:
-        FloatingPointError: The loss or a gradient is NaN or infinite on some worker.
+    loss: float
+    norm: float  # the workers' gradient norms
+    stops: float  # workers that were asked to stop
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def add_up(loss: Tensor, model: Model, stop: Stop) -> Totals:
+    """Sum this worker's share of the loss, the norm of its gradients and its wish to stop over the workers.
+
+    With the same numbers all workers skip a step together, and stop at the same one. One sum, one wait for the device.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    totals = dist.sum_(torch.stack((loss, norm.to(loss))))
-    if not totals.isfinite().all():
-        raise FloatingPointError(
-            f"step {number + 1}: the loss is {totals[0].item()}, the sum of the workers' gradient norms "
-            f"{totals[1].item()}; expected finite numbers. The weights are untouched, and the checkpoints so far are "
-            "good. Look at the data of this step, or train with a lower --lr-scale"
-        )
-    loss.copy_(totals[0])
+    mine = torch.stack((loss, norm.to(loss), loss.new_full((), stop())))
+    return Totals(*dist.sum_(mine).tolist())
+
+
+def _why(number: int, totals: Totals) -> str:
+    return (
+        f"step {number}: the loss is {totals.loss}, the sum of the workers' gradient norms {totals.norm}; expected "
+        f"finite numbers. It was skipped like the {MAX_SKIPPED - 1} steps before, and the checkpoints so far are good. "
+        "Look at the data of these steps, or train a new --run with a lower --lr-scale"
+    )
 
 
 def every(interval: int, steps: int, hook: Hook) -> Hook:
-    """Call a hook at every `interval`-th step and at the last; 0 = at the last only."""
+    """Call a hook at the steps that are due."""
 
-    def at(number: int, loss: Tensor, step: Step) -> None:
-        if number == steps or (interval > 0 and number % interval == 0):
+    def at(number: int, loss: float, step: Step) -> None:
+        if is_due(number, interval, steps):
+            hook(number, loss, step)
+
+    return at
+
+
+def is_due(number: int, interval: int, steps: int) -> bool:
+    """Tell whether this is every `interval`-th step or the last of all; 0 = the last only."""
+    return number == steps or (interval > 0 and number % interval == 0)
+
+
+def when(asked: Callable[[], bool], hook: Hook) -> Hook:
+    """Call a hook after a step at which all workers find that `asked` is True; do not ask after a skipped step."""
+
+    def at(number: int, loss: float, step: Step) -> None:
+        if not math.isnan(loss) and asked():
             hook(number, loss, step)
 
     return at

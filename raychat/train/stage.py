@@ -4,29 +4,31 @@ A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it
 Uncommitted changes of the code are beside them as `code-<hash>.diff`.
 """
 
-import time
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta
 from raychat.data.batches import Step
-from raychat.device import compute_dtype, default_device, peak_flops, synchronize
-from raychat.log import MetricsLog, Report, Throttle
-from raychat.model import flops, registry
+from raychat.device import compute_dtype, default_device
+from raychat.log import MetricsLog, Report, read_metrics
+from raychat.model import registry
 from raychat.model.base import Model
 from raychat.optim import Optimizer, build_optimizer
 from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime, differences
 from raychat.tokenizer import Tokenizer
-from raychat.train.loop import Nll, every, rate, train
+from raychat.train.loop import Nll, every, is_due, rate, train, when
+from raychat.train.stop import Stop, Stopped, never
+from raychat.train.watch import Clock, Rows, Spikes
 
 Metrics = dict[str, float]
 LOG_EVERY_S = 1.0  # between rows reported to the terminal; metrics.jsonl has every step
+MAX_REWINDS = 2  # returns to a checkpoint in one stage
 
 
 class Feed(Protocol):
@@ -121,10 +123,19 @@ def check_recipe(folder: str, there: Recipe, now: Recipe) -> None:
         )
 
 
-def run(stage: Stage, report: Report) -> dict[str, Any]:
+def run(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never) -> dict[str, Any]:
     """Train a stage from its latest checkpoint, or from its start, to its end; return its summary.
 
-    Every worker calls it. Killed at any moment and called again, it ends in the same weights.
+    Every worker calls it. Killed or stopped at any moment and called again, it ends in the same weights.
+
+    Args:
+        report: gets the rows of rank 0.
+        stop: asked at every step; where it is True on some worker, all save a checkpoint after the step and stop.
+        save: asked after every step; where it is True, on all workers, they save a checkpoint.
+
+    Raises:
+        Stopped: it was asked to, before the last step.
+        FloatingPointError: losses or gradients stay NaN or infinite; see `loop.train`.
     """
     device = default_device()
     torch.manual_seed(stage.recipe.seed)
@@ -136,8 +147,9 @@ def run(stage: Stage, report: Report) -> dict[str, Any]:
         around.log_step,
         every(stage.runtime.eval_every, stage.steps, around.evaluate),
         every(stage.runtime.save_every, stage.steps, around.save),
+        when(save, around.save),
     ]
-    train(
+    done = train(
         model,
         optimizer,
         around.feed.steps(around.start),
@@ -146,8 +158,10 @@ def run(stage: Stage, report: Report) -> dict[str, Any]:
         schedule=stage.schedule(stage.steps),
         hooks=hooks,
         start=around.start,
+        stop=stop,
+        rewind=around.rewind,
     )
-    return around.close()
+    return around.close(done)
 
 
 def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
@@ -178,13 +192,11 @@ class _Around:
         self.feed = feed
         self._provenance = provenance.record(learner.stage.folder) if dist.world().rank == 0 else None
         self._stage, self._model, self._optimizer, self._learner = learner.stage, learner.model, optimizer, learner
-        self._report, self._schedule = report, learner.stage.schedule(learner.stage.steps)
+        self._schedule = learner.stage.schedule(learner.stage.steps)
         self.start, spent_s, self._latest = self._resume()
-        self._began = time.monotonic() - spent_s
+        self._saved = self.start
         self._rank, self._size = dist.world()
-        self._log = self._open_log() if self._rank == 0 else None
-        self._clock = _Clock(feed.tokens_per_step, learner)
-        self._throttle = Throttle(LOG_EVERY_S)
+        self._rows = self._open_rows(report, spent_s)
 
     def _resume(self) -> tuple[int, float, Metrics]:
         """Load the newest checkpoint that is as it was written; return its step, the seconds spent, its metrics."""
@@ -200,55 +212,81 @@ class _Around:
             print(f"{stage.name}: resumes at step {meta.step} of {stage.steps}", flush=True)
         return meta.step, meta.wall_s, meta.metrics
 
-    def _open_log(self) -> MetricsLog:
-        stage = self._stage
-        settings = asdict(stage.recipe) | asdict(stage.runtime)
-        return MetricsLog(stage.folder, start=self.start, name=stage.name, settings=settings, wandb=stage.runtime.wandb)
+    def _open_rows(self, report: Report, spent_s: float) -> Rows:
+        stage, log, losses = self._stage, None, list[float]()
+        if self._rank == 0:
+            settings = asdict(stage.recipe) | asdict(stage.runtime)
+            wandb = stage.runtime.wandb
+            log = MetricsLog(stage.folder, start=self.start, name=stage.name, settings=settings, wandb=wandb)
+            losses = [row["loss"] for row in read_metrics(stage.folder) if "loss" in row]
+        clock = Clock(self.feed.tokens_per_step, self._model, self._learner.device)
+        return Rows(log, report, clock, Spikes(losses), every_s=LOG_EVERY_S, spent_s=spent_s)
 
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._began, 3)
+    def log_step(self, number: int, loss: float, step: Step) -> None:
+        figures = {"lr": rate(self._schedule, number - 1, step), **step.metrics}
+        if math.isnan(loss):
+            self._latest["skipped"] = figures["skipped"] = self._latest.get("skipped", 0) + 1
+        self._rows.add_step(number, loss, figures, last=number == self._stage.steps)
 
-    def log_step(self, number: int, loss: Tensor, step: Step) -> None:
-        if self._log is None:
-            return
-        synchronize(self._learner.device)
-        row = {"step": number, "loss": loss.item(), "lr": rate(self._schedule, number - 1, step)}
-        row |= {**step.metrics, **self._clock.tick(), "t": self._seconds()}
-        self._log.write(row)
-        if self._throttle.due(force=number == self._stage.steps):
-            self._report(row)
-
-    def evaluate(self, number: int, loss: Tensor, step: Step) -> None:
+    def evaluate(self, number: int, loss: float, step: Step) -> None:
         self._model.eval()
         metrics = self.feed.evaluate()
         self._model.train()
-        self._clock.restart()
+        self._rows.clock.restart()
         self._latest.update(metrics)
-        if self._log is not None and metrics:
-            row = {"step": number, **metrics, "t": self._seconds()}
-            self._log.write(row)
-            self._report(row)
+        if metrics:
+            self._rows.add(number, metrics)
 
-    def save(self, number: int, loss: Tensor, step: Step) -> None:
+    def save(self, number: int, loss: float, step: Step) -> None:
+        """Save a checkpoint, unless the step was skipped: how many there were in a row would be forgotten."""
+        if not math.isnan(loss) or number == self._stage.steps:
+            self._save(number)
+
+    def _save(self, number: int) -> None:
+        if number == self._saved:
+            return
+        self._saved = number
         stage = self._stage
         runtime = replace(stage.runtime, workers=self._size)
-        meta = Meta(number, stage.recipe, runtime, metrics=dict(self._latest), wall_s=self._seconds())
-        if self._log is not None:
-            self._log.flush()
-        keep, tokenizer = stage.runtime.keep, self._learner.tokenizer
-        checkpoint.save_checkpoint(stage.folder, self._model, self._optimizer, tokenizer, meta, keep)
-        self._clock.restart()
+        meta = Meta(number, stage.recipe, runtime, metrics=dict(self._latest), wall_s=self._rows.seconds())
+        self._rows.flush()
+        keep = stage.runtime.keep if self._is_regular(number) else 0  # `rewind` may need an older one
+        checkpoint.save_checkpoint(stage.folder, self._model, self._optimizer, self._learner.tokenizer, meta, keep)
+        self._rows.clock.restart()
 
-    def close(self) -> dict[str, Any]:
-        """Write and return the summary (rank 0; empty on the others)."""
-        if self._log is None:
-            return {}
-        self._log.close()
+    def rewind(self, number: int) -> bool:
+        """Go back to the newest regular checkpoint, at most twice in a stage; tell whether that was possible.
+
+        A stage that was stopped in between has more checkpoints, and must end in the same weights.
+        """
+        rewinds = self._latest.get("rewinds", 0)
+        found = {checkpoint.read_meta(path).step: path for path in checkpoint.all_in(self._stage.folder)}
+        regular = [step for step in found if self._is_regular(step)]
+        if not regular or rewinds == MAX_REWINDS:
+            return False
+        self._latest["rewinds"] = rewinds + 1
+        checkpoint.load_weights(found[regular[-1]], self._model)
+        checkpoint.load_optimizer(found[regular[-1]], self._optimizer)
+        self._rows.add(number, {"rewound_to": regular[-1]})
+        return True
+
+    def _is_regular(self, number: int) -> bool:
+        return is_due(number, self._stage.runtime.save_every, self._stage.steps)
+
+    def close(self, done: int) -> dict[str, Any]:
+        """Write and return the summary (rank 0; empty on the others). Raises Stopped before the last step."""
         stage, device = self._stage, self._learner.device
+        if done < stage.steps:
+            self._save(done)
+        self._rows.close()
+        if done < stage.steps:
+            raise Stopped(f"{stage.name}: stopped at step {done} of {stage.steps}; the same command continues")
+        if self._rank > 0:
+            return {}
         summary = {
             "steps": stage.steps,
             "tokens": stage.steps * self.feed.tokens_per_step,
-            "wall_s": self._seconds(),
+            "wall_s": self._rows.seconds(),
             "workers": self._size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "num_params": sum(p.numel() for p in self._model.parameters()),
@@ -262,24 +300,3 @@ class _Around:
         paths.write_json(file := paths.join(stage.folder, "summary.json"), summary)
         written: dict[str, Any] = paths.read_json(file)
         return written
-
-
-class _Clock:
-    """Tokens per second and MFU of the step just done, evaluation and saving left out."""
-
-    def __init__(self, tokens_per_step: int, learner: Learner) -> None:
-        self._tokens_per_step = tokens_per_step
-        self._flops_per_token, self._peak = learner.model.flops_per_token(), peak_flops(learner.device)
-        self._last = time.monotonic()
-
-    def tick(self) -> Metrics:
-        now = time.monotonic()
-        rate = self._tokens_per_step / max(now - self._last, 1e-9)
-        self._last = now
-        if not self._tokens_per_step:
-            return {}
-        mfu = flops.mfu(rate, self._flops_per_token, self._peak, dist.world().size)
-        return {"tok_per_s": round(rate, 1), **({} if mfu is None else {"mfu": round(mfu, 4)})}
-
-    def restart(self) -> None:
-        self._last = time.monotonic()
