@@ -19,6 +19,7 @@ workers get. About nine minutes on two CPU cores. The last line is JSON:
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -41,7 +42,7 @@ from torch.utils.checkpoint import checkpoint
 from raychat import device as devices
 from raychat.cluster import _ENVIRONMENT, Cluster
 from raychat.data import shards
-from raychat.data.batches import Step, next_token
+from raychat.data.batches import Batch, Step, next_token
 from raychat.log import read_metrics
 from raychat.model import registry
 from raychat.model.base import Model
@@ -102,7 +103,8 @@ class Trainer:
             for row in zip(hidden.split(1), self.batch.targets.split(1), self.batch.weights.split(1), strict=True)
         ]
         torch.stack(losses).sum().backward()
-        self.optimizer.step()
+        rates = schedule.base(1)
+        self.optimizer.step(rates.lr(0), rates.momentum(0), rates.weight_decay(0))
         self.optimizer.zero_grad()
 
     def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -158,13 +160,16 @@ def first_step_s(sizes: Sizes, cache: str) -> float:
 def step_memory(sizes: Sizes, fused: bool) -> tuple[float, float]:
     """Return the bytes that a step needs beyond what lies in memory between steps, and its seconds."""
     trainer = Trainer(sizes)
-    step = trainer.fused_step_s if fused else trainer.step_s
+    step, batch = trainer.fused_step_s if fused else trainer.step_s, trainer.batch
+    trainer.batch = Batch(*(part[:1, :8] for part in batch))
+    step()  # loads libraries and makes the caches of the optimizer, in little memory
+    trainer.batch = batch
     if trainer.device.type == "cuda":
-        step()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         seconds = step()
         return torch.cuda.max_memory_allocated() - before, seconds
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory still counts as ours
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status_bytes("VmRSS")
     step()

@@ -123,8 +123,8 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
     from raychat.report import dry_run
     from raychat.report.markdown import table_text
     from raychat.tokenizer import FILE_NAME, Tokenizer
+    from raychat.train.finished import finished
     from raychat.train.scaling import VOCAB_SIZE
-    from raychat.train.stage import finished
 
     folder = args.cluster.run_folder(args.run, "tokenizer")
     if paths.exists(paths.join(folder, FILE_NAME)):

@@ -61,7 +61,8 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.rl.feed import RolloutSource
     from raychat.rl.sampler import Sampler
     from raychat.train.finetune import child_recipe
-    from raychat.train.stage import Stage, finished, summary_of
+    from raychat.train.finished import finished, summary_of
+    from raychat.train.stage import Stage
 
     cluster, storage = args.cluster, args.cluster.storage()
     parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid")))

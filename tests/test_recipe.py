@@ -9,8 +9,8 @@ import toy
 
 from raychat import checkpoint, paths
 from raychat.recipe import Recipe, Runtime, differences, from_format_1
-from raychat.train import stage
 from raychat.train.finetune import child_recipe
+from raychat.train.finished import finished
 
 MODEL = toy.recipe().model
 BASE = {  # all settings of base_train, as format 1 recorded them
@@ -59,9 +59,9 @@ def test_format_1_is_read(tmp_path: Path) -> None:
     assert (meta.step, meta.metrics, meta.wall_s, meta.commit) == (450, {"val_bpb": 0.278}, 120.5, "1a79e07")
     assert meta.runtime == Runtime(device_rows=None, eval_every=200, save_every=100, workers=2)
     now = Recipe(MODEL, 2048, 0.4, 0.7, steps=450, tokenizer="abc", data=("tinyworld",), inputs="0123")
-    assert stage.finished(folder, now) == {"settings": BASE, "steps": 450}
+    assert finished(folder, now) == {"settings": BASE, "steps": 450}
     with pytest.raises(ValueError, match=r"batch_tokens: there 2048, now 4096"):
-        stage.finished(folder, replace(now, batch_tokens=4096))
+        finished(folder, replace(now, batch_tokens=4096))
     child = child_recipe(path, str(tmp_path), tasks=("gsm8k",), lr=0.8, seed=1)
     assert child == replace(
         now, weight_decay=0.0, steps=None, inputs=None, tasks=("gsm8k",), lr=0.8, seed=1,

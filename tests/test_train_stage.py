@@ -21,6 +21,7 @@ from raychat.optim import build_optimizer
 from raychat.recipe import Runtime
 from raychat.train import stage
 from raychat.train.finetune import child_recipe
+from raychat.train.finished import finished
 from raychat.train.loop import train
 from raychat.train.stage import Feed, Learner, Stage
 from raychat.train.stop import Stopped
@@ -96,10 +97,10 @@ def test_stage_whose_last_checkpoint_was_torn_is_not_finished(tmp_path: Path) ->
     file = Path(summary["checkpoint"], "model.safetensors")
     content = file.read_bytes()
     file.write_bytes(content[:1000])
-    assert stage.finished(one.folder, one.recipe) is None
+    assert finished(one.folder, one.recipe) is None
     again = run(one)
     assert file.read_bytes() == content
-    assert stage.finished(one.folder, one.recipe) == again
+    assert finished(one.folder, one.recipe) == again
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer_000.safetensors", "tokenizer/tokenizer.json"])
@@ -142,21 +143,21 @@ def test_stage_killed_between_its_last_checkpoint_and_its_summary_is_summed_up(t
     one = toy.token_stage(tmp_path, "one")
     summary = run(one)
     paths.remove(one.folder + "/summary.json")
-    assert stage.finished(one.folder, one.recipe) is None
+    assert finished(one.folder, one.recipe) is None
     again = run(one)
     assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in summary.items() if k != "wall_s"}
 
 
 def test_finished_stage_is_found_and_another_recipe_is_refused(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
-    assert stage.finished(one.folder, one.recipe) is None
+    assert finished(one.folder, one.recipe) is None
     summary = run(one)
-    assert stage.finished(one.folder, toy.recipe()) == summary
+    assert finished(one.folder, toy.recipe()) == summary
     with pytest.raises(ValueError, match="seed: there 0, now 1"):
-        stage.finished(one.folder, toy.recipe(seed=1))
+        finished(one.folder, toy.recipe(seed=1))
     deeper = replace(one.recipe, model={**one.recipe.model, "n_layer": 3})
     with pytest.raises(ValueError, match=r"another recipe.*n_layer: there 2, now 3"):
-        stage.finished(one.folder, deeper)
+        finished(one.folder, deeper)
 
 
 def test_stage_resumes_with_another_runtime(tmp_path: Path) -> None:

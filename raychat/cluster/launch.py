@@ -12,8 +12,10 @@ from raychat.cluster.prepare import Preparation
 from raychat.cluster.workers import Ready, run_on_workers
 from raychat.data.pack import Packing
 from raychat.data.shards import TokenRows
+from raychat.lease import lease
 from raychat.log import Progress
-from raychat.train.stage import Stage, finished, run
+from raychat.train.finished import finished
+from raychat.train.stage import Stage, run
 from raychat.train.stop import stop_at_signals
 from raychat.train.token_feed import TokenSource
 
@@ -28,11 +30,12 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
         ready: returns when the stage can begin; it is called while the workers start.
 
     Raises:
-        ValueError: This machine has too few CPUs or GPUs for the workers, or a worker raised it.
+        ValueError: This machine has too few CPUs or GPUs for the workers, a worker raised it, or another driver trains
+            the stage.
         SystemExit: SIGTERM or SIGINT arrived; the stage has saved a checkpoint, and the same command continues.
         ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
     """
-    with Progress(stage.name, stage.steps) as progress:
+    with lease(stage.folder), Progress(stage.name, stage.steps) as progress:
         if cluster.workers == 0:
             ready()
             with stop_at_signals() as stop:
