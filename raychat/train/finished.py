@@ -1,8 +1,9 @@
-"""What the storage says of a stage: whether it is finished, and whether it is the one that is asked for."""
+"""What the storage says of a stage: whether it is finished, the one that is asked for, and seen by all workers."""
 
+import uuid
 from typing import Any
 
-from raychat import checkpoint, paths
+from raychat import checkpoint, dist, paths
 from raychat.recipe import Recipe, differences
 
 
@@ -36,3 +37,22 @@ def check_recipe(folder: str, there: Recipe, now: Recipe) -> None:
         raise ValueError(
             f"{folder} has another recipe ({', '.join(different)}); choose another --run or remove that folder"
         )
+
+
+def check_shared(folder: str, written_by_driver: str) -> None:
+    """Check, before anything is trained, that all workers see one storage, the driver's. Every worker must call it.
+
+    Raises:
+        ValueError: Some worker does not see what rank 0 writes to the folder, or what the driver has written.
+    """
+    probe = paths.join(folder, f".tmp-probe-{dist.gather(uuid.uuid4().hex)[0]}")
+    dist.together(lambda: paths.write_text(probe, "") if dist.world().rank == 0 else None)
+    seen = dist.together(lambda: (paths.exists(probe), paths.exists(written_by_driver)))
+    dist.together(lambda: paths.remove(probe) if dist.world().rank == 0 else None)
+    what = f"what worker 0 writes to {folder}", written_by_driver
+    for path, sees in zip(what, zip(*seen, strict=True), strict=True):
+        if blind := [rank for rank, sees_it in enumerate(sees) if not sees_it]:
+            raise ValueError(
+                f"{', '.join(map(str, blind))} of {len(seen)} workers do not see {path}; set --cluster.storage-path to "
+                "a folder or bucket that all machines share"
+            )

@@ -22,7 +22,7 @@ from raychat.optim import Optimizer, build_optimizer
 from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import Tokenizer
-from raychat.train.finished import check_recipe
+from raychat.train.finished import check_recipe, check_shared
 from raychat.train.loop import Nll, every, is_due, rate, train, when
 from raychat.train.stop import Stop, Stopped, never
 from raychat.train.watch import Clock, Rows, Spikes
@@ -106,6 +106,7 @@ def run(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never)
         Stopped: it was asked to, before the last step.
         FloatingPointError: losses or gradients stay NaN or infinite; see `loop.train`.
     """
+    check_shared(stage.folder, stage.tokenizer)
     device = default_device()
     torch.manual_seed(stage.recipe.seed)
     model, optimizer = _start(stage, device)
