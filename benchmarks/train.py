@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 from engine import interleave  # the benchmark beside this one
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from raychat import device as devices
@@ -51,6 +51,7 @@ from raychat.optim import Optimizer, build_optimizer, schedule
 from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from raychat.train import loop, stage
+from raychat.train.compiling import one_graph
 from raychat.train.scaling import from_depth
 from raychat.train.token_feed import TokenSource
 
@@ -86,29 +87,31 @@ class Trainer:
         self.batch = next_token(tokens, np.ones_like(tokens, dtype=bool), 1 / tokens[:, 1:].size, self.device)
         self.flops = self.model.flops_per_token() * self.batch.targets.numel()  # of a step
 
-    def step_s(self, forward: nn.Module | None = None) -> float:
-        """Take one step of the training loop; return its seconds. forward: the model, possibly compiled."""
-        model, batches = self.model if forward is None else forward, iter([Step([self.batch])])
-        step = partial(loop.train, model, self.optimizer, batches, steps=1, schedule=schedule.base(1))
+    def step_s(self, nll: loop.Nll | None = None) -> float:
+        """Take one step of the training loop; return its seconds. nll: None = the model's."""
+        batches = iter([Step([self.batch])])
+        step = partial(
+            loop.train,
+            self.model,
+            self.optimizer,
+            batches,
+            nll=nll or self.model.nll,
+            steps=1,
+            schedule=schedule.base(1),
+        )
         return timed(step, self.device)
 
-    def fused_step_s(self) -> float:
-        """Take the step with head and loss row by row; return its seconds."""
-        return timed(self._fused_step, self.device)
+    def compiled(self) -> loop.Nll:
+        """Return the model's `nll`, to be compiled at its first call."""
+        return one_graph(self.model, 0, compile=True)
 
-    def _fused_step(self) -> None:
-        hidden = self.model.hidden(self.batch.inputs)
-        losses = [
-            checkpoint(self._loss, *row, use_reentrant=False)
-            for row in zip(hidden.split(1), self.batch.targets.split(1), self.batch.weights.split(1), strict=True)
-        ]
-        torch.stack(losses).sum().backward()
-        rates = schedule.base(1)
-        self.optimizer.step(rates.lr(0), rates.momentum(0), rates.weight_decay(0))
-        self.optimizer.zero_grad()
+    def nll_by_row(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Compute the model's `nll` without keeping the logits of more than a row."""
+        rows = zip(self.model.hidden(idx).split(1), targets.split(1), strict=True)
+        return torch.cat([checkpoint(self._row_nll, *row, use_reentrant=False) for row in rows])
 
-    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return (weights * token_nll(self.model.logits(hidden), targets)).sum()
+    def _row_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_nll(self.model.logits(hidden), targets)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
@@ -122,13 +125,13 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 def gemm_fractions(sizes: Sizes, rounds: int) -> tuple[float, float]:
     """Return the FLOP/s of steps over those of a square product: eager, compiled."""
     eager, compiled = Trainer(sizes), Trainer(sizes)
-    forward: Any = torch.compile(compiled.model, dynamic=False)
+    nll = compiled.compiled()
     square = torch.rand(SQUARE, SQUARE, device=eager.device)
     seconds = interleave(
         {
             "square": lambda: timed(lambda: square @ square, eager.device),
             "eager": eager.step_s,
-            "compiled": lambda: compiled.step_s(forward),
+            "compiled": lambda: compiled.step_s(nll),
         },
         rounds,
     )
@@ -153,14 +156,13 @@ def first_step_s(sizes: Sizes, cache: str) -> float:
     """Return the seconds of a process's first compiled step. cache: the compiler's folder."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
     trainer = Trainer(sizes)
-    forward: Any = torch.compile(trainer.model, dynamic=False)
-    return trainer.step_s(forward)
+    return trainer.step_s(trainer.compiled())
 
 
 def step_memory(sizes: Sizes, fused: bool) -> tuple[float, float]:
     """Return the bytes that a step needs beyond what lies in memory between steps, and its seconds."""
     trainer = Trainer(sizes)
-    step, batch = trainer.fused_step_s if fused else trainer.step_s, trainer.batch
+    batch, step = trainer.batch, partial(trainer.step_s, trainer.nll_by_row if fused else None)
     trainer.batch = Batch(*(part[:1, :8] for part in batch))
     step()  # loads libraries and makes the caches of the optimizer, in little memory
     trainer.batch = batch
@@ -211,7 +213,7 @@ def new_stage(sizes: Sizes, steps: int, root: str) -> stage.Stage:
         schedule=schedule.base,
         steps=steps,
         source=TokenSource(f"{root}/tokens", f"{root}/tokens", max_val_rows=2),
-        runtime=Runtime(device_rows=sizes.rows),
+        runtime=Runtime(device_rows=sizes.rows, compile=False),
     )
 
 
