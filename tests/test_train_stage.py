@@ -307,6 +307,17 @@ def test_after_three_skipped_steps_the_last_checkpoint_takes_the_next_step(tmp_p
     assert same_weights(whole, stopped)
 
 
+def test_damaged_checkpoint_is_not_gone_back_to(tmp_path: Path) -> None:
+    one = changed(tmp_path, "one", dict.fromkeys((4, 5, 6), math.nan))
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            damage(Path(one.folder, "step_000003", "model.safetensors"))
+
+    with pytest.raises(ValueError, match=r"step_000003/model\.safetensors: got bytes of sha256"):
+        run(one, report)
+
+
 def test_stage_that_stays_nan_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
     one = changed(tmp_path, "one", dict.fromkeys(range(2, 12), math.nan), Runtime(device_rows=8, save_every=1))
     one = replace(one, steps=12)

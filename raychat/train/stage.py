@@ -235,6 +235,7 @@ class _Around:
         if not regular or rewinds == MAX_REWINDS:
             return False
         self._latest["rewinds"] = rewinds + 1
+        checkpoint.verify(found[regular[-1]])
         checkpoint.load_weights(found[regular[-1]], self._model)
         checkpoint.load_optimizer(found[regular[-1]], self._optimizer)
         self._rows.add(number, {"rewound_to": regular[-1]})
