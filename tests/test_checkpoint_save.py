@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder: str) -> None:
 
 
 def test_the_newest_stay_and_the_best(folder: str) -> None:
-    for step, bpb in enumerate((1.3, 1.1, 1.2, float("nan"), 1.2, 1.25), start=1):
+    for step, bpb in enumerate((float("nan"), 1.1, 1.2, 1.3, 1.2, 1.25), start=1):
         save(folder, step, val_bpb=bpb)
     assert steps(folder) == [2, 5, 6]
     assert paths.name(checkpoint.latest(folder) or "") == "step_000006"
