@@ -80,6 +80,12 @@ def test_killed_while_it_saves_a_half_written_folder_is_never_taken(
     assert steps(folder) == [1, 2]
 
 
+def test_a_shard_that_a_killed_save_of_more_workers_left_is_not_taken_along(folder: str) -> None:
+    unfinished = ".tmp-step_000002" if paths.is_local(folder) else "step_000002"
+    paths.write_bytes(paths.join(folder, unfinished, "optimizer_007.safetensors"), b"")
+    assert "optimizer_007.safetensors" not in paths.names(save(folder, 2))
+
+
 def test_weights_that_are_not_finite_are_not_saved(folder: str) -> None:
     save(folder, 1)
     with pytest.raises(FloatingPointError, match=r"step_000002 is not saved: .* in wte\.weight"):
