@@ -20,7 +20,6 @@ from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
 
 __all__ = ["trained_tokenizer"]  # a fixture
-pytestmark = pytest.mark.timeout(1800)  # processes of Ray start and die, which takes minutes on a busy machine
 NUM_TOKENS = 500
 TEXT = "".join(chr(97 + i % LETTERS) for i in range(NUM_TOKENS))
 

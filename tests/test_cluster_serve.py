@@ -22,7 +22,6 @@ from raychat.checkpoint import save_checkpoint
 from raychat.serve.run import listen
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
-pytestmark = pytest.mark.timeout(1800)  # processes of Ray start and die, which takes minutes on a busy machine
 LETTERS = 26  # of the endless alphabet
 
 
