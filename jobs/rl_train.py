@@ -27,7 +27,7 @@ class Args:
     eval_every: int = 60  # steps between evaluations
     num_eval: int = 64  # held-out problems in an evaluation; 0 = none
     save_every: int = 60  # steps between checkpoints
-    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
+    keep: int = 2  # newest checkpoints that stay, and the one of the highest val_reward; 0 = all
     rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
     questions_per_call: int = 2  # questions that an actor answers at once, each with all its samples
     seed: int = 0  # seed of the order of the problems and of sampling

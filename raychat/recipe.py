@@ -55,7 +55,7 @@ class Runtime:
     device_rows: int | None = None  # rows of a micro-batch on one device; None = by the device's memory
     eval_every: int = 0  # steps between evaluations; 0 = at the end only
     save_every: int = 0  # steps between checkpoints; 0 = at the end only
-    keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all
+    keep: int = 2  # newest checkpoints that stay, with the best; 0 = all
     wandb: bool = False  # log to Weights & Biases
     compile: bool | None = None  # compile the model; None = where it pays
     workers: int | None = None  # data-parallel workers that wrote the checkpoint

@@ -110,6 +110,12 @@ def test_of_equal_checkpoints_the_measured_one_is_the_best(folder: str) -> None:
     assert steps(folder) == [1, 4]
 
 
+def test_where_there_is_a_reward_it_decides(folder: str) -> None:
+    for step, (reward, bpb) in enumerate(((0.7, 1.3), (0.9, 1.2), (0.8, 1.1)), start=1):
+        save(folder, step, keep=1, val_reward=reward, val_bpb=bpb)
+    assert steps(folder) == [2, 3]
+
+
 def test_a_damaged_later_checkpoint_takes_no_place_of_a_good_one(tmp_path: Path) -> None:
     folder = str(tmp_path)
     save(folder, 3)

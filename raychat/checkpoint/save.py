@@ -27,7 +27,8 @@ def save_checkpoint(
     Where it fails on one worker, it fails on all, and the checkpoints so far stay as they are.
 
     Args:
-        keep: newest checkpoints in `folder` that stay, with the best by `metrics["val_bpb"]`; 0 = all.
+        keep: newest checkpoints in `folder` that stay, with the best by `metrics`: the highest `val_reward`, or else the
+            lowest `val_bpb`; 0 = all.
 
     Raises:
         FloatingPointError: A weight is NaN or infinite on some worker; nothing was written.
@@ -105,12 +106,17 @@ def _remove_old(folder: str, step: int, keep: int) -> None:
     there = [path for path in all_in(folder) if int(paths.name(path).removeprefix("step_")) <= step]
     if not keep or len(there) <= keep:
         return
-    bpb = {path: read_meta(path).metrics.get("val_bpb", math.nan) for path in there}
+    scores = {path: _score(read_meta(path).metrics) for path in there}
     # Of equal ones the oldest: a checkpoint between two evaluations has the figure of the one before.
-    best = min((path for path in there if math.isfinite(bpb[path])), key=bpb.__getitem__, default=None)
+    best = max((path for path in there if math.isfinite(scores[path])), key=scores.__getitem__, default=None)
     for path in there[:-keep]:
         if path != best:
             paths.remove(path)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    """Return how good a checkpoint is: its reward where there is one, else less for more bits per byte."""
+    return metrics["val_reward"] if "val_reward" in metrics else -metrics.get("val_bpb", math.nan)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
