@@ -27,8 +27,8 @@ def save_checkpoint(
     Where it fails on one worker, it fails on all, and the checkpoints so far stay as they are.
 
     Args:
-        keep: newest checkpoints in `folder` that stay, with the best by `metrics`: the highest `val_reward`, or else the
-            lowest `val_bpb`; 0 = all.
+        keep: newest checkpoints in `folder` that stay, with the best by `metrics`: that of the highest `val_reward`, or
+            else of the lowest `val_bpb`; 0 = all.
 
     Raises:
         FloatingPointError: A weight is NaN or infinite on some worker; nothing was written.
