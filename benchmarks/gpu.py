@@ -92,7 +92,7 @@ def train(depth: int, device: torch.device, budget_s: float, sizes: dict[str, in
     tok_s = rows * T / min(rest)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     dtype = devices.compute_dtype(device)
-    estimate = memory._fixed_bytes(model, 1, dtype) + rows * memory._row_bytes(model, dtype)
+    estimate = sum(memory.step_bytes(model, rows, 1, dtype))
     mfu = flops.mfu(tok_s, model.flops_per_token(), devices.peak_flops(device), 1)
     return {
         "rows": rows,

@@ -53,7 +53,7 @@ def tiny() -> Pipeline:
         base_eval.Args(max_items=60, eval_tokens=60_000),
         mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=120),
         sft_train.Args(
-            tasks=("arc-easy*6", "mmlu*2", "arc-challenge", "conversations", "gsm8k", "spelling-bee", "identity"),
+            tasks=("arc-easy*6", "mmlu*2", "arc-challenge", "conversations", "gsm8k*3", "spelling-bee", "identity"),
             steps=320,
             keep=0,
             lr=0.4,

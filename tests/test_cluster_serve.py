@@ -1,6 +1,7 @@
 """The application on Ray Serve, as the real `openai` client sees it, and its settings."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,8 +14,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 import toy
 import yaml
+from safetensors.torch import load_file, save_file
 from test_serve import REPO, ask, client, health, more_streams_than_slots, wait_until
 from tiny import scripted_model
 
@@ -38,6 +41,16 @@ def write_chat_run(home: Path, tokenizer: Tokenizer, run: str = "tiny", stage: s
     script = [tokenizer.special["<|assistant_start|>"], *range(97, 97 + LETTERS), 97]
     model = scripted_model([script], sequence_len=4096, vocab_size=tokenizer.vocab_size)
     save_checkpoint(str(home / "runs" / run / stage), model, None, tokenizer, toy.meta(3, model))
+
+
+def break_weights(path: str) -> None:
+    """Make the head of a checkpoint NaN, which is never saved, and forget what its files should be."""
+    weights = load_file(f"{path}/model.safetensors")
+    save_file(
+        weights | {"lm_head.weight": torch.full_like(weights["lm_head.weight"], torch.nan)}, f"{path}/model.safetensors"
+    )
+    meta = json.loads(Path(path, "meta.json").read_text())
+    Path(path, "meta.json").write_text(json.dumps(meta | {"files": {}}))
 
 
 def free_port() -> int:
@@ -151,8 +164,8 @@ def test_failed_engine_turns_health_503(served: openai.OpenAI, trained_tokenizer
     from raychat.cluster.serve import build
 
     script = scripted_model([], sequence_len=64, vocab_size=trained_tokenizer.vocab_size)
-    script.lm_head.weight.data.fill_(float("nan"))
-    save_checkpoint(str(tmp_path / "runs" / "nan" / "sft"), script, None, trained_tokenizer, toy.meta(3, script))
+    path = save_checkpoint(str(tmp_path / "runs" / "nan" / "sft"), script, None, trained_tokenizer, toy.meta(3, script))
+    break_weights(path)
     app = build({"storage_path": str(tmp_path), "max_replicas": 1})
     serve.run(app, name="nan", route_prefix="/nan")
     api = client(str(served.base_url).removesuffix("/v1/") + "/nan")
