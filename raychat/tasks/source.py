@@ -70,7 +70,7 @@ def _lines(path: str) -> list[bytes]:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
-                f"{path} is no gzip file, damaged or cut short ({error}); write or download it again"
+                f"{path} is no gzip file, damaged or cut short ({error}); expected a whole file, get it again"
             ) from error
     return data.split(b"\n")
 
