@@ -70,5 +70,10 @@ def together(action: Callable[[], T]) -> list[T]:
     return [result for result, _ in outcomes]
 
 
+def on_rank_0(action: Callable[[], object]) -> None:
+    """Call `action` on rank 0 while the others wait; an error is raised on all."""
+    together(action if world().rank == 0 else lambda: None)
+
+
 def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if td.get_backend() == "nccl" else torch.device("cpu")

@@ -92,6 +92,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # somebody else's process
-        return False
+    except PermissionError:  # somebody else's process, which lives
+        pass
     return False

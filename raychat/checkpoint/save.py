@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save
@@ -39,23 +39,18 @@ def save_checkpoint(
     _check_finite(final, model)
     # A local folder is filled under a temporary name and renamed; an object store gets meta.json last.
     target = paths.join(folder, f".tmp-step_{meta.step:06d}") if paths.is_local(folder) else final
-    _on_rank_0(lambda: paths.remove(target))
+    dist.on_rank_0(lambda: paths.remove(target))
     try:
         written = dist.together(lambda: _write_own_files(target, model, optimizer, tokenizer))
         files = {name: checksum for own in written for name, checksum in own.items()}
-        _on_rank_0(lambda: _publish(target, final, dataclasses.replace(meta, commit=commit(), files=files)))
+        dist.on_rank_0(lambda: _publish(target, final, dataclasses.replace(meta, commit=commit(), files=files)))
     except Exception:
         if dist.world().rank == 0:
             with contextlib.suppress(Exception):  # what failed first is raised
                 paths.remove(target)
         raise
-    _on_rank_0(lambda: _remove_old(folder, meta.step, keep))
+    dist.on_rank_0(lambda: _remove_old(folder, meta.step, keep))
     return final
-
-
-def _on_rank_0(action: Callable[[], None]) -> None:
-    """Call `action` on rank 0 while the others wait; an error is raised on all."""
-    dist.together(action if dist.world().rank == 0 else lambda: None)
 
 
 def _check_finite(path: str, model: Model) -> None:

@@ -149,7 +149,7 @@ def attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     if T == S and window >= S - 1:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     else:
-        mask = _window_mask(T, S, window, q.device)
+        mask = _cached_window_mask(T, S, window, q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out[0].transpose(0, 1)
 
@@ -186,3 +186,6 @@ def _window_mask(num_queries: int, length: int, window: int, device: torch.devic
     position = torch.arange(length, device=device)
     distance = position[length - num_queries :, None] - position
     return (distance >= 0) & (distance <= window)
+
+
+_cached_window_mask = lru_cache(maxsize=16)(_window_mask)  # for all layers; the compiler does not look into caches

@@ -46,9 +46,9 @@ def check_shared(folder: str, written_by_driver: str) -> None:
         ValueError: Some worker does not see what rank 0 writes to the folder, or what the driver has written.
     """
     probe = paths.join(folder, f".tmp-probe-{dist.gather(uuid.uuid4().hex)[0]}")
-    dist.together(lambda: paths.write_text(probe, "") if dist.world().rank == 0 else None)
+    dist.on_rank_0(lambda: paths.write_text(probe, ""))
     seen = dist.together(lambda: (paths.exists(probe), paths.exists(written_by_driver)))
-    dist.together(lambda: paths.remove(probe) if dist.world().rank == 0 else None)
+    dist.on_rank_0(lambda: paths.remove(probe))
     what = f"what worker 0 writes to {folder}", written_by_driver
     for path, sees in zip(what, zip(*seen, strict=True), strict=True):
         if blind := [rank for rank, sees_it in enumerate(sees) if not sees_it]:
