@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Args:
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        at_least(self, max_items=1, eval_tokens=1)
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -51,16 +55,17 @@ def run(args: Args) -> dict[str, Any]:
         recipe, tokenizer = checkpoint.read_meta(path).recipe, checkpoint.load_tokenizer(path)
         data, sequence_len = args.data or recipe.data, recipe.sequence_len
         _, val = corpus.split(corpus.shards(data, storage, num_shards=1))  # the last shard, whatever was trained on
-        rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
         if args.bundle == "tinyworld":
             bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
         else:  # actors have another working folder
             bundle = paths.absolute(args.bundle)
+        core = core_evaluation(load_bundle(bundle, args.tasks), args.max_items)
+        rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
         if (prompts := args.prompts) is None:
             prompts = samples.beginnings(map(str, reading.texts(reading.blocks(val)[0])), tokenizer)
         return [
             bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
-            core_evaluation(load_bundle(bundle, args.tasks), args.max_items),
+            core,
             samples.continuations(prompts),
         ]
 

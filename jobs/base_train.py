@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raychat.cluster import Cluster
+from raychat.settings import MAX_SEED, above, at_least, at_most
 
 if TYPE_CHECKING:  # a job shows its help without torch
     from raychat.recipe import Recipe
@@ -29,15 +30,22 @@ class Args:
     batch_tokens: int | None = None  # tokens per optimizer step, all workers together; None = by the scaling rule
     device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
     lr_scale: float | None = None  # factor on every learning rate; None = sqrt(batch_tokens / 2^19)
-    eval_every: int = 250  # steps between validations
+    eval_every: int = 250  # steps between validations; 0 = at the end only
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
-    save_every: int = 500  # steps between checkpoints
+    save_every: int = 500  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        at_least(
+            self, num_shards=1, depth=1, head_dim=2, sequence_len=1, steps=1, batch_tokens=1, eval_tokens=1, seed=0
+        )
+        above(self, ratio=0, lr_scale=0)
+        at_most(self, seed=MAX_SEED)
 
 
 def run(args: Args) -> dict[str, Any]:

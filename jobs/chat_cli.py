@@ -25,7 +25,7 @@ class Args:
     prompt: str | None = None  # answer this one question and end; None = a conversation
     system: str = ""  # system prompt: what the model should know or do throughout the conversation
     temperature: float = 0.7  # of sampling: higher is more varied, 0 = always the most likely token
-    top_k: int | None = 50  # sample only among the k most likely tokens; None = all
+    top_k: int | None = 50  # sample only among the k most likely tokens; None or 0 = all
     top_p: float | None = None  # sample only among the most likely tokens that hold this much probability; None = all
     min_p: float | None = None  # sample only tokens at least this many times as likely as the likeliest; None = all
     max_tokens: int = 512  # longest answer, in tokens

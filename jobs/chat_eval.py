@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
 
@@ -28,13 +29,7 @@ class Args:
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
-        for flag, got, why in (
-            ("max-problems", self.max_problems, "without it, all of them"),
-            ("num-samples", self.num_samples, "a problem's reward is the mean over its answers"),
-            ("max-new-tokens", self.max_new_tokens, "without it, the task's own"),
-        ):
-            if got is not None and got < 1:
-                raise ValueError(f"--{flag} is {got}; expected 1 or more ({why})")
+        at_least(self, max_problems=1, temperature=0, num_samples=1, max_new_tokens=1)
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,10 +41,7 @@ class Args:
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
     def __post_init__(self) -> None:
-        for name, least in {"batch_sizes": 1, "prompt_tokens": 1, "new_tokens": 2, "rounds": 1}.items():
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < least:
-                raise ValueError(f"{name} is {value}; expected whole numbers >= {least}")
+        at_least(self, depth=1, batch_sizes=1, prompt_tokens=1, new_tokens=2, temperature=0, top_k=1, rounds=1)
 
 
 class Round(NamedTuple):

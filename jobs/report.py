@@ -5,6 +5,7 @@ from typing import Any
 
 from raychat import paths
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,9 @@ class Args:
     run: str = "tiny"  # name of the run
     price_per_hour: float | None = None  # US dollars for all machines together; None = list price where the GPU has one
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        at_least(self, price_per_hour=0)
 
 
 def run(args: Args) -> dict[str, Any]:

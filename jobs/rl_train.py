@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raychat.cluster import Cluster
+from raychat.settings import MAX_SEED, above, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Args:
     top_k: int = 50  # sample only among the k most likely tokens
     lr: float = 0.05  # learning rate of the first step, as a factor on the base run's rates; it falls linearly to 0
     device_rows: int | None = None  # rows of a micro-batch on one device, if all fill the context; None = by its memory
-    eval_every: int = 60  # steps between evaluations
+    eval_every: int = 60  # steps between evaluations; 0 = at the end only
     num_eval: int = 64  # held-out problems in an evaluation; 0 = none
-    save_every: int = 60  # steps between checkpoints
+    save_every: int = 60  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, and the one of the highest val_reward; 0 = all
     rollout_workers: int | None = None  # actors that answer; 0 = the train workers do; None = by what the cluster has
     questions_per_call: int = 2  # questions that an actor answers at once, each with all its samples
@@ -36,15 +37,11 @@ class Args:
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
-        for flag, got, least, why in (
-            ("steps", self.steps, 1, "without it, one pass over the problems"),
-            ("questions-per-step", self.questions_per_step, 1, "a step learns from their answers"),
-            ("samples", self.samples, 2, "an answer is judged against the others to its question"),
-            ("rollout-workers", self.rollout_workers, 0, "0 = the train workers answer"),
-            ("questions-per-call", self.questions_per_call, 1, "every question of a step is answered in some call"),
-        ):
-            if got is not None and got < least:
-                raise ValueError(f"--{flag} is {got}; expected {least} or more ({why})")
+        at_least(self, steps=1, questions_per_step=1, max_new_tokens=1, top_k=1, num_eval=0, seed=0)
+        at_least(self, rollout_workers=0, questions_per_call=1)
+        at_least(self, samples=2)  # an answer is judged against the others to its question
+        above(self, temperature=0, lr=0)
+        at_most(self, seed=MAX_SEED)
 
 
 def run(args: Args) -> dict[str, Any]:

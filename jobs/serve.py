@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Args:
     min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
     cluster: Cluster = field(default_factory=Cluster)  # workers 0 = without Ray; gpus_per_worker = of a replica
+
+    def __post_init__(self) -> None:
+        at_least(self, max_sequences=1, max_models=1, min_replicas=0, max_replicas=1)
 
 
 def run(args: Args) -> None:

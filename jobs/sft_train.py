@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raychat.cluster import Cluster
+from raychat.settings import MAX_SEED, above, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,19 @@ class Args:
     batch_tokens: int | None = None  # tokens per optimizer step; None = the base run's
     device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
     lr: float = 0.8  # peak learning rate, as a factor on the base run's rates; it falls to 0 over the last half
-    eval_every: int = 100  # steps between validations
-    save_every: int = 100  # steps between checkpoints
+    eval_every: int = 100  # steps between validations; 0 = at the end only
+    save_every: int = 100  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 1  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest mid, else base checkpoint
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        at_least(self, steps=1, batch_tokens=1, seed=0)
+        above(self, lr=0)
+        at_most(self, seed=MAX_SEED)
 
 
 def run(args: Args) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from jobs import base_eval, base_train, chat_eval, mid_train, report, rl_train, sft_train, tok_eval, tok_train
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 class Pipeline(NamedTuple):
@@ -137,6 +138,9 @@ class Args:
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
+    def __post_init__(self) -> None:
+        at_least(self, base_steps=1, mid_steps=1, sft_steps=1, rl_steps=1, rl_max_new_tokens=1, max_problems=1)
+
 
 def pipeline(args: Args) -> Pipeline:
     """Return the preset's pipeline with everything that was given put in its place."""
@@ -177,6 +181,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.cluster.workers import shared_workers
 
     steps = pipeline(args)
+    check_tasks(steps)
     began = time.monotonic()
 
     tok_train.run(steps.tok_train)
@@ -202,9 +207,21 @@ def run(args: Args) -> dict[str, Any]:
     return card
 
 
+def check_tasks(steps: Pipeline) -> None:
+    """Check the names of all tasks now, and not when a stage begins, hours later. Raises ValueError."""
+    from raychat import tasks
+    from raychat.train.finetune import name_and_repeat
+
+    for entry in (*steps.mid_train.tasks, *steps.sft_train.tasks):
+        name_and_repeat(entry)
+    for name in (steps.rl_train.task, *(steps.chat_eval.tasks or ())):
+        tasks.find(name)
+
+
 def dry_run(args: Args) -> dict[str, Any]:
     """Print what the base stage will take; return its figures. The length of later stages follows from their data."""
     steps = pipeline(args)
+    check_tasks(steps)
     folder = args.cluster.run_folder(steps.tok_train.run, "tokenizer")
     tok_train.finished(folder, tok_train.settings_of(steps.tok_train), overwrite=False)
     return base_train.dry_run(steps.base_train, steps.tok_train.vocab_size, args.price_per_hour)

@@ -12,6 +12,7 @@ from typing import Any
 
 from raychat import paths
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Args:
     files: tuple[str, ...] = ()  # more texts: files or URLs, shown by name
     max_chars: int = 1_000_000  # measure only this many characters at the beginning of each text
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        at_least(self, num_shards=1, num_val=1, max_chars=1)
 
 
 def run(args: Args) -> dict[str, Any]:

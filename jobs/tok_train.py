@@ -11,6 +11,7 @@ from typing import Any
 
 from raychat import paths
 from raychat.cluster import Cluster
+from raychat.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Args:
     min_count: int = 1  # drop words that occur less often; it saves memory on a corpus of terabytes
     overwrite: bool = False  # replace a tokenizer that was trained with other settings
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        from raychat.tokenizer import SPECIAL_TOKENS
+
+        at_least(
+            self, num_shards=1, num_val=1, vocab_size=256 + len(SPECIAL_TOKENS), max_chars=1, doc_cap=1, min_count=1
+        )
 
 
 def run(args: Args) -> dict[str, Any]:

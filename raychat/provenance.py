@@ -6,13 +6,13 @@ import os
 import platform
 import re
 import subprocess
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raychat import paths
-from raychat.checkpoint import commit
 
 PACKAGES = ("raychat", "raychat-bpe", "torch", "ray", "tiktoken", "numpy")
 CPUINFO = Path("/proc/cpuinfo")  # on Linux
@@ -35,6 +35,13 @@ def record(folder: str, root: Path = ROOT) -> dict[str, Any]:
             found["diff"] = f"code-{digest[:8]}.diff"
             paths.write_bytes(paths.join(folder, found["diff"]), changes)
     return found | {"versions": versions(), "machine": machine()}
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Return the git commit of this code; None = unknown."""
+    found = _git(ROOT, "rev-parse", "--short", "HEAD")
+    return found.decode().strip() if found else None
 
 
 def uncommitted(root: Path) -> bytes | None:

@@ -7,6 +7,8 @@ recipe alone.
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
+from raychat.settings import at_least
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -61,8 +63,7 @@ class Runtime:
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
 
     def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ValueError(f"keep is {self.keep}; expected a number of checkpoints, or 0 for all")
+        at_least(self, device_rows=1, eval_every=0, save_every=0, keep=0)
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:

@@ -15,11 +15,11 @@ REPO = Path(__file__).parent.parent
 
 # A module or subpackage of raychat imports from lines above its own, or from its own line without cycles.
 LAYERS = [
-    "paths dist device log recipe actors lease",
+    "paths dist device log recipe settings actors lease provenance",
     "tokenizer chat model",
     "optim tasks tinyworld",
     "data checkpoint engine",
-    "provenance runs evals train serve report",
+    "runs evals train serve report",
     "rl",
     "cluster",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from raychat import checkpoint, paths, provenance
+from raychat import paths, provenance
 from raychat.report.figures import stage_figures
 from raychat.report.tables import tables_of
 from raychat.train import stage
@@ -73,7 +73,7 @@ def test_summary_of_a_stage_has_its_provenance(tmp_path: Path) -> None:
     recorded = summary["provenance"]
     assert recorded["versions"] == provenance.versions()
     assert recorded["machine"] == provenance.machine()
-    assert recorded["commit"] == checkpoint.commit()
+    assert recorded["commit"] == provenance.commit()
     assert stage_figures(summary, {}, [], None)["provenance"] == recorded
 
 

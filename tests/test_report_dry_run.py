@@ -125,12 +125,12 @@ def test_dry_run_needs_no_ray_and_writes_nothing(raychat_home: Path) -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"depth": 0}, "depth must be positive"),
+        ({"depth": 0}, "--depth is 0"),
         ({"batch_tokens": 100}, "multiple of sequence_len 32"),
         ({"window_pattern": "SX"}, "window_pattern"),
-        ({"keep": -1}, "keep is -1"),
+        ({"keep": -1}, "--keep is -1"),
         ({"data": ("nowhere",)}, "nowhere does not exist"),
-        ({"num_shards": -1}, "num_shards is -1"),
+        ({"num_shards": -1}, "--num-shards is -1"),
     ],
 )
 def test_settings_that_the_run_refuses_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:

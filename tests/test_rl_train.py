@@ -92,21 +92,6 @@ def test_a_new_task_needs_problems_and_a_reward_only(args: rl_train.Args, monkey
     assert 0 <= summary["reward_first"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("setting", "got", "least"),
-    [
-        ("steps", 0, 1),
-        ("questions_per_step", 0, 1),
-        ("samples", 1, 2),
-        ("rollout_workers", -1, 0),
-        ("questions_per_call", 0, 1),
-    ],
-)
-def test_settings_that_are_too_small_are_refused(setting: str, got: int, least: int) -> None:
-    with pytest.raises(ValueError, match=f"--{setting.replace('_', '-')} is {got}; expected {least} or more"):
-        rl_train.Args(**{setting: got})
-
-
 def test_run_without_a_chat_model_is_an_error(args: rl_train.Args) -> None:
     with pytest.raises(ValueError, match="no checkpoint of sft or mid"):
         rl_train.run(replace(args, run="absent"))

@@ -45,8 +45,11 @@ def latest_verified(folder: str) -> str | None:
     return None
 
 
-def verify(path: str) -> None:
+def verify(path: str, *, optimizer: bool = True) -> None:
     """Check that a checkpoint's files hold what was written. Every worker must call it and reads its share of them.
+
+    Args:
+        optimizer: also read the optimizer's files.
 
     Raises:
         ValueError: it is not a checkpoint, or one that no version reads; `Damaged`, on all workers, names a file.
@@ -56,6 +59,7 @@ def verify(path: str) -> None:
     def check_share() -> str | None:
         try:
             files = sorted(_files(path).items(), key=lambda file: (not file[0].startswith("optimizer_"), file[0]))
+            files = [file for file in files if optimizer or not file[0].startswith("optimizer_")]
             checksums.check_content(path, dict(files[rank::size]))  # its own optimizer file, to be loaded next
         except Damaged as damage:
             return str(damage)

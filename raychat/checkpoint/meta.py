@@ -1,9 +1,6 @@
 """What `meta.json` says of a checkpoint: read, checked, of this format or of format 1."""
 
 import dataclasses
-import os
-import subprocess
-from functools import lru_cache
 from typing import Any
 
 from raychat import paths
@@ -76,16 +73,3 @@ def recorded_files(meta: Any) -> dict[str, Checksum]:
         return {name: Checksum(**values) for name, values in meta["files"].items()}
     except (AttributeError, TypeError) as error:
         raise Damaged(f"its record of files is not one of raychat: {error}") from error
-
-
-@lru_cache(maxsize=1)
-def commit() -> str | None:
-    """Return the git commit of this code, or None where there is none to be asked."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    try:
-        done = subprocess.run(
-            ["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -13,9 +13,10 @@ from raychat import dist, paths
 from raychat.checkpoint import checksums
 from raychat.checkpoint.checksums import Checksum, Damaged
 from raychat.checkpoint.find import all_in
-from raychat.checkpoint.meta import FORMAT, TOKENIZER, WEIGHTS, Meta, commit, read_meta
+from raychat.checkpoint.meta import FORMAT, TOKENIZER, WEIGHTS, Meta, read_meta
 from raychat.model.base import Model
 from raychat.optim import Optimizer
+from raychat.provenance import commit
 from raychat.tokenizer import Tokenizer
 
 

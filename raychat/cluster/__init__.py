@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from raychat import paths
+from raychat.settings import at_least
 
 # Defaults that suit small machines; the user's own settings win. See Ray's constants of these names.
 _ENVIRONMENT = {
@@ -34,8 +35,7 @@ class Cluster:
     max_failures: int = 3  # restarts of a stage's workers, or deaths of actors in a row, before the job gives up
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"--cluster.workers is {self.workers}; expected 0 (in this process) or more")
+        at_least(self, flags="--cluster.", workers=0, gpus_per_worker=0, max_failures=0)
 
     def storage(self) -> str:
         """Return the absolute root of the storage; workers get paths below it and never look at the environment."""

@@ -8,6 +8,7 @@ serve run raychat.cluster.serve:build run=tiny max_sequences=8
 import os
 import signal
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class ServeArgs(BaseModel):
     requests_per_minute: int | None = Field(default=None, ge=1)  # of one API key at one ingress; None = no limit
     cors_origins: list[str] = []  # web pages of these origins may call the API; ["*"] = all
     cpus_per_replica: float = Field(default=1, gt=0)  # also its threads
-    gpus_per_replica: float | None = Field(default=None, ge=0)  # None = 1 where the cluster has GPUs, else 0
+    gpus_per_replica: float | None = Field(default=None, ge=0)  # None = 1 where the cluster, or `build`, has GPUs
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -68,7 +69,9 @@ def build(args: dict[str, Any]) -> Application:
     settings = _settings(args)
     storage = Cluster(storage_path=settings.storage_path).storage()
     found = find_checkpoint(storage, settings.run, settings.stage)
-    running = _get_global_client(raise_if_no_controller_running=False)
+    # `serve run module:build` has not connected to a cluster yet, and looking for one would take minutes where the last
+    # one has died. So `web` checks the host of Serve again.
+    running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
     server = ServerSettings.from_environment(
         host=running.http_config.host if running else "127.0.0.1",
         max_queued=settings.max_queued,
@@ -79,7 +82,8 @@ def build(args: dict[str, Any]) -> Application:
     def web() -> FastAPI:
         """Make the web application in an ingress."""
         replicas = serve.get_deployment_handle(ModelReplica.__name__, serve.get_replica_context().app_name)
-        return make_app(RemoteModels(replicas, Catalog(storage, found.name, settings.run)), server)
+        listening = replace(server, host=_get_global_client().http_config.host)
+        return make_app(RemoteModels(replicas, Catalog(storage, found.name, settings.run)), listening)
 
     ingress = serve.deployment(
         name="Ingress",
@@ -129,7 +133,7 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
 
     A cluster that was joined keeps Ray Serve and its other applications.
     """
-    ServerSettings.from_environment(host=host)  # fail before Ray starts
+    ServerSettings.from_environment(host=host, port=port)  # fail before Ray starts
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:
         port = _free_port(host, port)

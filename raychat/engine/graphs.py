@@ -72,11 +72,12 @@ class DecodeGraphs:
         """
         num = len(newest)
         rows = min(1 << (num - 1).bit_length(), self._max_rows)
-        padded = to_device(draws[np.minimum(np.arange(rows), num - 1)], self._cache.keys[0].device)
+        slots = np.minimum(np.arange(rows), num - 1)  # the last one is repeated, and computes and writes the same
+        padded = to_device(draws[slots], self._cache.keys[0].device)
         if (state := self._state()) != self._seen:
             self._steps, self._seen = {}, state
         step = self._steps.get(rows)
-        past = self._cache.begin(newest, rows=rows, table=step.table if step else None)
+        past = self._cache.begin(newest[slots], slots=slots, table=step.table if step else None)
         if step is None:
             self._steps[rows] = _Step(past.table, padded)
             tokens, logits = self._compute(past, padded)

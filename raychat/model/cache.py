@@ -139,18 +139,23 @@ class KVCache:
             column[pair] = column[pair[::-1]]
 
     def begin(
-        self, tokens: np.ndarray, chunks: Sequence[Chunk] = (), *, rows: int = 0, table: Tensor | None = None
+        self,
+        tokens: np.ndarray,
+        chunks: Sequence[Chunk] = (),
+        *,
+        slots: np.ndarray | None = None,
+        table: Tensor | None = None,
     ) -> "Pass":
         """Return the pass that appends tokens (B,), one to each of the first B slots, and then chunks to others.
 
         Args:
-            rows: repeat the last token until there are this many; the repeated ones write what the last one writes.
+            slots: (B,) int64 of the tokens, for a packed cache; a slot may repeat, with its token. None = the first B.
             table: what an earlier pass of the same form keeps on the device (`Pass.table`), to be overwritten.
 
         Raises:
             ValueError: a sequence would be longer than `max_len`, or a chunk longer than `max_chunk`.
         """
-        singles = np.minimum(np.arange(max(rows, len(tokens))), len(tokens) - 1)
+        singles = np.arange(len(tokens)) if slots is None else slots
         slots = np.array([*singles, *(chunk.slot for chunk in chunks)], dtype=np.int64)
         sizes = np.array([1] * len(singles) + [len(chunk.tokens) for chunk in chunks], dtype=np.int64)
         ends = self.lengths[slots] + sizes
@@ -163,7 +168,7 @@ class KVCache:
         for span in self.spans.values():
             for slot in slots[ends - span.starts[slots] > span.capacity]:
                 self._drop_oldest(span, int(slot))
-        ids = np.concatenate([tokens[singles], *(chunk.tokens for chunk in chunks)])
+        ids = np.concatenate([tokens, *(chunk.tokens for chunk in chunks)])
         return Pass(self, ids.astype(np.int64), slots, sizes, len(singles), table)
 
     def _drop_oldest(self, span: _Span, slot: int) -> None:

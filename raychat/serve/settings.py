@@ -38,6 +38,8 @@ class ServerSettings:
                 f"host is {self.host!r}, which lets other machines in without an API key; set {API_KEYS_VARIABLE} to "
                 "one or more keys, separated by commas, or keep the host 127.0.0.1"
             )
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port is {self.port}; expected 0 (a free one) to {2**16 - 1}")
         if self.requests_per_minute is not None and not self.api_keys:
             raise ValueError(f"requests_per_minute counts per API key, and there are none; set {API_KEYS_VARIABLE}")
         for name in ("requests_per_minute", "max_body_bytes", "max_messages", "max_characters", "max_queued"):

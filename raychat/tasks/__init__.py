@@ -13,7 +13,7 @@ from raychat.tasks.spelling import simple_spelling, spelling_bee
 from raychat.tasks.talks import conversations, identity
 from raychat.tasks.task import Problem, Task, hold_out, mixture
 
-__all__ = ["HUB", "TASKS", "Problem", "Task", "hold_out", "load", "mixture"]
+__all__ = ["HUB", "TASKS", "Problem", "Task", "find", "hold_out", "load", "mixture"]
 
 TASKS: dict[str, Callable[[str, str], Task]] = {
     "arc-easy": lambda root, split: arc(root, "ARC-Easy", split),
@@ -39,7 +39,12 @@ def load(name: str, root: str, split: str) -> Task:
     Raises:
         ValueError: there is no such task or split, or `root` holds no data in the expected layout.
     """
+    return find(name)(root, split)
+
+
+def find(name: str) -> Callable[[str, str], Task]:
+    """Return the function of (root, split) that loads a task. Raises ValueError where there is no such task."""
     key = name.lower().replace("_", "-")
     if key not in TASKS:
         raise ValueError(f"no task is called {name!r}; expected one of {', '.join(TASKS)}")
-    return TASKS[key](root, split)
+    return TASKS[key]

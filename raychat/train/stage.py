@@ -137,12 +137,13 @@ def run(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never)
 def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     """Build the model and the optimizer as the stage begins: freshly drawn, or its parent's weights and momenta."""
     recipe = stage.recipe
+    model = registry.build(recipe.model)
     if stage.parent is None:
-        model = registry.build(recipe.model)
         model.init_weights(recipe.seed)
-        model.place(device, compute_dtype(device))
     else:
-        model, _ = checkpoint.load_model(stage.parent, device)
+        checkpoint.verify(stage.parent, optimizer=not stage.fresh)
+        checkpoint.load_weights(stage.parent, model)
+    model.place(device, compute_dtype(device))
     if stage.fresh:
         # Vectors and scalars each move the whole policy at once, at rates made for pretraining: in one step they
         # would change it more than all matrices together.
@@ -150,7 +151,6 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
             p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
     if stage.parent is not None and not stage.fresh:
-        checkpoint.verify(stage.parent)
         checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer
 
