@@ -63,7 +63,7 @@ def _check_finite(path: str, model: Model) -> None:
         if names:
             raise FloatingPointError(
                 f"{path} is not saved: NaN or infinite weights in {', '.join(names)} (worker {rank}); expected finite "
-                "numbers. The checkpoints so far are good. Resume from them with a lower --lr-scale"
+                "numbers. The checkpoints so far are good. Train a new --run with a lower learning rate"
             )
 
 

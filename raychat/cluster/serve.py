@@ -61,7 +61,8 @@ def build(args: dict[str, Any]) -> Application:
     """Return the application that `args` (see `ServeArgs`) describe.
 
     `build` finds the default model, the API keys (RAYCHAT_API_KEYS) and the storage. All machines must be able to read
-    the storage. `serve run` and jobs/serve.py call `build` in the driver, `serve deploy` in a task of the cluster.
+    the storage. jobs/serve.py and `serve run` with an import path call `build` in the driver, `serve run` and `serve
+    deploy` with a file in a task of the cluster.
 
     Raises:
         ValueError: an argument is wrong, there is no such model, or Serve listens to other machines without API keys.
