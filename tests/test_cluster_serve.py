@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -230,6 +232,17 @@ def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokeniz
     (model,) = app._bound_deployment.init_args
     (open_models,) = model._bound_deployment.init_args
     assert open_models.args == (str(raychat_home), "other-rl", None, 16, 2)
+
+
+@pytest.mark.slow
+def test_build_connects_to_no_cluster(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
+    """`serve run` connects after it, where the user said. The address here is one of a cluster that has died."""
+    write_chat_run(raychat_home, trained_tokenizer)
+    program = "import ray; from raychat.cluster.serve import build; build({}); print(ray.is_initialized())"
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_serve_config_is_what_serve_and_build_take() -> None:

@@ -68,7 +68,8 @@ def child_of(parent: Stage, name: str, schedule: Any, *, masked: bool) -> Stage:
 def moments(seed: str) -> list[tuple[int, int]]:
     """Draw the moments of a stage's kills, by step: what is done until then is also done when the stage resumes."""
     draw = random.Random(seed)
-    return sorted((draw.randint(0, STEPS), draw.randrange(MAX_OPERATIONS)) for _ in range(KILLS))
+    # at the next operation, which most often is the next row, or later, which most often is in a checkpoint
+    return sorted((draw.randint(0, STEPS), draw.choice((0, draw.randrange(MAX_OPERATIONS)))) for _ in range(KILLS))
 
 
 def attempt(stage: Stage, moment: tuple[int, int] | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import toy
+import wandb
 
 from raychat import checkpoint, paths
 from raychat.data.batches import Step, steps_of
@@ -127,6 +128,14 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
     assert summary["tokens"] == toy.STEPS * 6 * toy.CONFIG.sequence_len
     assert summary["unigram_bpb"] > 0
     assert paths.name(summary["checkpoint"]) == "step_000008"
+
+
+def test_a_stage_logs_to_wandb_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings))
+    monkeypatch.delenv("WANDB_MODE")
+    run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, wandb=True)))
+    assert [(run["name"], run["config"]["batch_tokens"]) for run in started] == [("test/one", 192)]
 
 
 def test_metrics_on_an_object_store_have_no_gap_after_a_kill(tmp_path: Path) -> None:
