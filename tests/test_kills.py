@@ -66,7 +66,7 @@ def child_of(parent: Stage, name: str, schedule: Any, *, masked: bool) -> Stage:
 
 
 def moments(seed: str) -> list[tuple[int, int]]:
-    """Draw the moments of a stage's kills, by step: what is done until then is also done when the stage resumes."""
+    """Draw the moments of a stage's kills, in order: a resumed stage still has the steps of the later ones to do."""
     draw = random.Random(seed)
     # at the next operation, which most often is the next row, or later, which most often is in a checkpoint
     return sorted((draw.randint(0, STEPS), draw.choice((0, draw.randrange(MAX_OPERATIONS)))) for _ in range(KILLS))

@@ -83,7 +83,9 @@ def build(args: dict[str, Any]) -> Application:
     def web() -> FastAPI:
         """Make the web application in an ingress."""
         replicas = serve.get_deployment_handle(ModelReplica.__name__, serve.get_replica_context().app_name)
-        listening = replace(server, host=_get_global_client().http_config.host)
+        running = _get_global_client()
+        assert running is not None  # it runs this
+        listening = replace(server, host=running.http_config.host)
         return make_app(RemoteModels(replicas, Catalog(storage, found.name, settings.run)), listening)
 
     ingress = serve.deployment(
