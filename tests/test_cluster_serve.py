@@ -235,6 +235,7 @@ def test_build_takes_home_from_where_it_runs(raychat_home: Path, trained_tokeniz
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_build_connects_to_no_cluster(raychat_home: Path, trained_tokenizer: Tokenizer) -> None:
     """`serve run` connects after it, where the user said. The address here is one of a cluster that has died."""
     write_chat_run(raychat_home, trained_tokenizer)
