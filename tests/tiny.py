@@ -1,5 +1,6 @@
 """Small real models for the tests of engine and serving: a random one, and one that follows a script."""
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raychat.model import registry
 from raychat.model.base import Model
 from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.gpt2 import GPT2, GPT2Config
 from raychat.tokenizer import Tokenizer
 
 
@@ -32,8 +35,13 @@ def first_generation(seed: int = 0, sequence_len: int = 160) -> GPT:
     return _random(GPTConfig.october_2025(sequence_len=sequence_len, **sizes), seed)
 
 
-def _random(config: GPTConfig, seed: int) -> GPT:
-    model = GPT(config)
+def gpt2(seed: int = 0, sequence_len: int = 160) -> GPT2:
+    """A GPT-2 of three layers with no weight left at zero."""
+    return _random(GPT2Config(sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_embd=64), seed)
+
+
+def _random(config: Any, seed: int) -> Any:
+    model = registry.build({"class": type(config).__name__.removesuffix("Config"), **dataclasses.asdict(config)})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
