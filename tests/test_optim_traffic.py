@@ -1,4 +1,4 @@
-"""What a worker sends in a step of the optimizer and keeps after it, counted on fake tensors and a fake process group."""
+"""What a worker sends in a step of the optimizer and keeps after it, counted with fake tensors and workers."""
 
 import math
 from collections.abc import Iterator
