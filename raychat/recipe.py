@@ -58,11 +58,18 @@ class Runtime:
     keep: int = 2  # newest checkpoints that stay, with the best; 0 = all
     wandb: bool = False  # log to Weights & Biases
     compile: bool | None = None  # compile the model; None = where it pays
+    fp8: bool = False  # multiply in 8 bits in training
+    profile: bool = False  # write a trace of a few steps
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
 
     def __post_init__(self) -> None:
         if self.keep < 0:
             raise ValueError(f"keep is {self.keep}; expected a number of checkpoints, or 0 for all")
+
+    @classmethod
+    def of(cls, job: object) -> Self:
+        """Return the settings of a job that are fields of a runtime."""
+        return cls(**{field.name: getattr(job, field.name) for field in fields(cls) if hasattr(job, field.name)})
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:

@@ -3,17 +3,22 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 import toy
+from tiny import on_fake_gpu
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from raychat import dist
-from raychat.data.batches import Step, steps_of
+from raychat.data.batches import Batch, Step, steps_of
 from raychat.data.shards import TokenRows
-from raychat.optim import build_optimizer, schedule
+from raychat.model.gpt import GPTConfig
+from raychat.optim import build_optimizer, schedule, updates
 from raychat.optim.schedule import Schedule
+from raychat.train import loop
 from raychat.train.loop import every, train
 
 CPU = torch.device("cpu")
@@ -229,6 +234,30 @@ def test_workers_skip_and_stop_together(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith("(4, [")
     assert first.count("nan") == 1
+
+
+def test_a_step_waits_for_its_device_only_to_read_its_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no numbers, so whatever reads one of a GPU's raises."""
+    add_up, reads = loop.add_up, 0
+
+    def totals(*args: Any) -> loop.Totals:
+        nonlocal reads
+        reads += 1
+        with pytest.raises(DataDependentOutputException):
+            add_up(*args)
+        return loop.Totals(loss=1.0, norm=1.0, stops=0.0)
+
+    monkeypatch.setattr(loop, "add_up", totals)
+    monkeypatch.setattr(updates, "compute_dtype", lambda device: torch.bfloat16)
+    config = GPTConfig(sequence_len=32, vocab_size=265, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = on_fake_gpu(config)
+        optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.1)
+        ids = torch.zeros(2, 32, dtype=torch.int64, device="cuda")
+        batch = Batch(ids, ids, torch.ones(2, 32, device="cuda"))
+        steps = iter([Step([batch, batch])] * 3)
+        train(model, optimizer, steps, nll=model.nll, steps=3, schedule=schedule.base(3))
+    assert reads == 3
 
 
 def test_hooks_run_at_their_interval_and_at_the_end() -> None:

@@ -1,5 +1,6 @@
 """A stage around the loop: killed anywhere, it ends in the same weights; what it writes is complete."""
 
+import gc
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -127,6 +128,19 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
     assert summary["tokens"] == toy.STEPS * 6 * toy.CONFIG.sequence_len
     assert summary["unigram_bpb"] > 0
     assert paths.name(summary["checkpoint"]) == "step_000008"
+
+
+def test_no_step_collects_garbage_after_the_first(tmp_path: Path) -> None:
+    enabled: list[bool] = []
+    run(toy.token_stage(tmp_path, "one"), lambda row: enabled.append(gc.isenabled()))
+    assert enabled[0]
+    assert not any(enabled[1:])
+    assert gc.isenabled()
+
+
+def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--fp8 needs a GPU"):
+        run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, fp8=True)))
 
 
 def test_metrics_on_an_object_store_have_no_gap_after_a_kill(tmp_path: Path) -> None:

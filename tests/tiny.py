@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raychat.model import registry
+from raychat.model.attention import rotary_table
 from raychat.model.base import Model
 from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
@@ -47,6 +48,17 @@ def _random(config: Any, seed: int) -> Any:
         for p in model.parameters():
             p.normal_(std=0.15 if p.dim() > 1 else 0.5, generator=generator)
     return model.eval()
+
+
+def on_fake_gpu(config: GPTConfig) -> GPT:
+    """A model as it is placed on a GPU, embeddings in bf16; to be called under fake tensors."""
+    device = torch.device("cuda")
+    with device:
+        model = GPT(config)
+    for embedding in (model.wte, *model.value_embeds.values()):
+        embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
+    model._rotary = rotary_table(config.sequence_len, config.head_dim, config.rotary_base, device)
+    return model
 
 
 def scripted_model(scripts: list[list[int]], sequence_len: int = 128, vocab_size: int = 265) -> GPT:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from raychat.dist import world
 from raychat.model.base import AdamW, Muon
-from raychat.optim.groups import Matrices, ParamGroup, ReplicatedAdam, ShardedAdam, StepRates
+from raychat.optim.groups import Matrices, Matrix, ParamGroup, ReplicatedAdam, ShardedAdam, StepRates
 
 SMALL = 2**14  # elements; every worker updates a smaller AdamW parameter
 STEP = "optimizer/step"
@@ -50,22 +50,22 @@ class MuonAdamW:
         if unknown := params.keys() - rates.keys():
             raise ValueError(f"no learning rates for the parameters {_some(unknown)}; the model must name them")
         self._params = list(params.values())
-        self._groups: list[ParamGroup] = []
+        large: list[ParamGroup] = []
         small: list[tuple[str, Tensor, AdamW]] = []
-        matrices: dict[tuple[torch.Size, float], list[str]] = defaultdict(list)
+        matrices: list[Matrix] = []
         for name, p in params.items():
             rate = rates[name].scaled(lr_scale)
             if isinstance(rate, Muon):
-                matrices[p.shape, rate.lr].append(name)
+                matrices.append(Matrix(name, p, rate.lr))
             elif p.numel() < SMALL:
                 small.append((name, p, rate))
             else:
-                self._groups.append(ShardedAdam(name, p, rate, self._world))
+                large.append(ShardedAdam(name, p, rate, self._world))
+        # The matrices first: their update takes longest, and the others' sums are on their way meanwhile.
+        self._groups: list[ParamGroup] = [Matrices(matrices, weight_decay, self._world)] if matrices else []
+        self._groups += large
         if small:
             self._groups.append(ReplicatedAdam(small, self._world))
-        for (_, lr), names in matrices.items():
-            stack = [params[name] for name in names]
-            self._groups.append(Matrices(names, stack, lr, weight_decay, self._world))
 
     @torch.no_grad()
     def step(self, lr: float = 1.0, momentum: float = 0.95, weight_decay: float = 1.0) -> None:
