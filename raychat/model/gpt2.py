@@ -21,7 +21,7 @@ from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
 
 INIT_STD = 0.02
-DECAYED = AdamW(6e-4, (0.9, 0.95), weight_decay=0.1)  # matrices and embeddings
+DECAYED = AdamW(6e-4, (0.9, 0.95), weight_decay=0.1, eps=1e-8)  # matrices and embeddings
 VECTORS = DECAYED._replace(weight_decay=0.0)  # biases and LayerNorm's weights
 SIZES = {  # layers, heads, width
     "gpt2": (12, 12, 768),
@@ -118,6 +118,8 @@ class GPT2Block(nn.Module):
 
 class GPT2(Model):
     """Token ids in, logits out; the embedding is the head, too."""
+
+    max_grad_norm = 1.0
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()

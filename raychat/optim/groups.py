@@ -37,9 +37,15 @@ class AdamRows:
 
     def update(self, grad: Tensor, at: StepRates) -> None:
         rates = self.rates
-        lr, decay = rates.lr * at.lr, rates.weight_decay
         adamw_(
-            self.rows, grad.float(), *self.state.values(), step=at.step, lr=lr, betas=rates.betas, weight_decay=decay
+            self.rows,
+            grad.float(),
+            *self.state.values(),
+            step=at.step,
+            lr=rates.lr * at.lr,
+            betas=rates.betas,
+            weight_decay=rates.weight_decay,
+            eps=rates.eps,
         )
 
 
@@ -150,7 +156,7 @@ class Matrices:
             start += self._stacks[-1].numel
 
     def reduce(self) -> Wait:
-        flat = torch.empty(self._split.num_rows, device=self._members[0].p.device)
+        flat = torch.zeros(self._split.num_rows, device=self._members[0].p.device)  # padding has no norm
         torch._foreach_copy_(self._parts(flat), [gradient(member.p) for member in self._members])
         return self._split.reduce(flat)
 

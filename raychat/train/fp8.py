@@ -52,7 +52,6 @@ def put_into(model: nn.Module) -> None:
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE):
-            assert layer.bias is None
             layer.__class__ = type("Fp8Linear", (_Fp8Forward, type(layer)), {})
 
 
@@ -63,7 +62,8 @@ class _Fp8Forward(nn.Linear):
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
         y: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight)
-        return y.view(*x.shape[:-1], self.out_features)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class Fp8Product(torch.autograd.Function):
