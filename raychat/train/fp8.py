@@ -46,13 +46,14 @@ def lacks_fp8(device: torch.device) -> str | None:
 
 
 def put_into(model: nn.Module) -> None:
-    """Give linear layers whose sizes are multiples of 16, so not the small gates, the forward pass in fp8.
+    """Give linear layers without bias whose sizes are multiples of 16, so not the small gates, the forward pass in fp8.
 
     A layer changes its class alone: parameters, their names and everything else stay.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.Linear) and not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE):
-            assert layer.bias is None
+        if isinstance(layer, nn.Linear) and [name for name, _ in layer.named_parameters()] == ["weight"]:
+            if layer.in_features % MULTIPLE or layer.out_features % MULTIPLE:
+                continue
             layer.__class__ = type("Fp8Linear", (_Fp8Forward, type(layer)), {})
 
 
