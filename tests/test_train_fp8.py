@@ -1,6 +1,8 @@
 """Products in 8 bits: against float64 products of the same 8-bit numbers, and beside the layers that they replace."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,6 @@ import toy
 from tiny import on_fake_gpu, random_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raychat.data.batches import steps_of
 from raychat.data.shards import TokenRows
@@ -20,8 +21,6 @@ from raychat.train.fp8 import BACKWARD, FORWARD, Fp8Product, put_into, quantized
 from raychat.train.loop import train
 
 CPU = torch.device("cpu")
-# Widths that a GPU's kernels take, and a head that it can attend with.
-CONFIG = GPTConfig(sequence_len=160, vocab_size=265, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, window_pattern="L")
 
 
 def exact(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -128,8 +127,7 @@ def test_a_device_without_fp8_and_an_odd_context_are_refused(monkeypatch: pytest
     with pytest.raises(ValueError, match=r"--fp8 needs a GPU with fp8 products .*; this is a cpu"):
         use_fp8(toy.model())
     with FakeTensorMode(), torch.device("cuda"):
-        model = GPT(CONFIG)
-        odd = GPT(GPTConfig(sequence_len=100, vocab_size=265, n_layer=1, n_head=4, n_kv_head=4, n_embd=64))
+        model, odd = GPT(toy.CONFIG), GPT(replace(toy.CONFIG, sequence_len=100))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     with pytest.raises(ValueError, match=r"8.9 or more\); NVIDIA A100 has 8.0"):
@@ -141,22 +139,17 @@ def test_a_device_without_fp8_and_an_odd_context_are_refused(monkeypatch: pytest
 
 
 def test_a_gpus_kernels_take_the_layouts_of_all_products() -> None:
-    """PyTorch checks the layouts on fake tensors as on real ones; forward and backward."""
-    products = 0
-
-    class Products(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal products
-            products += "_scaled_mm" in func.name()
-            return func(*args, **(kwargs or {}))
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model, ids = on_fake_gpu(CONFIG), torch.zeros(2, CONFIG.sequence_len, dtype=torch.int64, device="cuda")
-        put_into(model)
-        with Products():
-            model.nll(ids, ids).sum().backward()
-        assert all(p.grad is not None and p.grad.dtype == p.dtype for p in model.parameters())
-    assert products == 3 * (6 * CONFIG.n_layer + 1)
+    """PyTorch checks layouts on fake tensors as on real ones. Its engine needs a GPU, so `backward` is called here."""
+    saved = SimpleNamespace()
+    saved.save_for_backward = lambda *tensors: setattr(saved, "saved_tensors", tensors)
+    with FakeTensorMode(), torch.device("cuda"):
+        x, weight = torch.randn(32, 48, dtype=torch.bfloat16), torch.randn(64, 48)
+        y = Fp8Product.forward(saved, x, weight)
+        for grad in (torch.randn(32, 64), torch.randn(64, 32).t(), torch.ones(()).expand(32, 64)):
+            by_x, by_weight = Fp8Product.backward(saved, grad.to(torch.bfloat16))
+            assert (by_x.shape, by_x.dtype) == (x.shape, x.dtype)
+            assert (by_weight.shape, by_weight.dtype) == (weight.shape, weight.dtype)
+    assert (y.shape, y.dtype) == ((32, 64), torch.bfloat16)
 
 
 def test_the_compiler_gets_the_model_as_one_graph() -> None:
@@ -166,13 +159,12 @@ def test_the_compiler_gets_the_model_as_one_graph() -> None:
         graphs.append(graph)
         return graph
 
+    config = GPTConfig(sequence_len=160, vocab_size=265, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model, ids = on_fake_gpu(CONFIG), torch.zeros(2, CONFIG.sequence_len, dtype=torch.int64, device="cuda")
+        model, ids = on_fake_gpu(config), torch.zeros(2, 160, dtype=torch.int64, device="cuda")
         put_into(model)
-        nll = torch.compile(model.nll, backend=backend, dynamic=False, fullgraph=True)
-        nll(ids, ids).sum().backward()
+        torch.compile(model.nll, backend=backend, dynamic=False, fullgraph=True)(ids, ids)
     (graph,) = graphs
-    calls = [
-        str(n.target) for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for n in part.graph.nodes
-    ]
-    assert sum("_scaled_mm" in call for call in calls) >= 6 * CONFIG.n_layer + 1
+    parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+    calls = [str(node.target) for part in parts for node in part.graph.nodes]
+    assert sum("_scaled_mm" in call for call in calls) >= 6 * config.n_layer + 1

@@ -29,6 +29,11 @@ class Batch(NamedTuple):
     targets: Tensor  # (B, T) int64, -1 where no token is predicted
     weights: Tensor  # (B, T) float32, normalised over the whole optimizer step of all ranks
 
+    def cut(self, parts: int) -> "Iterator[Batch]":
+        """Yield the rows in about so many micro-batches of one height, the last one possibly lower."""
+        for part in zip(*(tensor.chunk(parts) for tensor in self), strict=True):
+            yield Batch(*part)
+
     def pinned(self) -> "Batch":
         """Copy to memory of the host that a GPU reads by itself, unless the batch is there."""
         return Batch(*(tensor.pin_memory() for tensor in self))

@@ -92,10 +92,8 @@ def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     NaN stays NaN, and a tensor with an infinite value becomes NaN, so that the loop skips the step.
     """
-    largest = torch.finfo(dtype).max
-    scale = x.abs().amax().float().clamp_min(TINY) / largest
-    # Rounding could take the largest magnitude beyond the format's range, where e4m3 has no infinity but NaN.
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+    scale = x.abs().amax().float().clamp_min(TINY) / torch.finfo(dtype).max
+    return (x.float() / scale).to(dtype), scale
 
 
 def scaled_product(
