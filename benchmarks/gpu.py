@@ -7,7 +7,8 @@ neither Ray nor the crate nor a network. On a CPU it runs, too, for the sake of 
 
     tests                      exit code of pytest, 0 = all passed
     train.d12                  first_step_s (with compiling), tok_s, mfu, rows of a micro-batch, peak_gib, estimated_gib
-    fp8_vs_bf16                speed of one product of the last depth's MLP in fp8 over bf16, casts left out
+    fp8.d12                    the same with --fp8 and mfu still that of bf16's peak, and `speedup`: tok_s over bf16's;
+                               null without fp8 hardware
     decode.d12.16              tok_s with CUDA graphs and without, share of the memory's or the products' limit
 """
 
@@ -27,13 +28,13 @@ import torch
 from raychat import device as devices
 from raychat.data.batches import next_token
 from raychat.engine.engine import Engine
-from raychat.engine.limit import best_s, measure_speed
+from raychat.engine.limit import measure_speed
 from raychat.engine.sampling import SamplingParams
 from raychat.model import flops, registry
 from raychat.model.base import Model
 from raychat.optim import build_optimizer
 from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
-from raychat.train import memory
+from raychat.train import fp8, memory
 from raychat.train.compiling import one_graph
 from raychat.train.loop import accumulate
 from raychat.train.scaling import from_depth
@@ -73,9 +74,13 @@ def seconds_of(step: Callable[[], object], device: torch.device, budget_s: float
         yield time.perf_counter() - began
 
 
-def train(depth: int, device: torch.device, budget_s: float, sizes: dict[str, int]) -> dict[str, Any]:
+def train(
+    depth: int, device: torch.device, budget_s: float, sizes: dict[str, int], *, in_fp8: bool = False
+) -> dict[str, Any]:
     """Measure training steps of one micro-batch with the optimizer's step."""
     model = build(depth, device, sizes).train()
+    if in_fp8:
+        fp8.use_fp8(model)
     optimizer, nll = build_optimizer(model, lr_scale=0.1, weight_decay=0.1), one_graph(model, tokens=0)
     rows, T = memory.device_rows(model, device, 1), model.config.sequence_len
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, T + 1))
@@ -103,19 +108,6 @@ def train(depth: int, device: torch.device, budget_s: float, sizes: dict[str, in
         "peak_gib": round(peak / GIB, 2),
         "estimated_gib": round(estimate / GIB, 2),
     }
-
-
-def fp8_gain(depth: int, device: torch.device, sizes: dict[str, int]) -> float | None:
-    """Return how much faster a product with the MLP's matrix is in fp8 than in bf16; None without such hardware."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        return None
-    width = from_depth(depth, **sizes).n_embd
-    x, weight = (torch.randn(n, width, device=device, dtype=torch.bfloat16) for n in (2**15, 4 * width))
-    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn).t()
-    one = torch.ones((), device=device)
-    plain = best_s(lambda: x @ weight.t(), device, 10)
-    fp8 = best_s(lambda: torch._scaled_mm(x8, weight8, one, one, out_dtype=torch.bfloat16), device, 10)
-    return round(plain / fp8, 2)
 
 
 def decode(model: Model, batch: int, budget_s: float) -> dict[str, float]:
@@ -147,12 +139,15 @@ def main(args: argparse.Namespace) -> None:
     sizes = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size}
     result: dict[str, Any] = {"benchmark": "gpu", "device": name, "torch": torch.__version__}
     result["tests"] = run_tests() if args.tests else None
-    result["train"], result["decode"] = {}, {}
+    result["train"], result["fp8"], result["decode"] = {}, {}, {}
     for depth in args.depths:
         result["train"][f"d{depth}"] = found = train(depth, device, args.seconds, sizes)
         print(f"d{depth}, training: {found}", flush=True)
-    result["fp8_vs_bf16"] = fp8_gain(args.depths[-1], device, sizes)
-    print(f"fp8 over bf16: {result['fp8_vs_bf16']}", flush=True)
+        result["fp8"][f"d{depth}"] = None
+        if fp8.lacks_fp8(device) is None:
+            eight = train(depth, device, args.seconds, sizes, in_fp8=True)
+            result["fp8"][f"d{depth}"] = eight | {"speedup": round(eight["tok_s"] / found["tok_s"], 3)}
+            print(f"d{depth}, training in fp8: {result['fp8'][f'd{depth}']}", flush=True)
     model = build(args.depths[0], device, sizes).eval()
     result["decode"][f"d{args.depths[0]}"] = by_batch = {}
     for batch in args.batches:

@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import raychat_bpe
 
+from raychat.huggingface import to_json
 from raychat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 NUM_TOKENS = 32_759  # 2^15 with the special tokens
@@ -269,7 +270,7 @@ def encode_splintr(tokenizer: Tokenizer, threads: int) -> Encode:
 
 def encode_fastokens(tokenizer: Tokenizer, threads: int) -> Encode:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        exported = tokenizer.to_huggingface() | {"added_tokens": []}
+        exported = to_json(tokenizer) | {"added_tokens": []}
         json.dump(exported, file)
         file.flush()
         encoder = importlib.import_module("fastokens._native").Tokenizer.from_file(file.name)

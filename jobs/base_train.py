@@ -36,6 +36,8 @@ class Args:
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
+    fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
+    profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
@@ -104,7 +106,7 @@ def stage_of(args: Args, vocab_size: int, fingerprint: str | None) -> "Stage":
         storage=args.cluster.storage(),
         recipe=recipe,
         schedule=schedule.base,
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb, args.compile),
+        runtime=Runtime.of(args),
     )
 
 

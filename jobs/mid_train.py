@@ -34,6 +34,8 @@ class Args:
     seed: int = 0  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
+    fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
+    profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -61,7 +63,7 @@ def run(args: Args) -> dict[str, Any]:
         storage=storage,
         recipe=child_recipe(parent, storage, args),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb, args.compile),
+        runtime=Runtime.of(args),
     )
     return train_on_tokens(stage, partial(packings, stage, masked=False), cluster)
 

@@ -33,6 +33,7 @@ class Args:
     questions_per_call: int = 2  # questions that an actor answers at once, each with all its samples
     seed: int = 0  # seed of the order of the problems and of sampling
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
+    profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -70,7 +71,7 @@ def run(args: Args) -> dict[str, Any]:
             parent, storage, args, tasks=(args.task,), sampling={key: getattr(args, key) for key in SAMPLING}
         ),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
-        runtime=Runtime(args.device_rows, args.eval_every, args.save_every, args.keep, args.wandb),
+        runtime=Runtime.of(args),
         fresh=True,
     )
     if (summary := finished(stage.folder, stage.recipe)) is not None:

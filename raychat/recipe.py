@@ -60,10 +60,17 @@ class Runtime:
     keep: int = 2  # newest checkpoints that stay, with the best; 0 = all
     wandb: bool = False  # log to Weights & Biases
     compile: bool | None = None  # compile the model; None = where it pays
+    fp8: bool = False  # multiply in 8 bits in training
+    profile: bool = False  # write a trace of a few steps
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
 
     def __post_init__(self) -> None:
         at_least(self, device_rows=1, eval_every=0, save_every=0, keep=0)
+
+    @classmethod
+    def of(cls, job: object) -> Self:
+        """Return the settings of a job that are fields of a runtime."""
+        return cls(**{field.name: getattr(job, field.name) for field in fields(cls) if hasattr(job, field.name)})
 
 
 def differences(there: Recipe, now: Recipe) -> list[str]:

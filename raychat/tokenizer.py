@@ -1,8 +1,7 @@
-"""The byte-level BPE tokenizer: trained and run in Rust, stored as JSON, with special tokens after the others."""
+"""The tokenizer: byte-level BPE, trained and run in Rust, or single characters; stored as JSON, special tokens last."""
 
 import base64
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -23,6 +22,8 @@ SPLIT_PATTERN = (
     r"""| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
 
+CHARACTER_PATTERN = "(?s:.)"  # cuts text into single characters
+
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|bos|>",
     "<|user_start|>",
@@ -42,11 +43,11 @@ FILE_FORMAT = "raychat-bpe-1"
 class Tokenizer:
     """Turns text into token ids and back.
 
-    `tokens[i]` is token i in bytes; the first 256 tokens are the single bytes in order. The special tokens take the ids
-    after all tokens. Text never encodes to a special token: callers insert ids such as `special["<|bos|>"]` themselves.
+    `tokens[i]` is token i in bytes. The special tokens take the ids after all tokens. Text never encodes to a special
+    token: callers insert ids such as `special["<|bos|>"]` themselves.
 
     Raises:
-        ValueError: If the tokens do not begin with the 256 single bytes, or a token or special token occurs twice.
+        ValueError: A token is empty, a token or special token occurs twice, or there is no special token.
     """
 
     def __init__(
@@ -55,10 +56,8 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.specials = tuple(specials)
         self.pattern = pattern
-        if self.tokens[:256] != [bytes([byte]) for byte in range(256)]:
-            raise ValueError("the first 256 tokens must be the single bytes 0..255 in order")
-        if len(set(self.tokens)) != len(self.tokens):
-            raise ValueError("a token occurs twice in the vocabulary")
+        if len(set(self.tokens)) != len(self.tokens) or b"" in self.tokens:
+            raise ValueError("a token occurs twice in the vocabulary, or is empty")
         if not self.specials or len(set(self.specials)) != len(self.specials):
             raise ValueError(f"special tokens must be different and at least one (the BOS), got {self.specials}")
         self.special = {name: len(self.tokens) + i for i, name in enumerate(self.specials)}
@@ -81,6 +80,11 @@ class Tokenizer:
                 f"{256 + num_specials}"
             )
         return cls(raychat_bpe.train(counts, vocab_size - num_specials))
+
+    @classmethod
+    def of_characters(cls, text: str) -> Self:
+        """Make a tokenizer of the characters that a text holds, and a BOS; it refuses other text."""
+        return cls([c.encode() for c in sorted(set(text))], SPECIAL_TOKENS[:1], CHARACTER_PATTERN)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.tokens, self.specials, self.pattern)
@@ -117,14 +121,35 @@ class Tokenizer:
     def _encoder(self) -> "Encoder":
         import raychat_bpe
 
-        return raychat_bpe.Encoder(self._ranks, self.special, self.pattern)
+        return raychat_bpe.Encoder(self._ranks | self._missing, self.special, self.pattern)
+
+    @cached_property
+    def _missing(self) -> dict[bytes, int]:
+        """The bytes that are no token, with ids behind all others: the encoder wants every byte."""
+        missing = [byte for i in range(256) if (byte := bytes([i])) not in self._ranks]
+        return {byte: self.vocab_size + i for i, byte in enumerate(missing)}
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of one text. Names of special tokens are ordinary text; a lone surrogate becomes U+FFFD."""
+        """Return the ids of one text. Names of special tokens are ordinary text; a lone surrogate becomes U+FFFD.
+
+        Raises:
+            ValueError: A character is no token, nor its bytes.
+        """
         try:
-            return self._encoder.encode(text)
+            ids = self._encoder.encode(text)
         except UnicodeEncodeError:
-            return self._encoder.encode(without_surrogates(text))
+            ids = self._encoder.encode(without_surrogates(text))
+        if self._missing:
+            self._refuse_missing(np.array(ids))
+        return ids
+
+    def _refuse_missing(self, ids: np.ndarray) -> None:
+        if unknown := sorted(set(ids[ids >= self.vocab_size].tolist())):
+            found = [byte for byte, i in self._missing.items() if i in unknown]
+            raise ValueError(
+                f"the text holds {b''.join(found)!r}; expected only characters of the {len(self.tokens)} that this "
+                f"tokenizer was made of"
+            )
 
     def encode_batch(
         self, texts: "Texts", bos: bool = False, num_threads: int | None = None
@@ -139,14 +164,20 @@ class Tokenizer:
         Returns:
             ids: (N,) of type `dtype`.
             offsets: (len(texts) + 1,) int64. Text i has the ids[offsets[i] : offsets[i + 1]].
+
+        Raises:
+            ValueError: As `encode`.
         """
         first = self.specials[0] if bos else None
         threads = default_threads() if num_threads is None else num_threads
         try:
-            return self._encoder.encode_batch(texts, first, threads)
+            ids, offsets = self._encoder.encode_batch(texts, first, threads)
         except UnicodeEncodeError:
             strings = cast(Sequence[str], texts)  # an Arrow column is valid UTF-8
-            return self._encoder.encode_batch([without_surrogates(text) for text in strings], first, threads)
+            ids, offsets = self._encoder.encode_batch([without_surrogates(text) for text in strings], first, threads)
+        if self._missing:
+            self._refuse_missing(ids)
+        return ids, offsets
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of the ids; a special token gives its name.
@@ -173,47 +204,6 @@ class Tokenizer:
             mergeable_ranks=self._ranks,
             special_tokens=self.special,
         )
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """Export as the contents of a `tokenizer.json` of Hugging Face's `tokenizers`, with the same ids."""
-        text = [_byte_level(token) for token in self.tokens]
-        merges = [[_byte_level(half) for half in self._halves(i)] for i in range(256, len(self.tokens))]
-        special = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": i, "content": name, **special} for name, i in self.special.items()],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": True,
-                "vocab": {token: i for i, token in enumerate(text)},
-                "merges": merges,
-            },
-        }
-
-    def _halves(self, i: int) -> list[bytes]:
-        """Return the two tokens that merge to token i: encode its bytes with the tokens before it only."""
-        parts = [bytes([byte]) for byte in self.tokens[i]]
-        while len(parts) > 2:
-            made = [self._ranks.get(a + b, i) for a, b in itertools.pairwise(parts)]
-            at = min(range(len(made)), key=made.__getitem__)
-            if made[at] >= i:
-                raise ValueError(f"token {i}, {self.tokens[i]!r}, is not merged from two tokens before it")
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return parts
 
     def _as_json(self) -> dict[str, Any]:
         return {
@@ -249,12 +239,3 @@ def default_threads() -> int | None:
 def without_surrogates(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates with U+FFFD, as tiktoken does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-# GPT-2's byte-level characters, which Hugging Face uses too: a printable Latin-1 character stands for its own byte, the
-# characters from U+0100 on for the other 68 bytes.
-_BYTE_LEVEL = {byte: 0x100 + i for i, byte in enumerate([*range(0x21), *range(0x7F, 0xA1), 0xAD])}
-
-
-def _byte_level(token: bytes) -> str:
-    return token.decode("latin-1").translate(_BYTE_LEVEL)

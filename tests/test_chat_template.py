@@ -168,3 +168,10 @@ def test_completion_stops_at_the_end_of_the_turn_and_leaves_tools_out():
     assert completion_text(BYTES, [*answer, *BYTES.encode("more")]) == "3 + 4 = 7"
     cut = answer[: answer.index(special["<|python_end|>"])]
     assert completion_parts(BYTES, cut)[-1] == {"type": "python", "text": "3+4"}
+
+
+def test_a_tokenizer_of_texts_alone_cannot_render_a_conversation():
+    tokenizer = Tokenizer([bytes([i]) for i in range(256)], ["<|endoftext|>"])
+    with pytest.raises(ValueError, match=r"has no <\|bos\|>, so its model cannot chat"):
+        render_prompt(tokenizer, [{"role": "user", "content": "hi"}])
+    assert completion_text(tokenizer, [104, 105, tokenizer.bos, 104]) == "hi"

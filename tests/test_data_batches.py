@@ -1,5 +1,6 @@
 """Batches carry weights normalised over the step; rows are a function of step and rank."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,34 @@ def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
         assert torch.equal(batch.inputs, again.inputs)
 
 
+def remote(tmp_path: Path) -> TokenRows:
+    return TokenRows(toy.token_folder(f"memory://{tmp_path.name}"))
+
+
+def test_steps_made_ahead_are_the_same(tmp_path: Path) -> None:
+    """On a storage that is not this machine's."""
+    settings = {"rows_per_step": 7, "device_rows": 2, "world": World(1, 2), "device": CPU}
+    plain = steps_of(TokenRows(toy.token_folder(str(tmp_path))), start=2, **settings)  # type: ignore[arg-type]
+    early = steps_of(remote(tmp_path), start=2, stop=12, **settings)  # type: ignore[arg-type]
+    made = [list(step.batches) for step in early]
+    assert len(made) == 10
+    for batches, (expected, _, _) in zip(made, plain, strict=False):
+        for batch, same in zip(batches, expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, same, strict=True))
+
+
+def test_only_where_it_is_needed_a_thread_makes_batches_ahead(tmp_path: Path) -> None:
+    settings = {"rows_per_step": 7, "device_rows": 2, "start": 0, "world": World(0, 1), "device": CPU}
+    local, far = TokenRows(toy.token_folder(str(tmp_path))), remote(tmp_path)
+    before = set(threading.enumerate())
+    near = steps_of(local, **settings)  # type: ignore[arg-type]
+    next(near)
+    assert not set(threading.enumerate()) - before
+    early = steps_of(far, **settings)  # type: ignore[arg-type]
+    next(early)
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["ahead"]
+
+
 def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     ranks = [World(rank, 3) for rank in range(3)]
@@ -69,7 +98,7 @@ def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
 def test_batches_of_one_shape_hold_the_same_rows(tmp_path: Path, num_rows: int) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path), masked=True))
     indices = np.arange(num_rows)
-    plain, even = (list(_batches(rows, indices, 4, 0.5, CPU, one_shape)) for one_shape in (False, True))
+    plain, even = (list(_batches(rows, indices, 4, 0.5, one_shape)) for one_shape in (False, True))
     assert len(even) == len(plain)
     assert len({batch.inputs.shape for batch in even}) == 1
     for field in Batch._fields:

@@ -9,19 +9,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import byte_tokenizer, first_generation, random_model, scripted_model
+from tiny import byte_tokenizer, first_generation, gpt2, random_model, scripted_model
 
 from raychat.chat.template import completion_parts
 from raychat.engine.engine import Engine
 from raychat.engine.request import Completion, Event
 from raychat.engine.sampling import SamplingParams
+from raychat.tokenizer import Tokenizer
 
 TOKENIZER = byte_tokenizer()
 SPECIAL = TOKENIZER.special
 NO_STOP = ()  # a random model would stop at random
 
 
-MODELS = {"current": random_model(sequence_len=300), "first": first_generation(sequence_len=300)}
+MODELS = {
+    "current": random_model(sequence_len=300),
+    "first": first_generation(sequence_len=300),
+    "gpt2": gpt2(sequence_len=300),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,15 @@ def test_cached_greedy_is_recomputed_greedy(model: torch.nn.Module) -> None:
     for prompt, done in zip(prompts, Engine(model, TOKENIZER).generate(prompts, params), strict=True):
         logits = recomputed(model, prompt, done.ids)
         assert done.ids == logits.argmax(-1).tolist()
+
+
+def test_a_model_of_texts_ends_where_its_tokenizer_says() -> None:
+    """GPT-2, and a tokenizer without the special tokens of conversations."""
+    tokenizer = Tokenizer([*TOKENIZER.tokens, *(bytes([i, i]) for i in range(8))], ["<|endoftext|>"])
+    engine, prompts = Engine(MODELS["gpt2"], tokenizer), prompts_of([1, 7, 40])
+    for prompt, done in zip(prompts, engine.generate(prompts, SamplingParams(0.0, max_new_tokens=60)), strict=True):
+        assert done.ids == recomputed(MODELS["gpt2"], prompt, done.ids).argmax(-1).tolist()
+        assert tokenizer.bos not in done.ids[:-1]
 
 
 def test_logprobs_are_the_models_own_whatever_the_sampling(model: torch.nn.Module) -> None:

@@ -22,4 +22,4 @@ def test_the_check_needs_neither_ray_nor_the_crate() -> None:
     assert set(result["train"]) == {"d1", "d2"}
     assert all(figures["tok_s"] > 0 for figures in result["train"].values())
     assert set(result["decode"]["d1"]) == {"1", "3"}
-    assert result["fp8_vs_bf16"] is None
+    assert result["fp8"] == {"d1": None, "d2": None}

@@ -4,13 +4,14 @@ import random
 
 import pytest
 import torch
-from tiny import extend, first_generation, random_model
+from tiny import extend, first_generation, gpt2, random_model
 
-from raychat.model.gpt import GPT
+from raychat.model.base import Model
 
 MODELS = {
     "current": random_model(sequence_len=600),  # windows of 256, 600 and 600
     "first": first_generation(sequence_len=300),
+    "gpt2": gpt2(sequence_len=300),
 }
 NUM = 4  # sequences
 
@@ -21,7 +22,7 @@ def ids(length: int, seed: int = 0) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def whole(model: GPT, rows: list[list[int]]) -> torch.Tensor:
+def whole(model: Model, rows: list[list[int]]) -> torch.Tensor:
     return model(torch.tensor(rows))
 
 

@@ -8,6 +8,7 @@ import torch
 from tiny import extend
 from torch import Tensor
 
+from raychat.model.convert import nanochat_from_transformers, nanochat_to_transformers
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.model.loss import token_nll
 
@@ -157,18 +158,7 @@ def transformers_model() -> tuple[GPT, torch.nn.Module]:
             pad_token_id=None,
         )
     ).eval()
-    own = ours.state_dict()
-    names = {"wte": "model.embed_tokens", "lm_head": "lm_head"}
-    for i in range(OCTOBER.n_layer):
-        names |= {
-            f"blocks.{i}.attn.{a}": f"model.layers.{i}.self_attn.{b}_proj" for a, b in zip("qkv", "qkv", strict=True)
-        }
-        names[f"blocks.{i}.attn.proj"] = f"model.layers.{i}.self_attn.o_proj"
-        names |= {f"blocks.{i}.mlp.{a}": f"model.layers.{i}.mlp.{b}" for a, b in (("fc", "fc1"), ("proj", "fc2"))}
-    copied = {f"{b}.weight": own[f"{a}.weight"] for a, b in names.items()}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        copied[name] = copied[name][: OCTOBER.vocab_size]  # the padding stays here
-    theirs.load_state_dict(copied)
+    theirs.load_state_dict(nanochat_to_transformers(ours))
     return ours, theirs
 
 
@@ -193,6 +183,15 @@ def test_greedy_continuation_is_transformers(transformers_model: tuple[GPT, torc
         idx = torch.cat((idx, logits.argmax(-1, keepdim=True)), dim=1)
     assert idx.tolist() == expected.tolist()
     assert len(set(idx[0].tolist())) > 20  # no loop of a few tokens
+
+
+def test_weights_come_back_from_transformers_as_they_were(transformers_model: tuple[GPT, torch.nn.Module]) -> None:
+    ours, theirs = transformers_model
+    back, own = nanochat_from_transformers(theirs.state_dict(), ours), ours.state_dict()
+    for name, tensor in own.items():
+        if name in ("wte.weight", "lm_head.weight"):
+            tensor[OCTOBER.vocab_size :] = 0  # the padding
+        assert torch.equal(back[name], tensor), name
 
 
 # Causality, windows

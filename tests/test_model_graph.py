@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from tiny import on_fake_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from raychat.model import attention
-from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.gpt import GPTConfig
 from raychat.train.compiling import one_graph
 
 B, T = 2, 160
@@ -29,10 +28,7 @@ def test_training_and_evaluation_are_one_graph_each(monkeypatch: pytest.MonkeyPa
         sequence_len=T, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern=window_pattern
     )
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        model = GPT(config)
-        for embedding in (model.wte, *model.value_embeds.values()):
-            embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
-        model._rotary = attention.rotary_table(T, config.head_dim, config.rotary_base, torch.device("cuda"))
+        model = on_fake_gpu(config)
         nll, ids = one_graph(model, tokens=0), torch.zeros(B, T, dtype=torch.int64)
         for _ in range(2):
             assert nll(ids, ids).shape == (B, T)

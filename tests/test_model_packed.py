@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raychat.engine.engine import Engine
-from raychat.model.gpt import Linear
+from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
 
 

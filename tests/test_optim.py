@@ -1,4 +1,6 @@
+import copy
 import math
+from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from raychat.model.gpt2 import GPT2, GPT2Config
 from raychat.model.rates import rates_of
+from raychat.optim import build_optimizer
 from raychat.optim.muon_adamw import MuonAdamW
 from raychat.optim.shards import Slot
 from raychat.optim.updates import POLAR_STEPS, adamw_, equilibrated, muon_, polar, rescaled
@@ -27,6 +31,7 @@ SHAPES = {  # odd counts, so that no number of workers divides them all
     **{f"blocks.{i}.mlp.proj.weight": (DIM, 4 * DIM) for i in range(2)},
     "blocks.1.attn.ve_gate.weight": (2, 12),
 }
+MAX_NORM, SCALES = 300.0, (1.0, 0.25, 4.0)  # the second gradient's norm is below
 SCHEDULE = [(1.0, 0.85, 1.0), (0.7, 0.9, 0.5), (0.3, 0.95, 0.0)]  # lr, momentum, weight decay
 
 
@@ -50,14 +55,29 @@ def set_grads(params: dict[str, nn.Parameter], step: int, rank: int = 0, size: i
         p.grad = (others[rank] if rank < size - 1 else whole - others.sum(0)).to(p.dtype)
 
 
-def build(params: dict[str, nn.Parameter], lr_scale: float = 0.5, weight_decay: float = 0.3) -> MuonAdamW:
+def build(
+    params: dict[str, nn.Parameter],
+    lr_scale: float = 0.5,
+    weight_decay: float = 0.3,
+    max_grad_norm: float | None = None,
+) -> MuonAdamW:
     rates = {name: rates_of(name, p.dim(), DIM) for name, p in params.items()}
-    return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay)
+    return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
 
 
-def train(params: dict[str, nn.Parameter], optimizer: MuonAdamW, steps: range, rank: int = 0, size: int = 1) -> None:
+def train(
+    params: dict[str, nn.Parameter],
+    optimizer: MuonAdamW,
+    steps: range,
+    rank: int = 0,
+    size: int = 1,
+    scales: Sequence[float] = (1.0,),
+) -> None:
+    """scales: of the gradients, whose norm is 503, in one step after the other."""
     for step in steps:
         set_grads(params, step, rank, size)
+        for p in params.values():
+            p.grad *= scales[step % len(scales)]
         optimizer.step(*SCHEDULE[step % len(SCHEDULE)])
         optimizer.zero_grad()
 
@@ -76,6 +96,42 @@ def test_adamw_is_torchs() -> None:
         reference.step()
         adamw_(ours, theirs.grad, mean, square, step=step, lr=0.01, betas=(0.8, 0.96), weight_decay=0.1)
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)  # the order of additions differs
+
+
+def gpt2_and_optimizers() -> tuple[GPT2, MuonAdamW, torch.optim.AdamW, GPT2]:
+    """A GPT-2 and our optimizer, and PyTorch's with a copy of the model, as nanoGPT sets it up."""
+    ours = GPT2(GPT2Config(sequence_len=16, vocab_size=300, n_layer=2, n_head=2, n_embd=64))
+    ours.init_weights()
+    theirs = copy.deepcopy(ours)
+    groups = [[p for p in theirs.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
+    reference = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}],
+        lr=6e-4,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    return ours, build_optimizer(ours, lr_scale=1.0, weight_decay=0.0), reference, theirs
+
+
+@pytest.mark.parametrize("weight", [1e-3, 30.0])  # the gradient's norm is below and above 1
+def test_gpt2_is_trained_as_by_pytorch_with_its_gradient_clipped(weight: float) -> None:
+    ours, optimizer, reference, theirs = gpt2_and_optimizers()
+    for step in range(3):
+        idx = torch.randint(0, 300, (2, 17), generator=torch.Generator().manual_seed(step))
+        for model in (ours, theirs):
+            (weight * model.nll(idx[:, :-1], idx[:, 1:]).mean()).backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        assert (norm > 1) == (weight > 1)
+        reference.step()
+        reference.zero_grad()
+        optimizer.step(lr=1.0)
+        optimizer.zero_grad()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        pairs = [(p, q)]
+        if name.endswith("qkv.bias"):  # softmax does not see the keys' bias: its gradient is rounding alone
+            pairs = [(a, b) for i, (a, b) in enumerate(zip(p.chunk(3), q.chunk(3), strict=True)) if i != 1]
+        for a, b in pairs:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)  # the order of additions differs
 
 
 # Each rate, as the recipe has it: lr, betas, weight decay, whether lr scales with (width / 768)^-0.5. The last three do
@@ -335,6 +391,9 @@ def _worker(rank: int, size: int, folder: Path) -> None:
     train(params, optimizer, range(3), rank, size)
     torch.save({name: p.detach() for name, p in params.items()}, folder / f"weights-{size}-{rank}.pt")
     torch.save(optimizer.state(), folder / f"state-{size}-{rank}.pt")
+    params = make()
+    train(params, build(params, max_grad_norm=MAX_NORM), range(3), rank, size, SCALES)
+    torch.save({name: p.detach() for name, p in params.items()}, folder / f"clipped-{size}-{rank}.pt")
     if size == 2:
         optimizer.load_state(pieces(folder, "state-3"))
         torch.save(optimizer.state(), folder / f"moved-2-{rank}.pt")
@@ -363,6 +422,18 @@ def test_workers_give_the_result_of_one(size: int, runs: Path) -> None:
         else:
             # a range of rows may meet other vector kernels, which round multiply-adds otherwise: 2^-24 each
             torch.testing.assert_close(got[0][name], p.detach(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_workers_scale_the_gradient_down_as_one(size: int, runs: Path) -> None:
+    params, unclipped = make(), make()
+    train(params, build(params, max_grad_norm=MAX_NORM), range(3), scales=SCALES)
+    train(unclipped, build(unclipped), range(3), scales=SCALES)
+    for rank in range(size):
+        got = torch.load(runs / f"clipped-{size}-{rank}.pt")
+        for name, p in params.items():
+            torch.testing.assert_close(got[name], p.detach(), rtol=1e-4, atol=1e-5)
+    assert (params["wte.weight"] - unclipped["wte.weight"]).abs().max() > 1e-3
 
 
 def test_state_moves_between_any_numbers_of_workers_bit_by_bit(runs: Path) -> None:

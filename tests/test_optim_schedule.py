@@ -70,7 +70,22 @@ def test_later_stages_have_no_weight_decay(made: Schedule) -> None:
     assert [made.weight_decay(step) for step in (0, 5, 10)] == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("make", [schedule.base, schedule.linear_to_zero, schedule.sft])
+def test_cosine_is_nanogpts() -> None:
+    """Its formulas: lr (step + 1) / (warmup + 1), then min + (lr - min) (1 + cos(pi frac)) / 2."""
+    lr = schedule.cosine(2000, warmup_steps=100).lr
+    assert [lr(step) for step in (0, 49, 99)] == pytest.approx([1 / 101, 50 / 101, 100 / 101])
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * (step - 100) / 1900)) / 2 for step in (100, 575, 1050, 1999)]
+    assert [lr(step) for step in (100, 575, 1050, 1999)] == pytest.approx(expected)
+    assert all(lr(step) > 0 for step in range(2001))
+
+
+def test_cosine_of_a_run_shorter_than_its_warmup_reaches_the_peak() -> None:
+    lr = schedule.cosine(10).lr
+    assert lr(9) == pytest.approx(1.0)
+    assert schedule.cosine(1).lr(0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("make", [schedule.base, schedule.linear_to_zero, schedule.sft, schedule.cosine])
 def test_no_steps_is_refused(make: Callable[[int], Schedule]) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         make(0)

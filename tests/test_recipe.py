@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import toy
 
+from jobs import base_train
 from raychat import checkpoint, paths
 from raychat.recipe import Recipe, Runtime, differences, from_format_1
 from raychat.train.finetune import child_recipe
@@ -31,6 +32,11 @@ def test_recipe_survives_json() -> None:
     assert Recipe.from_json(json.loads(json.dumps(asdict(recipe)))) == recipe
     with pytest.raises(ValueError, match="unknown fields moons"):
         Recipe.from_json({**asdict(recipe), "moons": 2})
+
+
+def test_a_jobs_settings_of_the_runtime_are_taken_by_name() -> None:
+    job = base_train.Args(device_rows=3, keep=1, compile=False, fp8=True, eval_every=7)
+    assert Runtime.of(job) == Runtime(device_rows=3, eval_every=7, save_every=500, keep=1, compile=False, fp8=True)
 
 
 def test_differences_are_named_and_what_is_unknown_is_none() -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer against tiktoken and Hugging Face's tokenizers."""
+"""The tokenizer against tiktoken."""
 
 import functools
 import itertools
@@ -6,7 +6,6 @@ import json
 import pickle
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ import raychat_bpe
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_bpe import ASSIGNED, BYTES, SAMPLE
+from test_bpe import BYTES, SAMPLE
 
 from raychat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
@@ -162,28 +161,6 @@ def test_tiktoken_export_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     assert exported.encode("<|bos|>", allowed_special="all") == [tokenizer.bos]
 
 
-@settings(max_examples=200, deadline=None)
-@given(text=st.one_of(st.text(ASSIGNED), st.text("It's WE'LL 12\r\n \t\u00a0éñ猫क्🎉_.!", max_size=80)))
-def test_huggingface_export_gives_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
-    exported = huggingface(tokenizer)
-    exported.encode_special_tokens = True  # as ordinary text
-    assert exported.encode(text).ids == tokenizer.encode(text)
-    assert exported.decode(tokenizer.encode(text)) == text
-
-
-@functools.cache
-def huggingface(tokenizer: Tokenizer) -> Any:
-    tokenizers = pytest.importorskip("tokenizers")
-    return tokenizers.Tokenizer.from_str(json.dumps(tokenizer.to_huggingface()))
-
-
-def test_huggingface_export_has_the_special_tokens(tokenizer: Tokenizer) -> None:
-    exported = huggingface(tokenizer)
-    exported.encode_special_tokens = False
-    assert exported.get_vocab_size() == tokenizer.vocab_size
-    assert exported.encode("a<|bos|>").ids == [97, tokenizer.bos]
-
-
 def test_fingerprint_tells_tokenizers_apart(tokenizer: Tokenizer) -> None:
     others = [
         Tokenizer(tokenizer.tokens[:-1]),
@@ -208,9 +185,36 @@ def test_too_small_vocabulary_is_refused() -> None:
 
 def test_wrong_vocabularies_are_refused() -> None:
     for tokens, specials in [
-        (BYTES[1:], SPECIAL_TOKENS),
+        ([*BYTES, b""], SPECIAL_TOKENS),
         ([*BYTES, b"a"], SPECIAL_TOKENS),
         (BYTES, ("<|a|>", "<|a|>")),
     ]:
         with pytest.raises(ValueError):
             Tokenizer(tokens, specials)
+
+
+def test_characters_are_tokens_in_their_order() -> None:
+    tokenizer = Tokenizer.of_characters("hello, wörld\n")
+    assert tokenizer.tokens == [c.encode() for c in "\n ,dehlorwö"]
+    assert (tokenizer.vocab_size, tokenizer.bos) == (12, 11)
+    assert tokenizer.encode("öl\nh") == [10, 6, 0, 5]
+    assert tokenizer.decode([10, 6, 0, 5]) == "öl\nh"
+    ids, offsets = tokenizer.encode_batch(["dö", "", "e"], bos=True)
+    assert (ids.tolist(), offsets.tolist()) == ([11, 3, 10, 11, 11, 4], [0, 3, 4, 6])
+    assert ids.dtype == tokenizer.dtype
+
+
+def test_characters_that_were_not_there_are_refused(tmp_path: Path) -> None:
+    Tokenizer.of_characters("abc").save(str(tmp_path))
+    tokenizer = Tokenizer.load(str(tmp_path))
+    for text in ("abx", "é"):
+        with pytest.raises(ValueError, match="expected only characters of the 3"):
+            tokenizer.encode(text)
+        with pytest.raises(ValueError, match="expected only characters of the 3"):
+            tokenizer.encode_batch(["abc", text])
+
+
+def test_bytes_may_have_any_ids() -> None:
+    """GPT-2's single bytes are in another order."""
+    tokens = [*BYTES[::-1], b"ab", b"abc"]
+    assert Tokenizer(tokens).encode("abcab~") == [257, 256, 255 - ord("~")]

@@ -2,18 +2,23 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 import toy
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from raychat import dist
-from raychat.data.batches import Step, steps_of
+from raychat.data.batches import Batch, Step, steps_of
 from raychat.data.shards import TokenRows
+from raychat.model.gpt import GPT
 from raychat.optim import build_optimizer, schedule
 from raychat.optim.schedule import Schedule
+from raychat.train import loop
 from raychat.train.loop import every, train
 
 CPU = torch.device("cpu")
@@ -229,6 +234,84 @@ def test_workers_skip_and_stop_together(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith("(4, [")
     assert first.count("nan") == 1
+
+
+def limited(nll: loop.Nll, limits: Iterator[int]) -> loop.Nll:
+    """A model's `nll` on a device that, call by call, has memory for so many rows."""
+
+    def within(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if len(ids) > next(limits):
+            raise torch.OutOfMemoryError
+        return nll(ids, targets)
+
+    return within
+
+
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_parts(tmp_path: Path) -> None:
+    """The first of two micro-batches fits, the second does not: what the first has added must not count twice."""
+    model, rows = toy.model(), TokenRows(toy.token_folder(str(tmp_path)))
+    optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
+    steps = steps_of(rows, rows_per_step=16, device_rows=8, start=0, world=dist.world(), device=CPU)
+    batches = list(next(steps).batches)
+    loss = loop.accumulate(model.nll, batches, CPU)
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    optimizer.zero_grad()
+    nll = limited(model.nll, chain((8, 2), repeat(2)))
+    got, parts = loop.accumulate_within_memory(nll, batches, optimizer, CPU, parts=1)
+    assert parts == 4
+    # fp32 sums in another order
+    torch.testing.assert_close(got, loss, rtol=1e-5, atol=0)
+    for grad, p in zip(expected, (p for p in model.parameters() if p.grad is not None), strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-3, atol=1e-5)
+
+
+def test_what_fitted_into_memory_is_kept_for_the_steps_that_follow(tmp_path: Path) -> None:
+    model, calls = toy.model(), list[int]()
+    optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
+
+    def nll(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(len(ids))
+        return limited(model.nll, repeat(2))(ids, targets)
+
+    steps = counting_steps(toy.token_folder(str(tmp_path)))
+    train(model, optimizer, steps, steps=2, schedule=schedule.base(2), nll=nll)
+    assert calls == [4, 2, 2, 2, 2]
+
+
+def test_a_row_that_does_not_fit_into_memory_ends_the_training(tmp_path: Path) -> None:
+    model = toy.model()
+    optimizer, nll = build_optimizer(model, lr_scale=0.3, weight_decay=0.1), limited(model.nll, repeat(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        train(
+            model,
+            optimizer,
+            counting_steps(toy.token_folder(str(tmp_path))),
+            steps=1,
+            schedule=schedule.base(1),
+            nll=nll,
+        )
+
+
+def test_a_step_waits_for_its_device_only_to_read_its_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no numbers, so whatever reads one raises."""
+    add_up, reads = loop.add_up, 0
+
+    def totals(*args: Any) -> loop.Totals:
+        nonlocal reads
+        reads += 1
+        with pytest.raises(DataDependentOutputException):
+            add_up(*args)
+        return loop.Totals(loss=1.0, norm=1.0, stops=0.0)
+
+    monkeypatch.setattr(loop, "add_up", totals)
+    with FakeTensorMode():
+        model = GPT(toy.CONFIG)
+        optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.1)
+        ids = torch.zeros(2, 32, dtype=torch.int64)
+        batch = Batch(ids, ids, torch.ones(2, 32))
+        steps = iter([Step([batch, batch])] * 3)
+        train(model, optimizer, steps, nll=model.nll, steps=3, schedule=schedule.base(3))
+    assert reads == 3
 
 
 def test_hooks_run_at_their_interval_and_at_the_end() -> None:

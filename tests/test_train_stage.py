@@ -1,5 +1,6 @@
 """A stage around the loop: killed anywhere, it ends in the same weights; what it writes is complete."""
 
+import gc
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -141,6 +142,19 @@ def test_a_stage_logs_to_wandb_when_asked(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("WANDB_MODE")
     run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, wandb=True)))
     assert [(run["name"], run["config"]["batch_tokens"]) for run in started] == [("test/one", 192)]
+
+
+def test_no_step_collects_garbage_after_the_first(tmp_path: Path) -> None:
+    enabled: list[bool] = []
+    run(toy.token_stage(tmp_path, "one"), lambda row: enabled.append(gc.isenabled()))
+    assert enabled[0]
+    assert not any(enabled[1:])
+    assert gc.isenabled()
+
+
+def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--fp8 needs a GPU"):
+        run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, fp8=True)))
 
 
 def test_metrics_on_an_object_store_have_no_gap_after_a_kill(tmp_path: Path) -> None:

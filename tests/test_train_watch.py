@@ -41,3 +41,16 @@ def test_spikes_and_skipped_steps_are_reported_at_once(tmp_path: Path, loss: flo
     (row,) = reported
     assert {key: value for key, value in row.items() if key != "t"} == {"step": 2, **mark}
     assert [r["step"] for r in read_metrics(str(tmp_path))] == [1, 2]
+
+
+def test_the_clock_does_not_wait_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop has waited, when it read the loss."""
+
+    def synchronize(*_: object) -> None:
+        raise AssertionError("a second wait in a step")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    figures = Clock(1000, toy.model(), torch.device("cuda")).tick()
+    assert figures["tok_per_s"] > 0
+    assert "mfu" in figures

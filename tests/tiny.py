@@ -1,15 +1,19 @@
 """Small real models for the tests of engine and serving: a random one, and one that follows a script."""
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from raychat.model import registry
+from raychat.model.attention import rotary_table
 from raychat.model.base import Model
 from raychat.model.cache import Chunk, KVCache
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.gpt2 import GPT2, GPT2Config
 from raychat.tokenizer import Tokenizer
 
 
@@ -32,13 +36,29 @@ def first_generation(seed: int = 0, sequence_len: int = 160) -> GPT:
     return _random(GPTConfig.october_2025(sequence_len=sequence_len, **sizes), seed)
 
 
-def _random(config: GPTConfig, seed: int) -> GPT:
-    model = GPT(config)
+def gpt2(seed: int = 0, sequence_len: int = 160) -> GPT2:
+    """A GPT-2 of three layers with no weight left at zero."""
+    return _random(GPT2Config(sequence_len=sequence_len, vocab_size=265, n_layer=3, n_head=4, n_embd=64), seed)
+
+
+def _random(config: Any, seed: int) -> Any:
+    model = registry.build({"class": type(config).__name__.removesuffix("Config"), **dataclasses.asdict(config)})
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(std=0.15 if p.dim() > 1 else 0.5, generator=generator)
     return model.eval()
+
+
+def on_fake_gpu(config: GPTConfig) -> GPT:
+    """A model as it is placed on a GPU, embeddings in bf16; to be called under fake tensors."""
+    device = torch.device("cuda")
+    with device:
+        model = GPT(config)
+    for embedding in (model.wte, *model.value_embeds.values()):
+        embedding.weight = nn.Parameter(embedding.weight.detach().to(torch.bfloat16))
+    model._rotary = rotary_table(config.sequence_len, config.head_dim, config.rotary_base, device)
+    return model
 
 
 def scripted_model(scripts: list[list[int]], sequence_len: int = 128, vocab_size: int = 265) -> GPT:

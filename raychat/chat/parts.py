@@ -23,8 +23,10 @@ class PartReader:
         self.type = "text"  # of the part being read
         self._tokenizer = tokenizer
         self._special = set(tokenizer.special.values())
-        self._next = {("text", tokenizer.special[start]): name for name, (start, _, _) in FENCES.items()}
-        self._next |= {(name, tokenizer.special[end]): "text" for name, (_, end, _) in FENCES.items()}
+        self._next: dict[tuple[str, int], str] = {}
+        for name, (start, end, _) in FENCES.items():
+            if start in tokenizer.special:  # a model of texts has none
+                self._next |= {("text", tokenizer.special[start]): name, (name, tokenizer.special[end]): "text"}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> tuple[str, str | None]:

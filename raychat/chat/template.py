@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from raychat.chat.parts import FENCES, Part, PartReader
-from raychat.tokenizer import Tokenizer
+from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 Message = dict[str, Any]
 
@@ -122,6 +122,11 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
 
 def _render(tokenizer: Tokenizer, messages: Iterable[Message]) -> Rendered:
     special = tokenizer.special
+    if missing := [name for name in SPECIAL_TOKENS if name not in special]:
+        raise ValueError(
+            f"the tokenizer has no {missing[0]}, so its model cannot chat; expected the special tokens of "
+            "conversations. It can continue texts: /v1/completions"
+        )
     ids, mask = [tokenizer.bos], [0]
 
     def add(tokens: list[int], loss: int) -> None:
@@ -165,8 +170,8 @@ def completion_parts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Part]:
     It accepts whatever a model generates: it stops at the first token that ends a turn, keeps what there is of a tool
     call that was cut off, and leaves out tool tokens that are out of place.
     """
-    fences = {tokenizer.special[name] for start, end, _ in FENCES.values() for name in (start, end)}
-    ends = set(tokenizer.special.values()) - fences
+    fences = {name for start, end, _ in FENCES.values() for name in (start, end)}
+    ends = {i for name, i in tokenizer.special.items() if name not in fences}
     reader = PartReader(tokenizer)
     parts = [{"type": "text", "text": ""}]
     for token in ids:

@@ -79,8 +79,8 @@ class Engine:
             step_tokens=step_tokens or _STEP_TOKENS.get(self._device.type, 512),
         )
         self._graphs = DecodeGraphs.of(model, self._scheduler.cache, max_sequences)
-        special = tokenizer.special
-        self._default_stop = (special["<|assistant_end|>"], special["<|bos|>"])
+        turn_end = tokenizer.special.get("<|assistant_end|>", tokenizer.bos)
+        self._default_stop = (turn_end, tokenizer.bos)
         self._requests: dict[int, Request] = {}  # waiting and running
         self._num_added = self._num_generated = 0
 

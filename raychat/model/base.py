@@ -17,6 +17,7 @@ class AdamW(NamedTuple):
     betas: tuple[float, float]
     weight_decay: float
     batch_scaled: bool = True  # whether lr grows with the batch (`lr_scale`)
+    eps: float = 1e-10
 
     def scaled(self, lr_scale: float) -> "AdamW":
         """Return the same update at the learning rate of a run with this `lr_scale`."""
@@ -37,6 +38,7 @@ class Model(nn.Module, ABC):
     """A language model. Everything outside raychat/model uses this face alone; see `registry` for the classes."""
 
     config: Any  # a frozen dataclass with at least sequence_len, vocab_size and n_embd
+    max_grad_norm: float | None = None  # to which the gradient of all parameters together is scaled down; None = never
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from raychat.model import flops
 from raychat.model.attention import attend, rotary_table, rotate, use_fastest_kernel
 from raychat.model.base import AdamW, Model, Muon
 from raychat.model.cache import KVCache, Pass
+from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
 from raychat.model.rates import rates_of
 
@@ -83,22 +84,6 @@ class GPTConfig:
 def norm(x: Tensor) -> Tensor:
     """RMSNorm without learned weight (Zhang & Sennrich 2019)."""
     return F.rms_norm(x, (x.size(-1),))
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias: the fp32 master weight is cast to the activations' dtype."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-        self.packed: PackedWeights | None = None  # what inference reads in place of the weight
-
-    def pack(self) -> None:
-        self.packed = PackedWeights([self.weight])
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.packed is not None and not torch.is_grad_enabled():
-            return self.packed(x)
-        return F.linear(x, self.weight.to(x.dtype))
 
 
 class Attention(nn.Module):

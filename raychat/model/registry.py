@@ -5,8 +5,12 @@ from typing import Any
 
 from raychat.model.base import Model
 from raychat.model.gpt import GPT, GPTConfig
+from raychat.model.gpt2 import GPT2, GPT2Config
 
-MODELS = {"GPT": (GPT, GPTConfig)}
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "GPT": (GPT, GPTConfig),
+    "GPT2": (GPT2, GPT2Config),
+}
 
 
 def architecture_of(model: Model) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def build(architecture: dict[str, Any]) -> Model:
     return MODELS[name][0](_config(name, sizes)) if name in MODELS else _refuse(name)
 
 
-def _config(name: str, sizes: dict[str, Any]) -> GPTConfig:
+def _config(name: str, sizes: dict[str, Any]) -> Any:
     if name not in MODELS:
         _refuse(name)
     config = MODELS[name][1]

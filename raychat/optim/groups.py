@@ -1,11 +1,11 @@
-"""Parameters that are updated together, and where: AdamW by rows, small AdamW ones everywhere, Muon by whole matrices.
+"""Parameters that are updated together, and where: Muon by whole matrices, AdamW by rows, small AdamW ones everywhere.
 
 A group is used in three beats: `reduce` asks for the sum of its gradients over the workers, `update` takes this
 worker's part of that sum, updates what it owns and asks for the rest, and what `update` returns waits for the rest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from raychat.dist import World
 from raychat.model.base import AdamW
-from raychat.optim.shards import Slot, Split, Wait, sum_everywhere
+from raychat.optim.shards import Slot, Split, Wait, deal, sum_everywhere
 from raychat.optim.updates import adamw_, muon_
+
+MUON_SLOTS = ("momentum", "variance")
 
 
 class StepRates(NamedTuple):
@@ -35,8 +37,16 @@ class AdamRows:
 
     def update(self, grad: Tensor, at: StepRates) -> None:
         rates = self.rates
-        lr, decay = rates.lr * at.lr, rates.weight_decay
-        adamw_(self.rows, grad, *self.state.values(), step=at.step, lr=lr, betas=rates.betas, weight_decay=decay)
+        adamw_(
+            self.rows,
+            grad.float(),
+            *self.state.values(),
+            step=at.step,
+            lr=rates.lr * at.lr,
+            betas=rates.betas,
+            weight_decay=rates.weight_decay,
+            eps=rates.eps,
+        )
 
 
 class ShardedAdam:
@@ -70,7 +80,7 @@ class ReplicatedAdam:
         self._world = world
 
     def reduce(self) -> Wait:
-        return sum_everywhere(torch.cat([gradient(p).flatten() for p in self._params]), self._world)
+        return sum_everywhere(torch.cat([gradient(p).float().flatten() for p in self._params]), self._world)
 
     def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
         for own, part in zip(self._own, grad.split([p.numel() for p in self._params]), strict=True):
@@ -86,56 +96,93 @@ class ReplicatedAdam:
                 yield Slot(name, rows, 0, len(rows), owned=self._world.rank == 0)
 
 
-class Matrices:
-    """Muon's matrices of one shape, stacked; every worker a range of the stack."""
+class Matrix(NamedTuple):
+    """One of Muon's matrices."""
 
-    def __init__(self, names: Sequence[str], params: Sequence[Tensor], lr: float, decay: float, world: World) -> None:
-        R, C = params[0].shape
-        self._names, self._params, self._lr, self._decay = names, params, lr, decay
-        self._split = Split(len(params), world)
-        self._own = slice(self._split.start, self._split.stop)
-        M = self._split.stop - self._split.start
-        zeros = partial(torch.zeros, dtype=torch.float32, device=params[0].device)
-        self._momentum = zeros(M, R, C)
-        self._variance = zeros(M, R, 1) if R >= C else zeros(M, 1, C)
+    name: str
+    p: Tensor
+    lr: float
 
-    def reduce(self) -> Wait:
-        return self._split.reduce(torch.stack([gradient(p) for p in self._params]))
+    def kind(self) -> tuple[int, int, float]:
+        """Return what those have in common that are updated in one stack."""
+        return (*self.p.shape, self.lr)
 
-    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
-        own = torch.empty_like(self._momentum)
-        for row, p in zip(own, self._params[self._own], strict=True):
-            row.copy_(p)
-        if len(own):
-            muon_(
-                own,
-                grad,
-                self._momentum,
-                self._variance,
-                lr=self._lr * at.lr,
-                momentum=at.momentum,
-                weight_decay=self._decay * at.weight_decay,
-            )
-        wait = self._split.gather(own)
 
-        def finish() -> None:
-            for p, updated in zip(self._params, wait(), strict=True):
-                p.copy_(updated)
+class Stack:
+    """State and update of matrices of one kind, (M, R, C), that begin at `start` in a worker's range of the buffers."""
 
-        return finish
+    def __init__(self, members: Sequence[Matrix], start: int) -> None:
+        self._members, self._start, self._lr = members, start, members[0].lr
+        M, (R, C), device = len(members), members[0].p.shape, members[0].p.device
+        self.numel = M * R * C
+        self._momentum = torch.zeros(M, R, C, device=device)
+        self._variance = torch.zeros((M, R, 1) if R >= C else (M, 1, C), device=device)
 
-    def slot_names(self) -> list[str]:
-        return [f"{name}/{slot}" for name in self._names for slot in ("momentum", "variance")]
+    def update(self, weights: Tensor, grad: Tensor, at: StepRates, decay: float) -> None:
+        """Write the updated matrices to their place in `weights`, given the gradients in `grad`; both are ranges."""
+        weights, grad = (own[self._start :][: self.numel].view_as(self._momentum) for own in (weights, grad))
+        torch.stack([member.p for member in self._members], out=weights)
+        rates = {"lr": self._lr * at.lr, "momentum": at.momentum, "weight_decay": decay * at.weight_decay}
+        muon_(weights, grad, self._momentum, self._variance, **rates)
 
     def slots(self) -> Iterator[Slot]:
-        for i, name in enumerate(self._names[self._own]):
-            for slot, stack in (("momentum", self._momentum), ("variance", self._variance)):
-                yield Slot(f"{name}/{slot}", stack[i], 0, stack.size(1))
+        for i, member in enumerate(self._members):
+            for slot, stack in zip(MUON_SLOTS, (self._momentum, self._variance), strict=True):
+                yield Slot(f"{member.name}/{slot}", stack[i], 0, stack.size(1))
+
+
+class Matrices:
+    """Muon's matrices of all shapes; each belongs to one worker, and all workers own about the same number of elements.
+
+    Gradients and weights travel in one flat buffer with a range for each worker: its matrices, then at most a little
+    padding. Dealing out each shape on its own would pad more: 10 matrices on 8 workers to 16.
+    """
+
+    def __init__(self, members: Sequence[Matrix], decay: float, world: World) -> None:
+        self._decay = decay
+        owners = deal([member.p.numel() for member in members], world.size)
+        shares = [
+            sorted((member for member, owner in zip(members, owners, strict=True) if owner == rank), key=Matrix.kind)
+            for rank in range(world.size)
+        ]
+        starts = [list(accumulate((member.p.numel() for member in share), initial=0)) for share in shares]
+        chunk = max(total for *_, total in starts)
+        self._split = Split(chunk * world.size, world)
+        self._members = [member for share in shares for member in share]  # in the order of the buffer
+        self._starts = [rank * chunk + start for rank, found in enumerate(starts) for start in found[:-1]]
+        self._stacks, start = list[Stack](), 0
+        for _, alike in groupby(shares[world.rank], Matrix.kind):
+            self._stacks.append(Stack(list(alike), start))
+            start += self._stacks[-1].numel
+
+    def reduce(self) -> Wait:
+        flat = torch.zeros(self._split.num_rows, device=self._members[0].p.device)  # padding has no norm
+        torch._foreach_copy_(self._parts(flat), [gradient(member.p) for member in self._members])
+        return self._split.reduce(flat)
+
+    def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
+        own = torch.empty_like(grad)
+        for stack in self._stacks:
+            stack.update(own, grad, at, self._decay)
+        wait = self._split.gather(own)
+        return lambda: torch._foreach_copy_([member.p for member in self._members], self._parts(wait()))
+
+    def _parts(self, flat: Tensor) -> list[Tensor]:
+        """Return the views of the buffer that are the members."""
+        places = zip(self._starts, self._members, strict=True)
+        return [flat[start : start + member.p.numel()].view(member.p.shape) for start, member in places]
+
+    def slot_names(self) -> list[str]:
+        return [f"{member.name}/{slot}" for member in self._members for slot in MUON_SLOTS]
+
+    def slots(self) -> Iterator[Slot]:
+        for stack in self._stacks:
+            yield from stack.slots()
 
 
 ParamGroup = ShardedAdam | ReplicatedAdam | Matrices
 
 
 def gradient(p: Tensor) -> Tensor:
-    """Return a parameter's gradient in float32; zeros where there is none."""
-    return torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float()
+    """Return a parameter's gradient, in its own dtype; zeros where there is none."""
+    return torch.zeros_like(p) if p.grad is None else p.grad

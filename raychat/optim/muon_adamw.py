@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from raychat.dist import world
 from raychat.model.base import AdamW, Muon
-from raychat.optim.groups import Matrices, ParamGroup, ReplicatedAdam, ShardedAdam, StepRates
+from raychat.optim.groups import Matrices, Matrix, ParamGroup, ReplicatedAdam, ShardedAdam, StepRates
+from raychat.optim.shards import Wait, sum_everywhere
 
 SMALL = 2**14  # elements; every worker updates a smaller AdamW parameter
 STEP = "optimizer/step"
@@ -29,6 +31,7 @@ class MuonAdamW:
         rates: how each parameter is updated, by name (`Model.optimizer_rates`).
         lr_scale: times every learning rate that grows with the batch.
         weight_decay: Muon's.
+        max_grad_norm: to which the gradient of all parameters together is scaled down; None = never.
 
     Raises:
         ValueError: A parameter has no rates.
@@ -43,29 +46,30 @@ class MuonAdamW:
         *,
         lr_scale: float = 1.0,
         weight_decay: float = 0.28,
+        max_grad_norm: float | None = None,
     ) -> None:
         self.num_steps = 0  # taken so far; AdamW's bias correction counts them
-        self._world = world()
+        self._world, self._max_grad_norm = world(), max_grad_norm
         params = {name.replace("_orig_mod.", ""): p for name, p in named_parameters if p.requires_grad}
         if unknown := params.keys() - rates.keys():
             raise ValueError(f"no learning rates for the parameters {_some(unknown)}; the model must name them")
         self._params = list(params.values())
-        self._groups: list[ParamGroup] = []
+        large: list[ParamGroup] = []
         small: list[tuple[str, Tensor, AdamW]] = []
-        matrices: dict[tuple[torch.Size, float], list[str]] = defaultdict(list)
+        matrices: list[Matrix] = []
         for name, p in params.items():
             rate = rates[name].scaled(lr_scale)
             if isinstance(rate, Muon):
-                matrices[p.shape, rate.lr].append(name)
+                matrices.append(Matrix(name, p, rate.lr))
             elif p.numel() < SMALL:
                 small.append((name, p, rate))
             else:
-                self._groups.append(ShardedAdam(name, p, rate, self._world))
+                large.append(ShardedAdam(name, p, rate, self._world))
+        # The matrices first: their update takes longest, and the others' sums are on their way meanwhile.
+        self._groups: list[ParamGroup] = [Matrices(matrices, weight_decay, self._world)] if matrices else []
+        self._groups += large
         if small:
             self._groups.append(ReplicatedAdam(small, self._world))
-        for (_, lr), names in matrices.items():
-            stack = [params[name] for name in names]
-            self._groups.append(Matrices(names, stack, lr, weight_decay, self._world))
 
     @torch.no_grad()
     def step(self, lr: float = 1.0, momentum: float = 0.95, weight_decay: float = 1.0) -> None:
@@ -81,9 +85,23 @@ class MuonAdamW:
         self.num_steps += 1
         rates = StepRates(self.num_steps, lr, momentum, weight_decay)
         sums = [group.reduce() for group in self._groups]
+        if self._max_grad_norm is not None:
+            sums = self._scaled_down([wait() for wait in sums], self._max_grad_norm)
         gathers = [group.update(wait(), rates) for group, wait in zip(self._groups, sums, strict=True)]
         for finish in gathers:
             finish()
+
+    def _scaled_down(self, grads: list[Tensor], max_norm: float) -> list[Wait]:
+        """Scale this worker's parts of the gradient so that the norm of the whole is at most `max_norm`.
+
+        Source: Pascanu et al. 2013, arXiv:1211.5063, as PyTorch's `clip_grad_norm_`.
+        """
+        # Every worker has the whole of what all update: it counts once.
+        counts = [not isinstance(group, ReplicatedAdam) or self._world.rank == 0 for group in self._groups]
+        mine = [grad.float().square().sum() for grad, count in zip(grads, counts, strict=True) if count]
+        square = sum_everywhere(torch.stack(mine).sum() if mine else grads[0].new_zeros(()), self._world)()
+        factor = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        return [partial(torch.mul, grad, factor.to(grad.dtype)) for grad in grads]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -64,6 +64,21 @@ def sft(steps: int, peak: float = 0.8) -> Schedule:
     )
 
 
+def cosine(steps: int, *, warmup_steps: int = 2000, final: float = 0.1) -> Schedule:
+    """Make nanoGPT's schedule: linear warm-up, then half a cosine towards `final` of the peak.
+
+    Momentum and weight decay are those of Muon, which GPT-2 does not use.
+    """
+    _check(steps)
+    warmup_steps = min(warmup_steps, steps - 1)
+
+    def lr(step: int) -> float:
+        decayed = 0.5 * (1 + math.cos(math.pi * ramp(step, warmup_steps, steps, 0.0, 1.0)))
+        return ramp(step + 1, 0, warmup_steps + 1, 0.0, 1.0) * (final + (1 - final) * decayed)
+
+    return Schedule(lr=lr, momentum=lambda step: 0.95, weight_decay=lambda step: 1.0)
+
+
 def ramp(step: float, start: float, stop: float, first: float, last: float) -> float:
     """Interpolate linearly from `first` (at and before `start`) to `last` (at and after `stop`).
 

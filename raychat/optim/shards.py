@@ -1,4 +1,4 @@
-"""How tensors are cut over workers: contiguous ranges of rows, and shards of state named by their first row."""
+"""How tensors are divided among workers: by rows, or dealt out whole; and shards of state, named by their first row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -63,6 +63,19 @@ class Split:
         padded = rows.new_zeros((num_rows, *rows.shape[1:]))
         padded[: len(rows)] = rows
         return padded
+
+
+def deal(sizes: Sequence[int], num_workers: int) -> list[int]:
+    """Return a worker for each size, so that their sums are nearly equal: the largest goes first, to who has least.
+
+    >>> deal([1, 4, 1, 4, 4, 1, 1], 2)
+    [1, 0, 1, 1, 0, 1, 1]
+    """
+    sums, owners = [0] * num_workers, [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owners[i] = sums.index(min(sums))
+        sums[owners[i]] += sizes[i]
+    return owners
 
 
 def sum_everywhere(tensor: Tensor, world: World) -> Wait:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from raychat.device import compute_dtype
 
-ADAM_EPS = 1e-10
 NORMUON_BETA2 = 0.9
 NORMUON_EPS = 1e-10
 TINY = 1e-20  # makes 0 / 0 a 0; below any norm that matters
@@ -36,12 +35,13 @@ def adamw_(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
+    eps: float = 1e-10,
 ) -> None:
     """Update `p`, in any float dtype, by AdamW with bias correction; the rest is float32. `step` counts from 1."""
     beta1, beta2 = betas
     mean.lerp_(grad, 1 - beta1)
     square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(ADAM_EPS)
+    denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(eps)
     # One subtraction: a bf16 weight would round a decay away that is subtracted on its own.
     p.sub_((mean / denominator).mul_(lr / (1 - beta1**step)).add_(p, alpha=lr * weight_decay))
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,11 @@ def train(
         FloatingPointError: Three steps in a row were skipped, and `rewind` has no other weights.
     """
     skipped = 0  # in a row
+    parts = 1  # that micro-batches are cut into
     for number in range(start, steps):
         step = next(batches)
-        totals = add_up(accumulate(nll, step.batches, model.device), model, stop)
+        loss, parts = accumulate_within_memory(nll, list(step.batches), optimizer, model.device, parts)
+        totals = add_up(loss, model, stop)
         if totals.finite:
             optimizer.step(rate(schedule, number, step), schedule.momentum(number), schedule.weight_decay(number))
         optimizer.zero_grad()
@@ -90,6 +93,36 @@ def accumulate(nll: Nll, batches: Iterable[Batch], device: torch.device) -> Tens
         loss.backward()
         total += loss.detach()
     return total
+
+
+def accumulate_within_memory(
+    nll: Nll, batches: Sequence[Batch], optimizer: Optimizer, device: torch.device, parts: int
+) -> tuple[Tensor, int]:
+    """Do what `accumulate` does with micro-batches cut into parts, into twice as many where memory does not suffice.
+
+    The gradients are the same sums. Workers need not agree on the parts.
+
+    Args:
+        optimizer: drops the gradients of what did not fit.
+        parts: to begin with.
+
+    Returns:
+        The share of the loss, and the number of parts that fitted.
+
+    Raises:
+        torch.OutOfMemoryError: A single row does not fit.
+    """
+    while True:
+        try:
+            return accumulate(nll, chain.from_iterable(batch.cut(parts) for batch in batches), device), parts
+        except torch.OutOfMemoryError:
+            if parts >= max(len(batch.inputs) for batch in batches):
+                raise
+        # Not in the handler: until it ends, the error keeps the tensors of the failed pass.
+        optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        parts *= 2
+        print(f"rank {dist.world().rank}: out of memory; micro-batches are cut into {parts} from here on", flush=True)
 
 
 class Totals(NamedTuple):

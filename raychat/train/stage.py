@@ -1,7 +1,7 @@
 """What all stages do around the loop: start or resume, log, evaluate, save, sum up.
 
 A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it is finished, `summary.json`.
-Uncommitted changes of the code are beside them as `code-<hash>.diff`.
+Uncommitted changes of the code are beside them as `code-<hash>.diff`, and `trace.json.gz` where one was asked for.
 """
 
 import math
@@ -23,7 +23,10 @@ from raychat.optim.schedule import Schedule
 from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import Tokenizer
 from raychat.train.finished import check_recipe, check_shared
+from raychat.train.fp8 import use_fp8
+from raychat.train.garbage import collected_together
 from raychat.train.loop import Nll, every, is_due, rate, train, when
+from raychat.train.profiling import traced
 from raychat.train.stop import Stop, Stopped, never
 from raychat.train.watch import Clock, Rows, Spikes
 
@@ -78,6 +81,12 @@ class Stage:
         return paths.join(self.parent or paths.parent(self.folder), "tokenizer")
 
     @property
+    def trace(self) -> str | None:
+        """Where this worker's trace goes, if it is to write one."""
+        wanted = self.runtime.profile and dist.world().rank == 0
+        return paths.join(self.folder, "trace.json.gz") if wanted else None
+
+    @property
     def parent(self) -> str | None:
         """The checkpoint that the stage starts from, absolute or a URL; None = freshly drawn weights."""
         return None if self.recipe.parent is None else paths.under(self.storage, self.recipe.parent)
@@ -119,18 +128,19 @@ def run(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never)
         every(stage.runtime.save_every, stage.steps, around.save),
         when(save, around.save),
     ]
-    done = train(
-        model,
-        optimizer,
-        around.feed.steps(around.start),
-        nll=around.feed.nll,
-        steps=stage.steps,
-        schedule=stage.schedule(stage.steps),
-        hooks=hooks,
-        start=around.start,
-        stop=stop,
-        rewind=around.rewind,
-    )
+    with traced(stage.trace) as record, collected_together() as collect:
+        done = train(
+            model,
+            optimizer,
+            around.feed.steps(around.start),
+            nll=around.feed.nll,
+            steps=stage.steps,
+            schedule=stage.schedule(stage.steps),
+            hooks=[record, *hooks, collect],
+            start=around.start,
+            stop=stop,
+            rewind=around.rewind,
+        )
     return around.close(done)
 
 
@@ -149,6 +159,8 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
         # would change it more than all matrices together.
         for p in model.parameters():
             p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
+    if stage.runtime.fp8:
+        use_fp8(model)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
     if stage.parent is not None and not stage.fresh:
         checkpoint.load_optimizer(stage.parent, optimizer)

@@ -46,7 +46,8 @@ class TokenFeed:
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
 
     def steps(self, start: int) -> Iterator[Step]:
-        return steps_of(self._rows, rows_per_step=self._recipe.rows_per_step, start=start, **self._split)
+        stop, rows_per_step = self._learner.stage.steps, self._recipe.rows_per_step
+        return steps_of(self._rows, rows_per_step=rows_per_step, start=start, stop=stop, **self._split)
 
     def evaluate(self) -> Metrics:
         """Return the validation rows' bits per byte. Collective."""

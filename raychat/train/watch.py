@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from raychat import dist
-from raychat.device import peak_flops, synchronize
+from raychat.device import peak_flops
 from raychat.log import MetricsLog, Report, Throttle
 from raychat.model import flops
 from raychat.model.base import Model
@@ -27,13 +27,12 @@ class Clock:
     """Tokens per second and MFU of the step just done, evaluation and saving left out."""
 
     def __init__(self, tokens_per_step: int, model: Model, device: torch.device) -> None:
-        self._tokens_per_step, self._device = tokens_per_step, device
+        self._tokens_per_step = tokens_per_step
         self._flops_per_token, self._peak = model.flops_per_token(), peak_flops(device)
         self._last = time.monotonic()
 
     def tick(self) -> dict[str, float]:
-        """End a step, on the device too."""
-        synchronize(self._device)
+        """End a step. Its loss has been read from the device: from one reading to the next a whole step passes."""
         now = time.monotonic()
         rate = self._tokens_per_step / max(now - self._last, 1e-9)
         self._last = now

@@ -1,0 +1,67 @@
+"""Let a model continue a text, in this process, without Ray.
+
+python jobs/sample.py --run tiny --start "Once upon a time"
+
+python jobs/sample.py --run d12 --stage base --step 2000 --start FILE:prompt.txt --num-samples 3 --seed 1
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raychat.cluster import Cluster
+
+
+@dataclass(frozen=True)
+class Args:
+    run: str = "tiny"  # name of the run
+    stage: Literal["base", "mid", "sft", "rl"] = "base"  # which model of the run
+    step: int | None = None  # which of its checkpoints; None = the newest
+    start: str = ""  # the text to continue; FILE:<path> = what a file holds
+    num_samples: int = 5  # continuations
+    max_new_tokens: int = 200  # length of each, at most; it ends sooner where the model ends the text
+    temperature: float = 0.8  # of sampling: higher is more varied, 0 = always the most likely token
+    top_k: int | None = 200  # sample only among the k most likely tokens; None = all
+    seed: int | None = None  # of sampling: the same seed gives the same samples; None = new ones every time
+    cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
+
+
+def run(args: Args) -> list[str]:
+    """Print the continuations; return them, each with the text that it continues.
+
+    Raises:
+        ValueError: There is no such checkpoint, a setting is out of its range, or the text fills the context.
+    """
+    from raychat import paths, runs
+    from raychat.engine.sampling import SamplingParams
+    from raychat.evals.evaluation import LoadedModel
+
+    if args.num_samples < 1:
+        raise ValueError(f"--num-samples is {args.num_samples}; expected 1 or more")
+    is_file = args.start.startswith("FILE:")
+    start = paths.read_text(args.start.removeprefix("FILE:")) if is_file else args.start
+    name = f"{args.run}-{args.stage}" + ("" if args.step is None else f"@{args.step}")
+    found = runs.checkpoint_named(args.cluster.storage(), name)
+    if found is None:
+        raise ValueError(f"there is no checkpoint {name} in {args.cluster.storage()}; train it, or name another")
+    loaded = LoadedModel.load(found.path)
+    tokenizer = loaded.tokenizer
+    ends = tuple(tokenizer.special.values())  # all that is not text
+    params = SamplingParams(
+        args.temperature, args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed, stop_ids=ends
+    )
+    prompt = [tokenizer.bos, *tokenizer.encode(start)]
+    texts = []
+    for completion in loaded.engine.generate([prompt] * args.num_samples, params):
+        texts.append(start + tokenizer.decode([i for i in completion.ids if i not in ends]))
+        print(texts[-1], end="\n---------------\n", flush=True)
+    return texts
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        run(tyro.cli(Args, description=__doc__))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"sample: {error}")

@@ -1,0 +1,140 @@
+"""Weights by other projects' names: transformers' GPT-2 and NanoChat, and nanoGPT, which has GPT-2's names.
+
+Every function maps a whole state dict to a whole state dict and changes no value. A weight that it does not know is
+refused by name. The vocabulary is padded here to a multiple of 64; elsewhere it may be padded otherwise.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raychat.model.base import Model
+
+_GPT2_BLOCK = {
+    "ln_1": "ln_1",
+    "attn.qkv": "attn.c_attn",
+    "attn.proj": "attn.c_proj",
+    "ln_2": "ln_2",
+    "mlp.fc": "mlp.c_fc",
+    "mlp.proj": "mlp.c_proj",
+}
+_NANOCHAT_BLOCK = {
+    "attn.q": "self_attn.q_proj",
+    "attn.k": "self_attn.k_proj",
+    "attn.v": "self_attn.v_proj",
+    "attn.proj": "self_attn.o_proj",
+    "mlp.fc": "mlp.fc1",
+    "mlp.proj": "mlp.fc2",
+}
+_BY_VOCABULARY = ("wte.weight", "lm_head.weight")  # here: a row for each token
+
+
+def gpt2_from_transformers(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Name the weights of transformers' GPT2LMHeadModel, which keeps the matrices of its blocks transposed.
+
+    Raises:
+        ValueError: A weight is missing, unknown, or has another shape than `model`'s.
+    """
+    named = {_gpt2_name(name): tensor for name, tensor in weights.items()}
+    kept = {k: t.t().contiguous() if _is_transposed(k, t) else t for k, t in named.items() if not _is_mask(k)}
+    return _translated(kept, _gpt2_names(model), model, tied="lm_head.weight")
+
+
+def gpt2_to_transformers(model: Model) -> dict[str, Tensor]:
+    """Return a GPT2's weights by the names of transformers' GPT2LMHeadModel, without the padding; the inverse."""
+    weights = _renamed(model, _gpt2_names(model))
+    return {f"transformer.{k}": t.t().contiguous() if _is_transposed(k, t) else t for k, t in weights.items()}
+
+
+def gpt2_from_nanogpt(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Name the weights of a nanoGPT checkpoint. Raises ValueError as `gpt2_from_transformers` does."""
+    named = {_gpt2_name(name.removeprefix("_orig_mod.")): tensor for name, tensor in weights.items()}
+    kept = {name: tensor for name, tensor in named.items() if not _is_mask(name)}
+    return _translated(kept, _gpt2_names(model), model, tied="lm_head.weight")
+
+
+def nanochat_from_transformers(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Name the weights of transformers' NanoChatForCausalLM. Raises ValueError as `gpt2_from_transformers` does."""
+    return _translated(weights, _nanochat_names(model), model)
+
+
+def nanochat_to_transformers(model: Model) -> dict[str, Tensor]:
+    """Return a first-generation GPT's weights by the names of transformers' NanoChat; the inverse."""
+    return _renamed(model, _nanochat_names(model))
+
+
+def _gpt2_names(model: Model) -> dict[str, str]:
+    """Return transformers' name of each module that has weights, without its prefix."""
+    names = {"wte": "wte", "wpe": "wpe", "ln_f": "ln_f"}
+    return names | _block_names(model.config.n_layer, "h", _GPT2_BLOCK)
+
+
+def _nanochat_names(model: Model) -> dict[str, str]:
+    names = {"wte": "model.embed_tokens", "lm_head": "lm_head"}
+    return names | _block_names(model.config.n_layer, "model.layers", _NANOCHAT_BLOCK)
+
+
+def _block_names(n_layer: int, theirs: str, block: Mapping[str, str]) -> dict[str, str]:
+    return {f"blocks.{i}.{a}": f"{theirs}.{i}.{b}" for i in range(n_layer) for a, b in block.items()}
+
+
+def _gpt2_name(name: str) -> str:
+    """Return a name without the prefix that older files do not have."""
+    return name.removeprefix("transformer.")
+
+
+def _is_mask(name: str) -> bool:
+    """Tell whether this is the causal mask, which older files keep."""
+    return name.endswith((".attn.bias", ".attn.masked_bias"))
+
+
+def _is_transposed(name: str, tensor: Tensor) -> bool:
+    return name.startswith("h.") and tensor.dim() == 2
+
+
+def _renamed(model: Model, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return a model's weights by other names of its modules, without the padding of the vocabulary."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        value = tensor[: model.config.vocab_size] if name in _BY_VOCABULARY else tensor
+        weights[f"{names[module]}.{leaf}"] = value.detach().clone()
+    return weights
+
+
+def _translated(
+    weights: Mapping[str, Tensor], names: Mapping[str, str], model: Model, tied: str | None = None
+) -> dict[str, Tensor]:
+    """Return weights by a model's own names, in its dtypes, with its padding.
+
+    Args:
+        names: theirs of each module of the model.
+        tied: their name of a second copy of the embedding, which may be there.
+    """
+    found, translated = dict(weights), dict[str, Tensor]()
+    head = found.pop(tied, None) if tied else None
+    for name, own in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        theirs = f"{names[module]}.{leaf}"
+        if theirs not in found:
+            raise ValueError(f"the weights have no {theirs}; expected one of shape {tuple(own.shape)}")
+        tensor = found.pop(theirs)
+        if name in _BY_VOCABULARY:
+            tensor = _padded(theirs, tensor, model.config.vocab_size, len(own))
+        if tensor.shape != own.shape:
+            raise ValueError(f"{theirs} has shape {tuple(tensor.shape)}; expected {tuple(own.shape)}")
+        translated[name] = tensor.to(own.dtype)
+    if found:
+        raise ValueError(f"unknown weights: {', '.join(sorted(found)[:5])}; they are of another architecture")
+    if head is not None and not torch.equal(head, weights[names["wte"] + ".weight"]):
+        raise ValueError(f"{tied} differs from the embedding; GPT-2 has one matrix for both")
+    return translated
+
+
+def _padded(name: str, tensor: Tensor, vocab_size: int, num_rows: int) -> Tensor:
+    """Cut another project's padding off and put ours in its place."""
+    if len(tensor) < vocab_size:
+        raise ValueError(f"{name} has {len(tensor)} rows; expected one for each of {vocab_size} tokens")
+    return F.pad(tensor[:vocab_size], (0, 0, 0, num_rows - vocab_size))

@@ -1,0 +1,33 @@
+"""When Python looks for objects that refer to each other and to which nothing else refers."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+
+COLLECT_EVERY = 100  # steps
+
+
+@contextlib.contextmanager
+def collected_together() -> Iterator[Callable[..., None]]:
+    """Yield a hook of the loop that collects garbage after the first step and then every hundredth; no step does else.
+
+    By itself Python looks through all objects of the process at moments that differ between the workers, and each then
+    waits for the slowest. What is alive after the first step (modules, compiled code) is not looked through again.
+    """
+    was_enabled, steps = gc.isenabled(), 0
+
+    def collect(*_: object) -> None:
+        nonlocal steps
+        if steps % COLLECT_EVERY == 0:
+            gc.collect()
+        if steps == 0:
+            gc.freeze()
+            gc.disable()
+        steps += 1
+
+    try:
+        yield collect
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
