@@ -111,7 +111,7 @@ class _Group:
         # on the driver's node, which lives as long as the job does, unlike a spot node
         on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=on_this_node).remote()
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._busy = False
         self._thread = threading.Thread(target=self._fit, args=(name, cluster), name="train workers", daemon=True)
         self._thread.start()
@@ -119,7 +119,7 @@ class _Group:
     def _fit(self, name: str, cluster: Cluster) -> None:
         try:
             _trainer(name, cluster, self._board).fit()
-        except Exception as error:
+        except BaseException as error:  # also the SystemExit that Ray raises here when this process ends
             self._error = error
         finally:
             if ray.is_initialized():  # not while this process ends: the call would start another Ray
