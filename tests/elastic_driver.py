@@ -1,6 +1,6 @@
-"""The driver of the stages in test_cluster_elastic.py: `python elastic_driver.py SCENARIO ROOT`, with RAY_ADDRESS.
+"""A driver that trains toy stages: `python elastic_driver.py SCENARIO ROOT`, where RAY_ADDRESS names a cluster.
 
-A process of its own, since the tests' own process has joined another cluster.
+It is a process of its own, since the process of the tests has joined another cluster.
 """
 
 import functools
@@ -75,6 +75,11 @@ def fixed(root: Path) -> None:
         launch(stage(root, "drained", pace=True), cluster)
 
 
+def submitted(root: Path) -> None:
+    """One worker."""
+    launch(stage(root, "submitted", pace=True), Cluster(workers=1, storage_path=str(root)))
+
+
 def refused(root: Path) -> None:
     """Two workers on nodes that share no disk, and more workers than will ever have room; print the errors."""
     made = stage(root, "apart")
@@ -92,4 +97,4 @@ if __name__ == "__main__":
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])  # workers cannot import the tests
     workers._RESIZE_EVERY_S = 1.0
-    {made.__name__: made for made in (elastic, fixed, refused)}[sys.argv[1]](Path(sys.argv[2]))
+    {made.__name__: made for made in (elastic, fixed, refused, submitted)}[sys.argv[1]](Path(sys.argv[2]))
