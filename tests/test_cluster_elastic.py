@@ -39,13 +39,20 @@ def machines() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as Machines
 
     machines = Machines()
-    machines.add_node(num_cpus=0, include_dashboard=False, object_store_memory=128 * 1024**2)
+    add_node(machines, num_cpus=0, include_dashboard=False)
     yield machines
     machines.shutdown()
 
 
-def add_node(machines: Any, **settings: Any) -> Any:
-    return machines.add_node(num_cpus=1, object_store_memory=128 * 1024**2, **settings)
+def add_node(machines: Any, *, num_cpus: int = 1, **settings: Any) -> Any:
+    """Start a node; the first one is the head."""
+    for attempts_left in (2, 1, 0):
+        try:
+            return machines.add_node(num_cpus=num_cpus, object_store_memory=128 * 1024**2, **settings)
+        except Exception as error:  # a node has a fixed time to come up, too short on a busy machine
+            if "timed out during startup" not in str(error) or not attempts_left:
+                raise
+    raise AssertionError
 
 
 def remove_nodes(machines: Any) -> None:

@@ -130,7 +130,7 @@ def test_workers_are_a_number_or_a_range(given: int | str, expected: tuple[int, 
     assert (cluster.min_workers, cluster.max_workers) == expected
 
 
-@pytest.mark.parametrize("given", [-1, "-1", "0:2", "4:2", "2:", ":2", "1:2:3", "two", ""])
+@pytest.mark.parametrize("given", [-1, "-1", "0:2", "4:2", "4:0", "2:", ":2", "1:2:3", "two", ""])
 def test_other_workers_are_refused(given: int | str) -> None:
     with pytest.raises(ValueError, match=rf"^--cluster\.workers is {given}; expected a number, 0 .* such as 2:8$"):
         Cluster(workers=given)

@@ -51,7 +51,7 @@ class Cluster:
         parts = str(self.workers).split(":")
         if len(parts) <= 2 and all(part.isdecimal() for part in parts):
             least, most = int(parts[0]), int(parts[-1])
-            if 0 < least <= most or most == 0:
+            if 0 < least <= most or least == most == 0:
                 return least, most
         raise ValueError(
             f"--cluster.workers is {self.workers}; expected a number, 0 (in this process), or a range such as 2:8"

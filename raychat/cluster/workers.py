@@ -156,7 +156,7 @@ class _Group:
         event = self._board.next_event.remote()
         while True:
             if stop() and not ray.get(self._board.stop.remote()):
-                return Stopped("stopped before the workers began; the same command continues")
+                return Stopped("stopped while no worker was training; the same command continues")
             if ray.wait([event], timeout=_LOOK_EVERY_S)[0]:
                 received: Event | Stopped | None = ray.get(event)
                 return received
