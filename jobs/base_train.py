@@ -146,7 +146,7 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
     finished(stage.folder, stage.recipe)
     if "tinyworld" not in args.data:  # which is written when it is first named
         shards_of(args, stage.recipe)
-    figures = dry_run.count(stage.recipe, stage.runtime, max(1, args.cluster.workers), price_per_hour)
+    figures = dry_run.count(stage.recipe, stage.runtime, max(1, args.cluster.max_workers), price_per_hour)
     print("\n\n".join(map(table_text, dry_run.tables_of(figures))))
     return figures._asdict()
 

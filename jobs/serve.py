@@ -35,7 +35,7 @@ class Args:
 def run(args: Args) -> None:
     """Serve until interrupted."""
     storage = args.cluster.storage()
-    if args.cluster.workers == 0:
+    if args.cluster.max_workers == 0:
         from raychat.serve.run import serve_here
 
         serve_here(storage, args.run, args.stage, args.max_sequences, args.max_models, args.host, args.port)

@@ -1,9 +1,12 @@
-"""Stages on Ray Train's workers: any number gives the same losses, and a killed worker changes nothing."""
+"""Stages on Ray Train's workers: any number gives the same losses, and a death changes nothing."""
 
+import contextlib
 import functools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 import toy
 
 from raychat import checkpoint
-from raychat.cluster import Cluster
+from raychat.cluster import Cluster, workers
 from raychat.cluster.launch import launch
 from raychat.cluster.workers import shared_workers
 from raychat.data.batches import Batch, Step
@@ -32,25 +35,63 @@ def this_module_travels_by_value() -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def dies_once(learner: Learner, *, source: Callable[[Learner], Feed], marker: str, step: int) -> Feed:
-    """Open a source whose rank 1 kills itself with SIGKILL in the middle of a step, the first time."""
+def breaks(learner: Learner, *, source: Callable[[Learner], Feed], marker: str) -> Feed:
+    """Open a source in which everything breaks once: Ray Train's controller at step 1, rank 1 at 4, the board at 7.
+
+    A checkpoint lies between each two.
+    """
+    import ray
+    from ray.train.v2._internal.execution.context import get_train_context
+
     from raychat import dist
 
-    feed = source(learner)
+    feed, rank = source(learner), dist.world().rank
 
-    def deadly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    def first_time(number: int) -> bool:
+        if os.path.exists(f"{marker}-{number}"):
+            return False
+        Path(f"{marker}-{number}").touch()
+        return True
+
+    def deadly(batches: Iterable[Batch], number: int) -> Iterator[Batch]:
         for batch in batches:
             yield batch
-            if dist.world().rank == 1 and not os.path.exists(marker):
-                Path(marker).touch()
+            if number == 1 and rank == 0 and first_time(number):
+                ray.kill(get_train_context().controller_actor)
+                time.sleep(600)  # the workers die with it
+            if number == 4 and rank == 1 and first_time(number):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if number == 7 and rank == 0 and first_time(number):
+                while not os.path.exists(f"{marker}-killed"):  # the driver's test kills the board
+                    time.sleep(0.01)
 
     def steps(start: int) -> Iterator[Step]:
         for number, one in enumerate(whole(start), start):
-            yield one._replace(batches=deadly(one.batches)) if number == step else one
+            yield one._replace(batches=deadly(one.batches, number))
 
     whole, feed.steps = feed.steps, steps  # type: ignore[method-assign]
     return feed
+
+
+@contextlib.contextmanager
+def kills_the_board(marker: str) -> Iterator[None]:
+    """In a thread, kill the board of the shared workers when their seventh step has begun."""
+    import ray
+
+    ended = threading.Event()
+
+    def wait_and_kill() -> None:
+        while not ended.wait(0.05):
+            if os.path.exists(f"{marker}-7") and workers._shared and workers._shared._group:
+                ray.kill(workers._shared._group._board)
+                Path(f"{marker}-killed").touch()
+                return
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def losses(folder: str) -> list[float]:
@@ -73,27 +114,29 @@ def pids(folder: str) -> list[str]:
     return [Path(f"{folder}-pid-{rank}").read_text() for rank in range(2)]
 
 
-def test_workers_agree_and_a_killed_one_changes_nothing(tmp_path: Path, ray_cluster: None) -> None:
+def test_workers_agree_and_whoever_dies_changes_nothing(tmp_path: Path, ray_cluster: None) -> None:
     storage = str(tmp_path)
     names = ("alone", "two", "again", "cut", "after")
     alone, two, again, cut, after = (toy.token_stage(tmp_path, name) for name in names)
     assert two.source is not None
     assert cut.source is not None
     noting = functools.partial(notes_pid, source=two.source)
-    dying = functools.partial(dies_once, source=cut.source, marker=str(tmp_path / "died"), step=5)
+    marker = str(tmp_path / "broken")
+    breaking = functools.partial(breaks, source=cut.source, marker=marker)
     launch(alone, Cluster(workers=0))
-    pair = Cluster(workers=2, storage_path=storage)
+    pair = Cluster(workers=2, storage_path=storage, max_failures=1)  # three failures, none of them after the other
     with shared_workers(pair):
         summary = launch(replace(two, source=noting), pair)
         launch(replace(again, source=noting), pair)
-        launch(replace(cut, source=dying), pair)
+        with kills_the_board(marker):
+            launch(replace(cut, source=breaking), pair)
         launch(replace(after, source=noting), pair)
     assert summary["workers"] == 2
     # the same rows, summed in another order, through eight optimizer steps in fp32
     assert losses(two.folder) == pytest.approx(losses(alone.folder), rel=1e-3)
     assert pids(two.folder) == pids(again.folder)
 
-    assert (tmp_path / "died").exists()
+    assert {path.name for path in tmp_path.glob("broken-*")} == {f"broken-{what}" for what in (1, 4, 7, "killed")}
     assert set(pids(after.folder)).isdisjoint(pids(again.folder))
     expected = weights(two.folder)
     for stage in (again, cut, after):
@@ -116,13 +159,20 @@ def test_an_error_that_would_come_again_is_raised_at_once(tmp_path: Path, ray_cl
 
 
 def signals_the_driver(learner: Learner, *, source: Callable[[Learner], Feed], driver: int) -> Feed:
-    """Open a source whose rank 0 sends SIGTERM to the driver in the third step."""
+    """Open a source whose rank 0 sends SIGTERM to the driver two steps after the start, where there are more workers.
+
+    The steps that follow are slow, so that the signal arrives in time on any machine.
+    """
     from raychat import dist
+
+    rank, size = dist.world()
 
     def steps(start: int) -> Iterator[Step]:
         for number, step in enumerate(whole(start), start):
-            if number == 2 and dist.world().rank == 0:
+            if size > 1 and number == start + 2 and rank == 0:
                 os.kill(driver, signal.SIGTERM)
+            if size > 1 and number >= start + 2:
+                time.sleep(2)
             yield step
 
     feed = source(learner)
@@ -130,22 +180,29 @@ def signals_the_driver(learner: Learner, *, source: Callable[[Learner], Feed], d
     return feed
 
 
-def test_sigterm_to_the_driver_stops_all_workers_with_one_checkpoint(
+def test_sigterm_stops_all_workers_with_one_checkpoint_and_any_number_continues(
     tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage = toy.token_stage(tmp_path, "stopped", Runtime(device_rows=4))
+    alone, stage = (replace(toy.token_stage(tmp_path, name, Runtime()), steps=120) for name in ("alone", "stopped"))
     assert stage.source is not None
-    source = functools.partial(signals_the_driver, source=stage.source, driver=os.getpid())
-    endless = replace(stage, steps=10**6, source=source)  # the signal arrives in time on any machine
-    with pytest.raises(SystemExit) as ended:
-        launch(endless, Cluster(workers=2, storage_path=str(tmp_path)))
-    assert ended.value.code == 128 + signal.SIGTERM
-    (path,) = checkpoint.all_in(stage.folder)
-    meta = checkpoint.read_meta(path)
-    assert (meta.step >= 3, meta.runtime.workers) == (True, 2)
-    line = f"test/stopped: stopped at step {meta.step} of 1000000; the same command continues"
-    assert line in capsys.readouterr().out.splitlines()
-    assert [row["step"] for row in read_metrics(stage.folder)] == list(range(1, meta.step + 1))
+    stage = replace(stage, source=functools.partial(signals_the_driver, source=stage.source, driver=os.getpid()))
+    done = 0
+    for size in (2, 3):
+        with pytest.raises(SystemExit) as ended:
+            launch(stage, Cluster(workers=size, storage_path=str(tmp_path)))
+        assert ended.value.code == 128 + signal.SIGTERM
+        path = checkpoint.latest(stage.folder) or ""
+        meta = checkpoint.read_meta(path)
+        assert (meta.step >= done + 3, meta.runtime.workers) == (True, size)
+        line = f"test/stopped: stopped at step {meta.step} of 120; the same command continues"
+        assert line in capsys.readouterr().out.splitlines()
+        done = meta.step
+        assert [row["step"] for row in read_metrics(stage.folder)] == list(range(1, done + 1))
+    launch(stage, Cluster(workers=1, storage_path=str(tmp_path)))
+    launch(alone, Cluster(workers=0))
+    expected, got = weights(alone.folder), weights(stage.folder)
+    for name in expected:  # the same rows, summed in another order in fp32
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_more_workers_than_fit_are_refused(tmp_path: Path, ray_cluster: None) -> None:

@@ -87,7 +87,7 @@ def test_job_is_a_speedrun_that_its_gpus_can_run() -> None:
     assert (REPO / Path(script).relative_to(workdir())).samefile(speedrun.__file__)
     args = tyro.cli(speedrun.Args, args=options)
     gpus = [group["replicas"] * container(group)["resources"]["limits"]["nvidia.com/gpu"] for group in workers(spec)]
-    assert args.cluster.workers == sum(gpus)
+    assert args.cluster.max_workers == sum(gpus)
     assert args.cluster.storage_path == "gs://BUCKET/raychat"
 
 

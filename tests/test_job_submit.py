@@ -11,10 +11,14 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from test_cluster_elastic import opened
+from test_serve import wait_until
+
+from raychat import checkpoint
 
 REPO = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -85,10 +89,14 @@ def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s:
     raise RuntimeError(f"no answer from {url}:\n{log.read_text()}")
 
 
-def submit(head: str, *command: str, timeout_s: float = 200) -> str:
+def submit(head: str, *command: str, options: Sequence[str] = ()) -> str:
     """Submit the checkout as a job, wait for its end and return what it printed."""
+    return ray_job(head, "submit", "--working-dir", ".", *options, "--", *command)
+
+
+def ray_job(head: str, verb: str, *arguments: str, timeout_s: float = 900) -> str:
     done = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", f"--address={head}", "--working-dir", ".", "--", *command],
+        [str(BIN / "ray"), "job", verb, f"--address={head}", *arguments],
         cwd=REPO,
         capture_output=True,
         text=True,
@@ -107,3 +115,18 @@ def test_job_runs_the_submitted_code_in_the_installed_environment(head: str) -> 
     assert Path(library).parent.parent != REPO, "the job imported the checkout, not the copy that was submitted"
     assert {"raychat", "jobs", "tests"} <= set(files)
     assert not {".venv", ".git"} & set(files)
+
+
+def test_a_job_that_is_stopped_saves_a_checkpoint_and_the_same_command_continues(head: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "runs" / "test" / "submitted")
+    command = ("python", "tests/elastic_driver.py", "submitted", str(tmp_path))
+    wait = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}})  # Ray kills the driver after 3 s otherwise
+    submit(head, *command, options=["--no-wait", "--submission-id=stopped", f"--runtime-env-json={wait}"])
+    assert wait_until(lambda: len(opened(folder)) == 1, timeout_s=900)
+    assert "was stopped" in ray_job(head, "stop", "stopped")
+    (path,) = checkpoint.all_in(folder)
+    assert f"stopped at step {checkpoint.read_meta(path).step} of " in ray_job(head, "logs", "stopped")
+    Path(f"{folder}-go").touch()
+    submit(head, *command)
+    assert [one.start for one in opened(folder)] == [0, checkpoint.read_meta(path).step]
+    assert os.path.exists(f"{folder}/summary.json")

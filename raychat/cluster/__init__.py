@@ -11,7 +11,7 @@ from raychat.settings import at_least
 _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon the controller sees a dead worker; Ray's is 2 s
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # Ray forwards workers' prints anyway: once is enough
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # how long room is awaited on nodes that may be gone by now
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -28,14 +28,36 @@ _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a s
 class Cluster:
     """Where and how wide a job runs."""
 
-    workers: int = 1  # data-parallel train workers; 0 = in this process, without Ray
+    workers: int | str = 1  # data-parallel; 2:8 = from 2 to 8, as many as have room; 0 = in this process, without Ray
     storage_path: str | None = None  # folder or URL (s3://, gs://) for what is written; None = RAYCHAT_HOME
     address: str | None = None  # Ray cluster to join; None = RAY_ADDRESS if set, else one started on this machine
     gpus_per_worker: int | None = None  # GPUs of each worker; None = 1 where the cluster has GPUs, else 0
-    max_failures: int = 3  # restarts of a stage's workers, or deaths of actors in a row, before the job gives up
+    max_failures: int = 3  # failures of workers or actors in a row, without progress, before the job gives up
+    max_wait_s: float = 3600  # for room for the workers, before the job gives up
 
     def __post_init__(self) -> None:
-        at_least(self, flags="--cluster.", workers=0, gpus_per_worker=0, max_failures=0)
+        at_least(self, flags="--cluster.", gpus_per_worker=0, max_failures=0, max_wait_s=0)
+        self._range()
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest train workers; a stage waits for room for them."""
+        return self._range()[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most train workers; 0 = in this process."""
+        return self._range()[1]
+
+    def _range(self) -> tuple[int, int]:
+        parts = str(self.workers).split(":")
+        if len(parts) <= 2 and all(part.isdecimal() for part in parts):
+            least, most = int(parts[0]), int(parts[-1])
+            if 0 < least <= most or least == most == 0:
+                return least, most
+        raise ValueError(
+            f"--cluster.workers is {self.workers}; expected a number, 0 (in this process), or a range such as 2:8"
+        )
 
     def storage(self) -> str:
         """Return the absolute root of the storage; workers get paths below it and never look at the environment."""

@@ -36,7 +36,7 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
         ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
     """
     with lease(stage.folder), Progress(stage.name, stage.steps) as progress:
-        if cluster.workers == 0:
+        if cluster.max_workers == 0:
             ready()
             with stop_at_signals() as stop:
                 return run(stage, progress.show, stop=stop)
@@ -72,11 +72,11 @@ def train_on_tokens(
 def _check_room(cluster: Cluster) -> None:
     """Refuse more workers than this machine has room for; Ray would wait forever. A joined cluster may grow."""
     have = ray.cluster_resources()
-    need = {"CPU": cluster.workers, "GPU": cluster.workers * cluster.gpus()}
+    need = {"CPU": cluster.min_workers, "GPU": cluster.min_workers * cluster.gpus()}
     for resource, count in need.items():
         if have.get(resource, 0) < count:
             found = have.get(resource, 0)
-            message = f"{cluster.workers} workers need {count} {resource}s; this Ray cluster has {found:g}"
+            message = f"{cluster.min_workers} workers need {count} {resource}s; this Ray cluster has {found:g}"
             if len(ray.nodes()) == 1 and not os.environ.get("RAY_ADDRESS") and not cluster.address:
                 raise ValueError(f"{message}: set --cluster.workers lower, or join a larger cluster: --cluster.address")
-            print(f"{message}: waiting for it to grow", flush=True)
+            print(f"{message}: waiting up to {cluster.max_wait_s:.0f} s for it to grow", flush=True)

@@ -129,18 +129,18 @@ class _Holder:
 
 def actors_per_core(cluster: Cluster, num_calls: int, *, name: str) -> Actors:
     """Return actors that hold nothing, for calls of one thread: one for each core; with 0 workers this process."""
-    if cluster.workers == 0:
+    if cluster.max_workers == 0:
         return InProcess(type(None))
     return FanOut(type(None), min(num_calls, num_cores(cluster)), name=name, max_failures=cluster.max_failures)
 
 
 def actors_per_worker(cluster: Cluster, build: Callable[[], Any], num_calls: int, *, name: str) -> Actors:
     """Return actors that hold what `build` returns: one for each worker, with its GPUs and its share of the cores."""
-    if cluster.workers == 0:
+    if cluster.max_workers == 0:
         return InProcess(build)
     cluster.connect()
-    num_threads = max(1, (os.cpu_count() or 1) // cluster.workers)
-    build, num_actors = partial(_with_threads, num_threads, build), min(cluster.workers, num_calls)
+    num_threads = max(1, (os.cpu_count() or 1) // cluster.max_workers)
+    build, num_actors = partial(_with_threads, num_threads, build), min(cluster.max_workers, num_calls)
     return FanOut(build, num_actors, name=name, gpus=cluster.gpus(), max_failures=cluster.max_failures)
 
 
@@ -159,4 +159,4 @@ def num_cores(cluster: Cluster) -> int:
     cluster.connect()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    return max(1, min(cpus, os.cpu_count() or 1) if alone else cpus - cluster.workers)
+    return max(1, min(cpus, os.cpu_count() or 1) if alone else cpus - cluster.max_workers)

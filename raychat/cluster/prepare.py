@@ -49,7 +49,7 @@ class Preparation:
         paths.remove(paths.join(self.folder, shards.FAILED_FILE))
         present = shards.rows_by_block(paths.names(self.folder))
         self._missing = [block for block in range(packing.plan.num_blocks) if block not in present]
-        if self._missing and cluster.workers > 0:
+        if self._missing and cluster.max_workers > 0:
             cluster.connect()
         self._packing, self._cluster, self._log = packing, cluster, log
         self._error: BaseException | None = None
@@ -92,7 +92,7 @@ class Preparation:
             return
         name = paths.name(self.folder)
         self._log(f"{name}: making {len(self._missing)} of {self._packing.plan.num_blocks} blocks")
-        make = _on_the_cluster if self._cluster.workers else _in_this_process
+        make = _on_the_cluster if self._cluster.max_workers else _in_this_process
         started, total = time.monotonic(), BlockCounts(0, 0, 0, 0)
         progress = Progress(name, len(self._missing), unit="block", log=self._log)
         for done, counts in enumerate(make(self._packing, self._missing, self._cluster), start=1):
@@ -134,7 +134,7 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     data.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its start, its plan, its end; errors are raised
     # A task that waits for a CPU which training holds, while training waits for its block, would wait forever.
-    cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.workers + 2 else 0.0
+    cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.max_workers + 2 else 0.0
     tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
     data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
     make = _on_row(lambda block, documents: make_block(folder, block, pack, documents))

@@ -50,13 +50,13 @@ def num_actors(cluster: Cluster, wanted: int | None, num_calls: int) -> int:
     None asks for as many as there are train workers, if these leave enough GPUs free; without GPUs, for one per core.
     There are never more actors than calls in a step.
     """
-    if cluster.workers == 0:
+    if cluster.max_workers == 0:
         return 0
     cluster.connect()
     if wanted is None:
         gpus = cluster.gpus()
-        free = num_gpus() - cluster.workers * gpus
-        wanted = min(cluster.workers, max(0, free // gpus)) if gpus else max(cluster.workers, os.cpu_count() or 1)
+        most, free = cluster.max_workers, num_gpus() - cluster.max_workers * gpus
+        wanted = min(most, max(0, free // gpus)) if gpus else max(most, os.cpu_count() or 1)
     return min(wanted, num_calls)
 
 
