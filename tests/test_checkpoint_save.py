@@ -43,8 +43,10 @@ def fill_disk(patch: pytest.MonkeyPatch, file: str) -> None:
     patch.setattr(paths, "write_bytes", write_bytes)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/stage"
     return str(tmp_path / "stage") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
