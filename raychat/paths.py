@@ -102,13 +102,15 @@ def names(folder: str) -> list[str]:
         entries = fs.ls(p, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted({found for e in entries if not (found := name(e)).startswith(".tmp-")})
+    inside = {name(e) for e in entries if e.rstrip("/") != p}  # consoles make an object "folder/"
+    return sorted(found for found in inside if not found.startswith(".tmp-"))
 
 
 def sizes(folder: str) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by its name relative to the folder."""
     fs, p = _file_system(folder)
-    return {relative(file, p): int(info["size"]) for file, info in fs.find(p, detail=True).items()}
+    found = fs.find(p, detail=True).items()
+    return {relative(file, p): int(info["size"]) for file, info in found if not file.endswith("/")}
 
 
 def size(path: str) -> int:
