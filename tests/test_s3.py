@@ -1,6 +1,9 @@
 """A run whose storage is a bucket: moto's server on 127.0.0.1 answers like S3."""
 
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,14 +15,19 @@ import numpy as np
 import pytest
 import torch
 import toy
+from test_speedrun import STEPS, arguments
 
-from raychat import checkpoint, paths
+from jobs import speedrun
+from raychat import checkpoint, paths, tinyworld
+from raychat.cluster import Cluster
 from raychat.data import shards
 from raychat.lease import lease
 from raychat.log import read_metrics
 from raychat.runs import find_checkpoint, written
 from raychat.train import stage
 from raychat.train.stage import Stage, run
+
+REPO = Path(__file__).parent.parent
 
 
 def other_machine() -> Any:
@@ -126,3 +134,41 @@ def test_newer_checkpoint_of_another_machine_is_found(bucket: str) -> None:
         found = find_checkpoint(bucket)
         assert found.path == f"{bucket}/runs/r/sft/step_{step:06d}"
         assert (datetime.now(UTC) - written(found.path)).total_seconds() < 3600
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A Ray cluster that knows of no bucket."""
+    from ray.cluster_utils import Cluster as Machines
+
+    machines = Machines()
+    machines.add_node(num_cpus=4, include_dashboard=False, object_store_memory=256 * 1024**2)
+    yield machines.address
+    machines.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_speedrun_on_a_joined_cluster_leaves_nothing_to_do(
+    address: str, bucket: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What opens the bucket is in the driver's environment only."""
+    tinyworld.write(str(tmp_path / "world"), scale=0.05)
+    args = arguments(tmp_path / "world")
+    joined = replace(args, cluster=Cluster(workers=2, address=address, storage_path=bucket))
+    driver = f"from jobs import speedrun; speedrun.run(speedrun.Args(**{vars(joined)!r}))"
+    subprocess.run([sys.executable, "-c", f"from raychat.cluster import Cluster\n{driver}"], cwd=REPO, check=True)
+    written = other_machine().find(bucket, detail=True)
+    report = paths.read_json(f"{bucket}/runs/r/report/report.json")
+    assert {stage: figures["steps"] for stage, figures in report["stages"].items()} == STEPS
+    assert all(figures["workers"] == 2 for figures in report["stages"].values())
+
+    capfd.readouterr()
+    again = speedrun.run(replace(args, cluster=Cluster(workers=0, storage_path=bucket)))
+    assert again["stages"] == report["stages"]
+    assert capfd.readouterr().out.count("already") >= len(STEPS) + 4  # stages and their evaluations
+    stages = tuple(f"{bucket.removeprefix('s3://')}/runs/r/{stage}/" for stage in STEPS)
+    now = other_machine().find(bucket, detail=True)
+    assert {name: info["LastModified"] for name, info in now.items() if name.startswith(stages)} == {
+        name: info["LastModified"] for name, info in written.items() if name.startswith(stages)
+    }
