@@ -107,6 +107,7 @@ def test_killed_stage_resumes_and_ends_in_the_same_weights(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(stage, "QUICK_S", 600.0)
 
     def kill(row: dict[str, Any]) -> None:
         if row["step"] >= 7:
