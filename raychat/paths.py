@@ -82,7 +82,7 @@ def under(root: str, path: str) -> str:
 
 def _file_system(path: str) -> tuple[Any, str]:
     """Return a path's file system and the path there. It keeps no listings: other machines write, too."""
-    return url_to_fs(path, use_listings_cache=False)  # type: ignore[no-any-return]
+    return url_to_fs(path, use_listings_cache=False)
 
 
 def exists(path: str) -> bool:
@@ -132,7 +132,7 @@ def version(path: str) -> str:
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     """Open a file for reading, or for writing that is not atomic."""
     fs, p = _file_system(path)
-    return fs.open(p, mode)  # type: ignore[no-any-return]
+    return fs.open(p, mode)
 
 
 def read_bytes(path: str) -> bytes:
@@ -238,7 +238,7 @@ def local(path: str) -> str:
         if os.path.exists(copy):
             os.utime(copy)
             return copy
-        _make_room(cache(), int(fs.size(p)))
+        _make_room(cache(), fs.size(p) or 0)  # a web server may not say
     with _renamed(copy) as temporary:
         fs.get_file(p, temporary)
     return copy
