@@ -154,3 +154,8 @@ def test_file_of_a_web_server_has_another_version_when_it_is_rewritten(tmp_path:
 def test_home_is_moved_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCHAT_HOME", "/somewhere")
     assert paths.home() == "/somewhere"
+
+
+def test_copies_lie_on_this_machine_where_home_is_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCHAT_HOME", "s3://bucket/raychat")
+    assert paths.cache() == os.path.expanduser("~/.cache/raychat/copies")
