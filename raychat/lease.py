@@ -1,11 +1,15 @@
 """One driver on a stage: a lease on its folder, which a second one respects.
 
-The holder rewrites `lease.json` every few seconds. Whether it still does is seen from two readings, so clocks need not
-agree. A holder that was killed on this machine is known to be gone at once.
+The holder creates `lease-000001.json` and rewrites it every few seconds. Whether it still does is seen from two
+readings, so clocks need not agree. A holder that was killed on this machine is known to be gone at once. The next
+holder creates the file with the next number, and removes older ones. The storage lets one of several drivers create a
+file, and the newest file is never removed, so there are never two holders.
 """
 
 import contextlib
+import json
 import os
+import re
 import socket
 import threading
 import time
@@ -18,6 +22,7 @@ from raychat import paths
 BEAT_S = 10.0  # between two signs of life
 PATIENCE_S = 3 * BEAT_S  # without one, after which a holder on another machine counts as gone
 
+_NAME = re.compile(r"lease-(\d{6,})\.json")
 _mine: set[Any] = set()  # ids of the leases that this process holds
 
 
@@ -28,21 +33,30 @@ def lease(folder: str) -> Iterator[None]:
     Raises:
         ValueError: somebody else holds it.
     """
-    file = paths.join(folder, "lease.json")
-    _wait_for_silence(folder, file)
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
     _mine.add(holder["id"])
+    try:
+        with _beating(_take(folder, holder), holder):
+            yield
+    finally:
+        _mine.discard(holder["id"])
+
+
+@contextlib.contextmanager
+def _beating(file: str, holder: dict[str, Any]) -> Iterator[None]:
+    """Write signs of life to a lease while the block runs, and its end."""
     ended = threading.Event()
+
+    def write(**news: Any) -> None:
+        with contextlib.suppress(Exception):  # a storage that is away for a moment
+            paths.write_json(file, holder | news)
 
     def beat() -> None:
         number = 0
-        while not ended.is_set():
-            with contextlib.suppress(OSError):  # a storage that is away for a moment
-                paths.write_json(file, {**holder, "beat": number})
+        while not ended.wait(BEAT_S):
+            write(beat=number)
             number += 1
-            ended.wait(BEAT_S)
 
-    paths.write_json(file, {**holder, "beat": -1})
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()
     try:
@@ -50,41 +64,70 @@ def lease(folder: str) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        paths.remove(file)
-        _mine.discard(holder["id"])
+        write(ended=True)
 
 
-def _wait_for_silence(folder: str, file: str) -> None:
-    """Return when nobody holds the lease; raise ValueError when somebody does."""
-    first = _read(file)
-    if first is None or _is_dead(first):
+def _take(folder: str, holder: dict[str, Any]) -> str:
+    """Create the file of a new lease and return it. Raises ValueError where somebody holds the one before."""
+    last = max(_numbers(folder), default=0)
+    if last:
+        _wait_for_silence(folder, last)
+    number = last + 1
+    created = paths.create(_file(folder, number), json.dumps(holder).encode())
+    if not created or max(_numbers(folder), default=0) > number:  # another driver was faster
+        raise ValueError(_taken(folder, _read(_file(folder, max(_numbers(folder), default=number)))))
+    for old in _numbers(folder):
+        if old < number:
+            paths.remove(_file(folder, old))
+    return _file(folder, number)
+
+
+def _wait_for_silence(folder: str, number: int) -> None:
+    """Return when nobody holds the lease of this number; raise ValueError when somebody does."""
+    first = _read(_file(folder, number))
+    if "ended" in first or _is_dead(first):
         return
-    who = f"process {first['pid']} on {first['host']}"
-    taken = f"{folder} is being trained by {who}; wait for it, stop it, or choose another --run"
-    if first["host"] == socket.gethostname():
-        raise ValueError(taken)
-    print(f"waiting up to {PATIENCE_S:.0f} s to see whether {who} still trains {folder}", flush=True)
+    if first.get("host") == socket.gethostname():
+        raise ValueError(_taken(folder, first))
+    print(f"waiting up to {PATIENCE_S:.0f} s to see whether {_who(first)} still trains {folder}", flush=True)
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         time.sleep(min(1.0, PATIENCE_S / 10))
-        now = _read(file)
-        if now is None:
+        now = _read(_file(folder, number))
+        if "ended" in now:
             return
         if now != first:
-            raise ValueError(taken)
+            raise ValueError(_taken(folder, now))
 
 
-def _read(file: str) -> dict[str, Any] | None:
+def _numbers(folder: str) -> list[int]:
+    return [int(found[1]) for name in paths.names(folder) if (found := _NAME.fullmatch(name))]
+
+
+def _file(folder: str, number: int) -> str:
+    return paths.join(folder, f"lease-{number:06d}.json")
+
+
+def _read(file: str) -> dict[str, Any]:
+    """Return what a holder says of itself; empty where the file was removed, or is not written to its end yet."""
     try:
         found = paths.read_json(file)
-    except (FileNotFoundError, ValueError):  # none, or one that is not ours
-        return None
-    return found if isinstance(found, dict) and {"host", "pid", "id"} <= found.keys() else None
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _taken(folder: str, holder: dict[str, Any]) -> str:
+    return f"{folder} is being trained by {_who(holder)}; wait for it, stop it, or choose another --run"
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Tell whether a holder was a process of this machine, and is none any more."""
-    if holder["host"] != socket.gethostname():
+    if holder.get("host") != socket.gethostname():
         return False
     if holder["pid"] == os.getpid():  # in a container, which begins anew with the same number
         return holder["id"] not in _mine

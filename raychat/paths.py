@@ -6,26 +6,35 @@ its `meta.json`, which is uploaded last.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
 from fsspec.core import url_to_fs
 
 LAST_FILE = "meta.json"  # uploaded last: a folder on an object store that has it is complete
+_CACHE_SHARE = 10  # copies of remote files may take a tenth of the disk
+_IN_USE_S = 600.0  # a copy that was asked for more recently stays
 _MARKS = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created")  # of rewritten files
 
 
 def home() -> str:
     """Return the default root of the storage: `RAYCHAT_HOME`, or ~/.cache/raychat."""
     return os.environ.get("RAYCHAT_HOME") or os.path.expanduser("~/.cache/raychat")
+
+
+def cache() -> str:
+    """Return the folder of this machine's copies of remote files; `local` removes old ones."""
+    root = home()
+    return join(absolute(root if is_local(root) else "~/.cache/raychat"), "copies")
 
 
 def is_local(path: str) -> bool:
@@ -71,37 +80,42 @@ def under(root: str, path: str) -> str:
     return path if path.startswith("/") or not is_local(path) else join(root, path)
 
 
+def _file_system(path: str) -> tuple[Any, str]:
+    """Return a path's file system and the path there. It keeps no listings: other machines write, too."""
+    return url_to_fs(path, use_listings_cache=False)
+
+
 def exists(path: str) -> bool:
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     return bool(fs.exists(p))
 
 
 def is_folder(path: str) -> bool:
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     return bool(fs.isdir(p))
 
 
 def names(folder: str) -> list[str]:
     """Return the sorted names in a folder, without temporary ones; empty when there is no such folder."""
-    fs, p = url_to_fs(folder)
-    fs.invalidate_cache(p)
+    fs, p = _file_system(folder)
     try:
         entries = fs.ls(p, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted({found for e in entries if not (found := name(e)).startswith(".tmp-")})
+    inside = {name(e) for e in entries if e.rstrip("/") != p}  # consoles make an object "folder/"
+    return sorted(found for found in inside if not found.startswith(".tmp-"))
 
 
 def sizes(folder: str) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by its name relative to the folder."""
-    fs, p = url_to_fs(folder)
-    fs.invalidate_cache(p)
-    return {relative(file, p): int(info["size"]) for file, info in fs.find(p, detail=True).items()}
+    fs, p = _file_system(folder)
+    found = fs.find(p, detail=True).items()
+    return {relative(file, p): int(info["size"]) for file, info in found if not file.endswith("/")}
 
 
 def size(path: str) -> int:
     """Return a file's size in bytes."""
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     return int(fs.size(p))
 
 
@@ -110,24 +124,25 @@ def version(path: str) -> str:
     if is_local(path):
         status = os.stat(path)
         return f"{status.st_size} bytes, {status.st_mtime_ns}"
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     info = fs.info(p)
     return f"{info['size']} bytes, {next((info[mark] for mark in _MARKS if info.get(mark)), info)}"
 
 
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     """Open a file for reading, or for writing that is not atomic."""
-    return fsspec.open(path, mode).open()
+    fs, p = _file_system(path)
+    return fs.open(p, mode)
 
 
 def read_bytes(path: str) -> bytes:
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     return bytes(fs.cat_file(p))
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Return the bytes [start, stop) of a file."""
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     return bytes(fs.cat_file(p, start=start, end=stop))
 
 
@@ -142,19 +157,11 @@ def read_json(path: str) -> Any:
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, and make its folder when needed."""
     if not is_local(path):
-        fs, p = url_to_fs(path)
+        fs, p = _file_system(path)
         fs.pipe_file(p, data)
         return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = _temporary_beside(path)
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
+    with _renamed(path) as temporary, open(temporary, "wb") as f:
+        f.write(data)
 
 
 def write_text(path: str, text: str) -> None:
@@ -165,6 +172,38 @@ def write_json(path: str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def create(path: str, data: bytes) -> bool:
+    """Write a file that is not there, and tell whether it was not. Of several calls at once, one writes.
+
+    Readers may see a local file before it is whole.
+    """
+    try:
+        if is_local(path):
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            with open(path, "xb") as f:
+                f.write(data)
+        else:
+            fs, p = _file_system(path)
+            fs.pipe_file(p, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _renamed(path: str) -> Iterator[str]:
+    """Yield a name beside a local file; what is written there becomes the file when the block ends without an error."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
 def _temporary_beside(path: str) -> str:
     folder, base = os.path.split(path.rstrip("/"))
     return os.path.join(folder, f".tmp-{base}-{uuid.uuid4().hex[:8]}")
@@ -172,29 +211,53 @@ def _temporary_beside(path: str) -> str:
 
 def remove(path: str) -> None:
     """Remove a file or a whole folder, if there is one."""
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(p, recursive=True)
 
 
 def rename(source: str, target: str) -> None:
     """Rename a local file or folder; on an object store, copy and delete."""
-    fs, p = url_to_fs(source)
-    fs.mv(p, url_to_fs(target)[1], recursive=True)
+    fs, p = _file_system(source)
+    fs.mv(p, _file_system(target)[1], recursive=True)
 
 
 def local(path: str) -> str:
     """Return a local file with the same content: the file itself, or a copy in this machine's cache.
 
-    A version of a file is downloaded only once.
+    A version of a file is downloaded only once. A copy lives for `_IN_USE_S` at least: open it by then.
     """
     if is_local(path):
         return path
-    copy = hashlib.sha256(f"{path} {version(path)}".encode()).hexdigest()[:16]
-    cached = os.path.join(tempfile.gettempdir(), "raychat-cache", copy, name(path))
-    if not os.path.exists(cached):
-        write_bytes(cached, read_bytes(path))
-    return cached
+    fs, p = _file_system(path)
+    key = hashlib.sha256(f"{path} {version(path)}".encode()).hexdigest()[:16]
+    copy = join(cache(), f"{key}-{name(path)}")
+    os.makedirs(cache(), exist_ok=True)
+    with open(f"{cache()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no other process removes the copy between the next two lines
+        if os.path.exists(copy):
+            os.utime(copy)
+            return copy
+        _make_room(cache(), fs.size(p) or 0)  # a web server may not say
+    with _renamed(copy) as temporary:
+        fs.get_file(p, temporary)
+    return copy
+
+
+def _make_room(folder: str, num_bytes: int) -> None:
+    """Remove the least recently used files of a folder until `num_bytes` more fit into its share of the disk."""
+    files = []
+    for file in Path(folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed by another process
+            if not file.is_dir():
+                files.append((file.stat().st_mtime, file.stat().st_size, file))
+    disk = shutil.disk_usage(folder)
+    excess = num_bytes - min(disk.total // _CACHE_SHARE - sum(size for _, size, _ in files), disk.free)
+    for used_at, size, file in sorted(files):
+        if excess <= 0 or time.time() - used_at < _IN_USE_S:
+            return
+        file.unlink(missing_ok=True)
+        excess -= size
 
 
 @contextlib.contextmanager
@@ -219,7 +282,7 @@ def new_folder(path: str) -> Iterator[str]:
 
 def _upload(folder: str, path: str) -> None:
     """Copy a local folder's files to an object store, `meta.json` last."""
-    fs, p = url_to_fs(path)
+    fs, p = _file_system(path)
     files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: file == Path(folder, LAST_FILE)):
         fs.put_file(str(file), join(p, file.relative_to(folder).as_posix()))

@@ -1,6 +1,7 @@
 """A checkpoint is written whole or not at all, on all workers together, and never takes the place of a better one."""
 
 import errno
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from raychat.optim import build_optimizer
 FILES = ("optimizer_000.safetensors", "model.safetensors", "tokenizer.json", "meta.json")
 
 
-def save(folder: str, step: int, keep: int = 2, nan: bool = False, **metrics: float) -> str:
+def begin(folder: str, step: int, keep: int = 2, nan: bool = False, **metrics: float) -> checkpoint.Saving:
     model = toy.model()
     optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.1)
     if nan:
         with torch.no_grad():
             model.wte.weight[3, 4] = float("nan")
     meta = replace(toy.meta(step), metrics=metrics)
-    return checkpoint.save_checkpoint(folder, model, optimizer, toy.byte_tokenizer(), meta, keep)
+    return checkpoint.begin_checkpoint(folder, model, optimizer, toy.byte_tokenizer(), meta, keep)
+
+
+def save(folder: str, step: int, keep: int = 2, nan: bool = False, **metrics: float) -> str:
+    return begin(folder, step, keep, nan, **metrics).publish()
 
 
 def steps(folder: str) -> list[int]:
@@ -43,8 +48,10 @@ def fill_disk(patch: pytest.MonkeyPatch, file: str) -> None:
     patch.setattr(paths, "write_bytes", write_bytes)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/stage"
     return str(tmp_path / "stage") if request.param == "local" else f"memory://{tmp_path.name}"
 
 
@@ -164,6 +171,13 @@ def _worker(rank: int, folder: str) -> None:
     torch.distributed.barrier()
     seen.append(_outcome(lambda: checkpoint.latest_verified(stage)))
     seen.append(_outcome(lambda: checkpoint.verify(f"{stage}/step_000002")))
+    go, write = threading.Event(), paths.write_bytes
+    with pytest.MonkeyPatch.context() as patch:  # the disk of worker 1 is slow
+        patch.setattr(paths, "write_bytes", lambda path, data: (rank == 0 or go.wait(), write(path, data)))
+        saving = begin(f"{folder}/slow", 1)
+        seen.append(str(saving.is_written()))
+        go.set()
+        seen.append(saving.publish())
     Path(f"{folder}/seen-{rank}").write_text("\n".join(seen))
     torch.distributed.destroy_process_group()
 
@@ -184,3 +198,5 @@ def test_all_workers_fail_together_and_resume_from_the_same(tmp_path: Path) -> N
     assert first[3:] == second[3:]
     assert first[3] == str(stage / "step_000001")
     assert "optimizer_001.safetensors: got bytes of sha256" in first[4]
+    assert first[5:] == ["False", f"{tmp_path}/slow/step_000001"]
+    assert checkpoint.all_in(f"{tmp_path}/slow") == first[6:]

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -18,8 +19,11 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "PATIENCE_S", 1.0)
 
 
+FIRST = "lease-000001.json"
+
+
 def write(folder: Path, **changes: object) -> None:
-    paths.write_json(str(folder / "lease.json"), {"host": "elsewhere", "pid": 1, "id": "a", "beat": 0, **changes})
+    paths.write_json(str(folder / FIRST), {"host": "elsewhere", "pid": 1, "id": "a", "beat": 0, **changes})
 
 
 def test_a_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path: Path) -> None:
@@ -29,9 +33,8 @@ def test_a_second_holder_is_refused_and_the_lease_ends_with_the_block(tmp_path: 
         hold(str(tmp_path)),
     ):
         raise AssertionError("two holders")
-    assert not (tmp_path / "lease.json").exists()
     with hold(str(tmp_path)):
-        assert (tmp_path / "lease.json").exists()
+        assert paths.names(str(tmp_path)) == ["lease-000002.json"]
 
 
 def _die_with_the_lease(folder: str) -> None:
@@ -42,12 +45,12 @@ def _die_with_the_lease(folder: str) -> None:
 def test_a_holder_that_was_killed_on_this_machine_is_gone_at_once(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_die_with_the_lease, args=(str(tmp_path),))
     process.start()
-    while not (tmp_path / "lease.json").exists():
+    while not (tmp_path / FIRST).exists() or not (tmp_path / FIRST).read_text():
         time.sleep(0.01)
     process.kill()
     process.join()
     with hold(str(tmp_path)):
-        assert paths.read_json(str(tmp_path / "lease.json"))["host"] == socket.gethostname()
+        assert paths.names(str(tmp_path)) == ["lease-000002.json"]
 
 
 def test_an_earlier_process_with_this_number_is_gone(tmp_path: Path) -> None:
@@ -80,6 +83,38 @@ def test_a_holder_elsewhere_that_shows_signs_of_life_is_respected(tmp_path: Path
 
 def test_a_holder_writes_signs_of_life(tmp_path: Path) -> None:
     with hold(str(tmp_path)):
-        first = paths.read_json(str(tmp_path / "lease.json"))["beat"]
-        while paths.read_json(str(tmp_path / "lease.json"))["beat"] == first:
+        while paths.read_json(str(tmp_path / FIRST)).get("beat", 0) < 1:
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("before", [None, {"ended": True}, {"host": socket.gethostname(), "pid": os.getpid()}])
+def test_of_drivers_that_start_at_once_one_gets_the_lease(tmp_path: Path, before: dict[str, object] | None) -> None:
+    """They find none, or the same one that has ended or whose holder is dead."""
+    if before is not None:
+        write(tmp_path, **before)
+    go, over, held = threading.Barrier(8), threading.Barrier(8), list[str]()
+
+    def start() -> None:
+        go.wait()
+        try:
+            with hold(str(tmp_path)):
+                held.append("held")
+                over.wait()
+        except ValueError as error:
+            held.append(str(error))
+            over.wait()
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held.count("held") == 1
+    assert sum("is being trained by" in text for text in held) == 7
+
+
+def test_numbers_of_leases_grow_also_where_a_silent_holder_was_passed_over(tmp_path: Path) -> None:
+    with hold(str(tmp_path)):
+        paths.write_json(str(tmp_path / "lease-000002.json"), {"ended": True})  # of one that has waited long enough
+    with hold(str(tmp_path)):
+        assert paths.names(str(tmp_path)) == ["lease-000003.json"]

@@ -1,8 +1,11 @@
 """A stage around the loop: killed anywhere, it ends in the same weights; what it writes is complete."""
 
+import contextlib
 import gc
 import itertools
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,6 +18,7 @@ import toy
 import wandb
 
 from raychat import checkpoint, paths
+from raychat.checkpoint import checksums
 from raychat.data.batches import Step, steps_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
@@ -50,7 +54,9 @@ def kill_at(step: int) -> Any:
 
 @pytest.fixture(autouse=True)
 def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And let every disk be quick, so that a kill finds the checkpoints of the steps before on any machine."""
     monkeypatch.setattr(stage, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(stage, "QUICK_S", 600.0)
 
 
 def weights(folder: str, step: int = toy.STEPS) -> dict[str, torch.Tensor]:
@@ -288,6 +294,89 @@ def test_checkpoint_that_is_asked_for_is_resumed_from(tmp_path: Path, capsys: py
     run(cut)
     assert "resumes at step 5 of 8" in capsys.readouterr().out
     assert same_weights(whole, cut)
+
+
+def slow_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> threading.Event:
+    """Let the weights of a step be written only when the event that this returns is set."""
+    go, write = threading.Event(), paths.write_bytes
+    monkeypatch.setattr(stage, "QUICK_S", 0.0)
+
+    def write_bytes(path: str, data: bytes) -> None:
+        if path.endswith(f"step_{step:06d}/model.safetensors"):
+            assert go.wait(120)
+        write(path, data)
+
+    monkeypatch.setattr(paths, "write_bytes", write_bytes)
+    return go
+
+
+def soon(go: threading.Event) -> None:
+    threading.Timer(0.3, go.set).start()
+
+
+def test_training_goes_on_while_the_weights_as_they_were_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(device_rows=4, save_every=3, keep=0)
+    whole, slow = (toy.token_stage(tmp_path, name, runtime) for name in ("whole", "slow"))
+    run(whole)
+    go = slow_disk(monkeypatch, step=3)
+    run(slow, lambda row: go.set() if row["step"] == 5 else None)
+    assert [paths.name(path) for path in checkpoint.all_in(slow.folder)] == [f"step_{n:06d}" for n in (3, 6, 8)]
+    for file in itertools.product((3, 6, 8), ("model", "optimizer_000")):
+        name = "step_{:06d}/{}.safetensors".format(*file)
+        assert paths.read_bytes(f"{slow.folder}/{name}") == paths.read_bytes(f"{whole.folder}/{name}")
+
+
+@pytest.mark.parametrize(("slow", "stop", "steps"), [(3, 8, [3, 6, 8]), (8, 8, [3, 6, 8]), (5, 5, [3, 5])])
+def test_next_checkpoint_a_stop_and_the_end_wait_for_a_slow_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: int, stop: int, steps: list[int]
+) -> None:
+    one = toy.token_stage(tmp_path, "one", Runtime(device_rows=4, save_every=3, keep=0))
+    go, last = slow_disk(monkeypatch, slow), {3: 6, 5: 5, 8: 8}[slow]  # the step that has to wait
+    with contextlib.suppress(Stopped):
+        stage.run(one, lambda row: soon(go) if row["step"] == last else None, stop=at_step(stop))
+    assert [paths.name(path) for path in checkpoint.all_in(one.folder)] == [f"step_{n:06d}" for n in steps]
+
+
+def test_rewind_waits_for_a_slow_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = changed(tmp_path, "one", dict.fromkeys((4, 5, 6), math.nan))
+    go = slow_disk(monkeypatch, step=3)
+    assert run(one, lambda row: soon(go) if row["step"] == 6 else None)["rewinds"] == 1
+
+
+def test_checkpoint_that_is_asked_for_is_there_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = toy.token_stage(tmp_path, "cut")
+    go = slow_disk(monkeypatch, step=5)
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            soon(go)
+        kill_at(6)(row)
+
+    with pytest.raises(Killed):
+        stage.run(cut, report, save=at_step(5))
+    run(cut)
+    assert "resumes at step 5 of 8" in capsys.readouterr().out
+
+
+def test_slow_checkpoint_that_fails_ends_the_stage_and_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, write = toy.token_stage(tmp_path, "one", Runtime(device_rows=4, save_every=3, keep=0)), checksums.write
+    monkeypatch.setattr(stage, "QUICK_S", 0.0)
+
+    def fail(folder: str, name: str, data: bytes) -> dict[str, checksums.Checksum]:
+        if "step_000006" in folder:
+            raise OSError("No space left")
+        return write(folder, name, data)
+
+    monkeypatch.setattr(checksums, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(one)
+    assert {name for name in os.listdir(one.folder) if "step" in name} == {"step_000003"}
 
 
 @pytest.mark.parametrize("killed_at", [5, 7])

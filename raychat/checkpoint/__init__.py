@@ -12,12 +12,14 @@ listed, sha256 when a stage resumes from one and when its model is loaded. What 
 from raychat.checkpoint.find import all_in, latest, latest_of, latest_verified, verify
 from raychat.checkpoint.load import load_model, load_optimizer, load_tokenizer, load_weights
 from raychat.checkpoint.meta import FORMAT, Meta, read_meta
-from raychat.checkpoint.save import save_checkpoint
+from raychat.checkpoint.save import Saving, begin_checkpoint, save_checkpoint
 
 __all__ = [
     "FORMAT",
     "Meta",
+    "Saving",
     "all_in",
+    "begin_checkpoint",
     "latest",
     "latest_of",
     "latest_verified",

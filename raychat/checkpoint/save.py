@@ -1,13 +1,18 @@
-"""Write a checkpoint whole or not at all, on all workers together."""
+"""Write a checkpoint whole or not at all, on all workers together.
+
+Every worker copies its part to memory, and a thread of its own writes that while training goes on. Collectives stay on
+the main thread: `begin_checkpoint`, then `Saving.publish`. A kill between the two loses this checkpoint only.
+"""
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from raychat import dist, paths
 from raychat.checkpoint import checksums
@@ -20,12 +25,55 @@ from raychat.provenance import commit
 from raychat.tokenizer import Tokenizer
 
 
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """A checkpoint whose files the workers are writing."""
+
+    final: str
+    target: str  # where the files go
+    meta: Meta
+    keep: int
+    files: Future[dict[str, Checksum]]  # this worker's
+
+    def is_written(self, timeout_s: float = 0.0) -> bool:
+        """Wait at most `timeout_s`; tell whether all workers are done, well or not. Every worker must call it."""
+        wait([self.files], timeout_s)
+        return all(dist.gather(self.files.done()))
+
+    def publish(self) -> str:
+        """Wait for the files of all workers and give the checkpoint its name; every worker must call it. Return it.
+
+        Where it fails on one worker, it fails on all, and the checkpoints so far stay as they are.
+
+        Raises:
+            ValueError: the workers do not see one storage (each wrote to a disk of its own).
+            OSError: this worker could not write a file; the others raise RuntimeError.
+        """
+        try:
+            written = dist.together(self.files.result)  # also where it raises, no worker is writing any more
+            files = {name: checksum for own in written for name, checksum in own.items()}
+            meta = dataclasses.replace(self.meta, commit=commit(), files=files)
+            dist.on_rank_0(lambda: _publish(self.target, self.final, meta))
+        except Exception:
+            if dist.world().rank == 0:
+                with contextlib.suppress(Exception):  # what failed first is raised
+                    paths.remove(self.target)
+            raise
+        dist.on_rank_0(lambda: _remove_old(paths.parent(self.final), self.meta.step, self.keep))
+        return self.final
+
+
 def save_checkpoint(
     folder: str, model: Model, optimizer: Optimizer | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
 ) -> str:
-    """Write `folder`/step_<step>; every worker must call it. Return its path.
+    """Write `folder`/step_<step> and return its path; see `begin_checkpoint` and `Saving.publish`."""
+    return begin_checkpoint(folder, model, optimizer, tokenizer, meta, keep).publish()
 
-    Where it fails on one worker, it fails on all, and the checkpoints so far stay as they are.
+
+def begin_checkpoint(
+    folder: str, model: Model, optimizer: Optimizer | None, tokenizer: Tokenizer, meta: Meta, keep: int = 2
+) -> Saving:
+    """Begin to write `folder`/step_<step>, with weights and optimizer state as they are now; every worker must call it.
 
     Args:
         keep: newest checkpoints in `folder` that stay, with the best by `metrics`: that of the highest `val_reward`, or
@@ -33,25 +81,16 @@ def save_checkpoint(
 
     Raises:
         FloatingPointError: A weight is NaN or infinite on some worker; nothing was written.
-        ValueError: the workers do not see one storage (each wrote to a disk of its own).
-        OSError: this worker could not write a file; the others raise RuntimeError.
     """
     final = paths.join(folder, f"step_{meta.step:06d}")
     _check_finite(final, model)
     # A local folder is filled under a temporary name and renamed; an object store gets meta.json last.
     target = paths.join(folder, f".tmp-step_{meta.step:06d}") if paths.is_local(folder) else final
     dist.on_rank_0(lambda: paths.remove(target))
-    try:
-        written = dist.together(lambda: _write_own_files(target, model, optimizer, tokenizer))
-        files = {name: checksum for own in written for name, checksum in own.items()}
-        dist.on_rank_0(lambda: _publish(target, final, dataclasses.replace(meta, commit=commit(), files=files)))
-    except Exception:
-        if dist.world().rank == 0:
-            with contextlib.suppress(Exception):  # what failed first is raised
-                paths.remove(target)
-        raise
-    dist.on_rank_0(lambda: _remove_old(folder, meta.step, keep))
-    return final
+    contents = dict[str, bytes]()
+    dist.together(lambda: contents.update(_contents(model, optimizer)))
+    files = _in_thread(lambda: _write_own_files(target, contents, tokenizer))
+    return Saving(final, target, meta, keep, files)
 
 
 def _check_finite(path: str, model: Model) -> None:
@@ -67,15 +106,37 @@ def _check_finite(path: str, model: Model) -> None:
             )
 
 
-def _write_own_files(
-    target: str, model: Model, optimizer: Optimizer | None, tokenizer: Tokenizer
-) -> dict[str, Checksum]:
-    """Write this worker's files of a checkpoint; return their checksums, of the bytes in memory."""
-    rank, files = dist.world().rank, dict[str, Checksum]()
+def _in_thread(action: Callable[[], dict[str, Checksum]]) -> Future[dict[str, Checksum]]:
+    """Call `action` in a thread that does not keep a process alive which ends by an error."""
+    future = Future[dict[str, Checksum]]()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
+
+
+def _contents(model: Model, optimizer: Optimizer | None) -> dict[str, bytes]:
+    """Copy this worker's tensors to memory, as the files that they become."""
+    rank, contents = dist.world().rank, dict[str, bytes]()
     if optimizer is not None:
-        files |= checksums.write(target, f"optimizer_{rank:03d}.safetensors", save(_on_cpu(optimizer.state())))
+        contents[f"optimizer_{rank:03d}.safetensors"] = save(optimizer.state())
     if rank == 0:
-        files |= checksums.write(target, WEIGHTS, save(_on_cpu(model.state_dict())))
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        contents[WEIGHTS] = save(weights)
+    return contents
+
+
+def _write_own_files(target: str, contents: Mapping[str, bytes], tokenizer: Tokenizer) -> dict[str, Checksum]:
+    """Write this worker's files of a checkpoint; return their checksums, of the bytes in memory."""
+    files = dict[str, Checksum]()
+    for name, content in contents.items():
+        files |= checksums.write(target, name, content)
+    if WEIGHTS in contents:
         tokenizer.save(paths.join(target, paths.parent(TOKENIZER)))
         files[TOKENIZER] = Checksum.of(paths.read_bytes(paths.join(target, TOKENIZER)))
     return files
@@ -113,7 +174,3 @@ def _remove_old(folder: str, step: int, keep: int) -> None:
 def _score(metrics: Mapping[str, float]) -> float:
     """Return how good a checkpoint is: its reward where there is one, else less for more bits per byte."""
     return metrics["val_reward"] if "val_reward" in metrics else -metrics.get("val_bpb", math.nan)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: t.detach().cpu().contiguous() for k, t in tensors.items()}

@@ -20,7 +20,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
-_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_")  # the driver's variables that a cluster gets as well
+# The driver's variables that a cluster gets as well; the last three open buckets
+_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_", "AWS_", "FSSPEC_", "GOOGLE_")
 _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,7 +73,7 @@ def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable
 def _download(repo: str, file: str, path: str) -> None:
     """Download one file into a folder where a killed download resumes, and move it to `path`."""
     disable_progress_bars()
-    root = paths.parent(path) if paths.is_local(path) else paths.join(tempfile.gettempdir(), "raychat-cache", repo)
+    root = paths.parent(path) if paths.is_local(path) else paths.join(paths.cache(), repo)
     folder = paths.join(root, f".tmp-{file}")
     endpoint = os.environ.get("HF_ENDPOINT") or None
     got = hf_hub_download(repo, file, repo_type="dataset", local_dir=folder, endpoint=endpoint)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from raychat import checkpoint, dist, paths, provenance
-from raychat.checkpoint import Meta
+from raychat.checkpoint import Meta, Saving
 from raychat.data.batches import Step
 from raychat.device import compute_dtype, default_device
 from raychat.log import MetricsLog, Report, read_metrics
@@ -32,6 +32,7 @@ from raychat.train.watch import Clock, Rows, Spikes
 
 Metrics = dict[str, float]
 LOG_EVERY_S = 1.0  # between rows reported to the terminal; metrics.jsonl has every step
+QUICK_S = 1.0  # a checkpoint that a fast disk has by then is published before the next step
 MAX_REWINDS = 2  # returns to a checkpoint in one stage
 
 
@@ -124,9 +125,10 @@ def run(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never)
     around = _Around(learner, optimizer, stage.source(learner), report)
     hooks = [
         around.log_step,
+        around.publish,
         every(stage.runtime.eval_every, stage.steps, around.evaluate),
         every(stage.runtime.save_every, stage.steps, around.save),
-        when(save, around.save),
+        when(save, around.save_at_once),
     ]
     with traced(stage.trace) as record, collected_together() as collect:
         done = train(
@@ -177,6 +179,7 @@ class _Around:
         self._schedule = learner.stage.schedule(learner.stage.steps)
         self.start, spent_s, self._latest = self._resume()
         self._saved = self.start
+        self._saving: Saving | None = None  # the checkpoint whose files are being written
         self._rank, self._size = dist.world()
         self._rows = self._open_rows(report, spent_s)
 
@@ -224,16 +227,37 @@ class _Around:
         if not math.isnan(loss) or number == self._stage.steps:
             self._save(number)
 
+    def save_at_once(self, number: int, loss: float, step: Step) -> None:
+        """Save a checkpoint and wait until it is published: there may be no next step."""
+        self._save(number)
+        self._publish()
+
+    def publish(self, number: int, loss: float, step: Step) -> None:
+        """Publish the checkpoint whose files were being written, if all workers have written them."""
+        if self._saving is not None and self._saving.is_written():
+            self._publish()
+
+    def _publish(self) -> None:
+        """Wait for the checkpoint whose files are being written."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.publish()
+            self._rows.clock.restart()
+
     def _save(self, number: int) -> None:
         if number == self._saved:
             return
+        self._publish()
         self._saved = number
         stage = self._stage
         runtime = replace(stage.runtime, workers=self._size)
         meta = Meta(number, stage.recipe, runtime, metrics=dict(self._latest), wall_s=self._rows.seconds())
         self._rows.flush()
         keep = stage.runtime.keep if self._is_regular(number) else 0  # `rewind` may need an older one
-        checkpoint.save_checkpoint(stage.folder, self._model, self._optimizer, self._learner.tokenizer, meta, keep)
+        tokenizer = self._learner.tokenizer
+        self._saving = checkpoint.begin_checkpoint(stage.folder, self._model, self._optimizer, tokenizer, meta, keep)
+        if self._saving.is_written(QUICK_S):
+            self._publish()
         self._rows.clock.restart()
 
     def rewind(self, number: int) -> bool:
@@ -241,6 +265,7 @@ class _Around:
 
         A stage that was stopped in between has more checkpoints, and must end in the same weights.
         """
+        self._publish()
         rewinds = self._latest.get("rewinds", 0)
         found = {checkpoint.read_meta(path).step: path for path in checkpoint.all_in(self._stage.folder)}
         regular = [step for step in found if self._is_regular(step)]
@@ -261,6 +286,7 @@ class _Around:
         stage, device = self._stage, self._learner.device
         if done < stage.steps:
             self._save(done)
+        self._publish()
         self._rows.close()
         if done < stage.steps:
             raise Stopped(f"{stage.name}: stopped at step {done} of {stage.steps}; the same command continues")
