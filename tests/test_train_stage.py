@@ -320,8 +320,19 @@ def test_training_goes_on_while_the_weights_as_they_were_are_written(
     runtime = Runtime(device_rows=4, save_every=3, keep=0)
     whole, slow = (toy.token_stage(tmp_path, name, runtime) for name in ("whole", "slow"))
     run(whole)
-    go = slow_disk(monkeypatch, step=3)
-    run(slow, lambda row: go.set() if row["step"] == 5 else None)
+    go, seen = slow_disk(monkeypatch, step=3), list[str | None]()
+
+    def report(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            go.set()
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
+        if row["step"] == 6:
+            seen.append(checkpoint.latest(slow.folder))
+
+    run(slow, report)
+    assert seen == [f"{slow.folder}/step_000003"]
     assert [paths.name(path) for path in checkpoint.all_in(slow.folder)] == [f"step_{n:06d}" for n in (3, 6, 8)]
     for file in itertools.product((3, 6, 8), ("model", "optimizer_000")):
         name = "step_{:06d}/{}.safetensors".format(*file)

@@ -9,10 +9,10 @@ COLLECT_EVERY = 100  # steps
 
 @contextlib.contextmanager
 def collected_together() -> Iterator[Callable[..., None]]:
-    """Yield a hook of the loop that collects garbage after the first step and then every hundredth; no step does else.
+    """Yield a hook of the loop that collects garbage after the first step and then after every hundredth one only.
 
-    By itself Python looks through all objects of the process at moments that differ between the workers, and each then
-    waits for the slowest. What is alive after the first step (modules, compiled code) is not looked through again.
+    Python itself would look through all objects at moments that differ between the workers, and in each of these
+    moments all workers wait for one. What is alive after the first step (modules, compiled code) is not looked through again.
     """
     was_enabled, steps = gc.isenabled(), 0
 
