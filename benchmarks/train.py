@@ -9,7 +9,7 @@ workers get. About nine minutes on two CPU cores. The last line is JSON:
     gemm_fraction               model FLOPs a second of a step over those of a square product in the same process
     gemm_fraction_compiled      the same under torch.compile
     bf16_vs_fp32                steps a second in bf16 over fp32, one row
-    ray_vs_bare                 tokens a second of a stage on one Ray worker over `stage.run` without Ray
+    ray_vs_bare                 tokens a second of a stage on one Ray worker over `run_stage` without Ray
     two_workers_vs_one          the same of two Ray workers over one; on a CPU they share its cores
     first_step_s                the first compiled step of a process, nothing cached
     first_step_cached_s         the same in another process, with the compiler's cache of the first
@@ -50,9 +50,11 @@ from raychat.model.loss import token_nll
 from raychat.optim import Optimizer, build_optimizer, schedule
 from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
-from raychat.train import loop, stage
+from raychat.train import loop
 from raychat.train.compiling import one_graph
+from raychat.train.run import run_stage
 from raychat.train.scaling import from_depth
+from raychat.train.stage import Stage
 from raychat.train.token_feed import TokenSource
 
 SQUARE = 2048  # rows and columns of the product that a step is compared with
@@ -191,14 +193,14 @@ def tokens_per_s(sizes: Sizes, steps: int, workers: int) -> float:
     with tempfile.TemporaryDirectory(prefix="raychat-bench-") as root:
         work = new_stage(sizes, steps, root)
         if workers == 0:
-            stage.run(work, lambda row: None)
+            run_stage(work, lambda row: None)
         else:
             launch(work, Cluster(workers=workers, storage_path=root))
         rates = [row["tok_per_s"] for row in read_metrics(work.folder) if "tok_per_s" in row]
     return statistics.median(rates[WARMUP_STEPS:])
 
 
-def new_stage(sizes: Sizes, steps: int, root: str) -> stage.Stage:
+def new_stage(sizes: Sizes, steps: int, root: str) -> Stage:
     """Make a stage below `root`, with its tokenizer and random token shards."""
     fillers = [i.to_bytes(3, "big") for i in range(sizes.vocab_size - 256 - len(SPECIAL_TOKENS))]
     Tokenizer([bytes([i]) for i in range(256)] + fillers).save(f"{root}/runs/bench/tokenizer")
@@ -206,7 +208,7 @@ def new_stage(sizes: Sizes, steps: int, root: str) -> stage.Stage:
     rows = np.random.default_rng(0).integers(0, sizes.vocab_size, shape).astype(np.uint16)
     shards.write_plan(f"{root}/tokens", shards.Plan(1, sizes.sequence_len, sizes.vocab_size, False, inputs="random"))
     shards.write_block(f"{root}/tokens", 0, rows)
-    return stage.Stage(
+    return Stage(
         name="bench/base",
         storage=root,
         recipe=sizes.recipe(),

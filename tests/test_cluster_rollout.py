@@ -27,7 +27,7 @@ from raychat.rl.feed import RolloutSource
 from raychat.rl.sampler import Sampler
 from raychat.rl.step import questions_of
 from raychat.tasks import Problem
-from raychat.train import stage
+from raychat.train.run import run_stage
 
 cloudpickle.register_pickle_by_value(tiny_rl)  # Ray's workers do not find the modules of this folder
 
@@ -143,7 +143,7 @@ def test_stage_on_ray_with_a_killed_worker_is_the_stage_in_this_process(tmp_path
     here = replace(stage_of(tmp_path, "here"), runtime=Runtime(save_every=1))
     source = here.source
     assert isinstance(source, RolloutSource)
-    expected = stage.run(here, lambda row: None)
+    expected = run_stage(here, lambda row: None)
     marker = tmp_path / "killed"
 
     def deadly(steps: int) -> Schedule:

@@ -10,7 +10,8 @@ import toy
 from raychat.cluster import Cluster
 from raychat.cluster.board import Board
 from raychat.cluster.workers import _Failures
-from raychat.train.stage import Stage, run
+from raychat.train.run import run_stage
+from raychat.train.stage import Stage
 from raychat.train.stop import Stopped
 
 
@@ -90,7 +91,7 @@ def test_a_pause_waits_neither_for_idle_workers_nor_for_dead_ones() -> None:
 
 
 def trained(stage: Stage, steps: int) -> None:
-    run(replace(stage, steps=steps), lambda row: None)
+    run_stage(replace(stage, steps=steps), lambda row: None)
 
 
 @pytest.mark.parametrize("error", [ValueError("no such file"), FloatingPointError("NaN")])

@@ -25,8 +25,9 @@ from raychat.optim import schedule
 from raychat.recipe import Runtime
 from raychat.rl.feed import RolloutSource
 from raychat.tasks import Problem
-from raychat.train import stage as stages
+from raychat.train import run
 from raychat.train.finetune import child_recipe
+from raychat.train.run import run_stage
 from raychat.train.stage import Stage
 from raychat.train.token_feed import TokenSource
 
@@ -90,7 +91,7 @@ def attempt(stage: Stage, moment: tuple[int, int] | None) -> None:
         done = max(done, 0) if row["step"] >= step else done
 
     sys.addaudithook(count)
-    stages.run(stage, report)
+    run_stage(stage, report)
 
 
 def in_a_process(stage: Stage, moment: tuple[int, int] | None) -> int:
@@ -106,7 +107,7 @@ def in_a_process(stage: Stage, moment: tuple[int, int] | None) -> int:
 
 def run_all(root: Path) -> None:
     """Run the pipeline twice, undisturbed below `whole` and with kills below `cut`, and print the signals by stage."""
-    stages.LOG_EVERY_S = 0.0
+    run.LOG_EVERY_S = 0.0
     for stage in pipeline(root / "whole"):
         assert in_a_process(stage, None) == 0
     for stage in pipeline(root / "cut"):

@@ -10,7 +10,7 @@ import toy
 from raychat import paths, provenance
 from raychat.report.figures import stage_figures
 from raychat.report.tables import tables_of
-from raychat.train import stage
+from raychat.train.run import run_stage
 
 
 def git(folder: Path, *command: str) -> None:
@@ -69,7 +69,7 @@ def test_without_a_repository_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_summary_of_a_stage_has_its_provenance(tmp_path: Path) -> None:
-    summary = stage.run(toy.token_stage(tmp_path, "one"), lambda row: None)
+    summary = run_stage(toy.token_stage(tmp_path, "one"), lambda row: None)
     recorded = summary["provenance"]
     assert recorded["versions"] == provenance.versions()
     assert recorded["machine"] == provenance.machine()

@@ -27,8 +27,8 @@ from raychat.recipe import Runtime
 from raychat.rl.sampler import Sampler
 from raychat.rl.step import advantages, questions_of, to_batches, weigh
 from raychat.tasks import Problem
-from raychat.train import stage
 from raychat.train.loop import accumulate
+from raychat.train.run import run_stage
 from raychat.train.stage import Stage
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ REPO = Path(__file__).parent.parent
 
 def run(work: Stage) -> dict[str, object]:
     torch.set_num_threads(1)
-    return stage.run(work, lambda row: None)
+    return run_stage(work, lambda row: None)
 
 
 def final_weights(work: Stage) -> dict[str, torch.Tensor]:

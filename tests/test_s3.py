@@ -24,8 +24,8 @@ from raychat.data import shards
 from raychat.lease import lease
 from raychat.log import read_metrics
 from raychat.runs import find_checkpoint, written
-from raychat.train import stage
-from raychat.train.stage import Stage, run
+from raychat.train.run import run_stage
+from raychat.train.stage import Stage
 
 REPO = Path(__file__).parent.parent
 
@@ -106,19 +106,19 @@ class Killed(Exception):
 def test_killed_stage_resumes_and_ends_in_the_same_weights(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(stage, "QUICK_S", 600.0)
+    monkeypatch.setattr("raychat.train.run.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("raychat.train.run.QUICK_S", 600.0)
 
     def kill(row: dict[str, Any]) -> None:
         if row["step"] >= 7:
             raise Killed
 
     whole, cut = toy.token_stage(tmp_path, "whole"), stage_in(bucket, tmp_path, "cut")
-    run(whole, lambda row: None)
+    run_stage(whole, lambda row: None)
     with pytest.raises(Killed):
-        run(cut, kill)
+        run_stage(cut, kill)
     assert checkpoint.latest(cut.folder) == f"{cut.folder}/step_000006"
-    summary = run(cut, lambda row: None)
+    summary = run_stage(cut, lambda row: None)
     assert summary["checkpoint"] == f"{cut.folder}/step_000008"
     expected, got = (
         checkpoint.load_model(f"{one.folder}/step_000008", torch.device("cpu"))[0].state_dict() for one in (whole, cut)

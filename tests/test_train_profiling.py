@@ -9,13 +9,13 @@ import pytest
 import toy
 
 from raychat import paths
-from raychat.train import stage
 from raychat.train.profiling import traced
+from raychat.train.run import run_stage
 
 
 def test_stage_writes_a_trace_of_its_sixth_to_eighth_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, profile=True))
-    stage.run(one, lambda row: None)
+    run_stage(one, lambda row: None)
     file = Path(one.folder, "trace.json.gz")
     assert f"trace of 3 steps: {file}" in capsys.readouterr().out
     names = [event.get("name", "") for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
@@ -29,7 +29,7 @@ def test_stage_writes_a_trace_of_its_sixth_to_eighth_step(tmp_path: Path, capsys
 
 def test_without_being_asked_no_trace_is_written(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
-    stage.run(one, lambda row: None)
+    run_stage(one, lambda row: None)
     assert "trace.json.gz" not in paths.names(one.folder)
 
 

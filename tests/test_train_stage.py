@@ -25,10 +25,10 @@ from raychat.dist import World
 from raychat.log import read_metrics
 from raychat.optim import build_optimizer
 from raychat.recipe import Runtime
-from raychat.train import stage
 from raychat.train.finetune import child_recipe
 from raychat.train.finished import finished
 from raychat.train.loop import train
+from raychat.train.run import run_stage
 from raychat.train.stage import Feed, Learner, Stage
 from raychat.train.stop import Stopped
 from raychat.train.token_feed import TokenSource
@@ -41,7 +41,7 @@ class Killed(Exception):
 
 
 def run(work: Stage, report: Any = lambda row: None) -> dict[str, Any]:
-    return stage.run(work, report)
+    return run_stage(work, report)
 
 
 def kill_at(step: int) -> Any:
@@ -55,8 +55,8 @@ def kill_at(step: int) -> Any:
 @pytest.fixture(autouse=True)
 def report_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """And let every disk be quick, so that a kill finds the checkpoints of the steps before on any machine."""
-    monkeypatch.setattr(stage, "LOG_EVERY_S", 0.0)
-    monkeypatch.setattr(stage, "QUICK_S", 600.0)
+    monkeypatch.setattr("raychat.train.run.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("raychat.train.run.QUICK_S", 600.0)
 
 
 def weights(folder: str, step: int = toy.STEPS) -> dict[str, torch.Tensor]:
@@ -276,7 +276,7 @@ def test_stopped_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
     run(whole)
     with pytest.raises(Stopped, match="test/cut: stopped at step 5 of 8; the same command continues"):
-        stage.run(cut, lambda row: None, stop=at_step(5))
+        run_stage(cut, lambda row: None, stop=at_step(5))
     assert [paths.name(path) for path in checkpoint.all_in(cut.folder)] == ["step_000003", "step_000005"]
     assert [r["step"] for r in read_metrics(cut.folder) if "loss" in r] == [1, 2, 3, 4, 5]
     run(cut)
@@ -290,7 +290,7 @@ def test_checkpoint_that_is_asked_for_is_resumed_from(tmp_path: Path, capsys: py
     whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
     run(whole)
     with pytest.raises(Killed):
-        stage.run(cut, kill_at(6), save=at_step(5))
+        run_stage(cut, kill_at(6), save=at_step(5))
     run(cut)
     assert "resumes at step 5 of 8" in capsys.readouterr().out
     assert same_weights(whole, cut)
@@ -299,7 +299,7 @@ def test_checkpoint_that_is_asked_for_is_resumed_from(tmp_path: Path, capsys: py
 def slow_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> threading.Event:
     """Let the weights of a step be written only when the event that this returns is set."""
     go, write = threading.Event(), paths.write_bytes
-    monkeypatch.setattr(stage, "QUICK_S", 0.0)
+    monkeypatch.setattr("raychat.train.run.QUICK_S", 0.0)
 
     def write_bytes(path: str, data: bytes) -> None:
         if path.endswith(f"step_{step:06d}/model.safetensors"):
@@ -346,7 +346,7 @@ def test_next_checkpoint_a_stop_and_the_end_wait_for_a_slow_one(
     one = toy.token_stage(tmp_path, "one", Runtime(device_rows=4, save_every=3, keep=0))
     go, last = slow_disk(monkeypatch, slow), {3: 6, 5: 5, 8: 8}[slow]  # the step that has to wait
     with contextlib.suppress(Stopped):
-        stage.run(one, lambda row: soon(go) if row["step"] == last else None, stop=at_step(stop))
+        run_stage(one, lambda row: soon(go) if row["step"] == last else None, stop=at_step(stop))
     assert [paths.name(path) for path in checkpoint.all_in(one.folder)] == [f"step_{n:06d}" for n in steps]
 
 
@@ -368,7 +368,7 @@ def test_checkpoint_that_is_asked_for_is_there_at_once(
         kill_at(6)(row)
 
     with pytest.raises(Killed):
-        stage.run(cut, report, save=at_step(5))
+        run_stage(cut, report, save=at_step(5))
     run(cut)
     assert "resumes at step 5 of 8" in capsys.readouterr().out
 
@@ -377,7 +377,7 @@ def test_slow_checkpoint_that_fails_ends_the_stage_and_keeps_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, write = toy.token_stage(tmp_path, "one", Runtime(device_rows=4, save_every=3, keep=0)), checksums.write
-    monkeypatch.setattr(stage, "QUICK_S", 0.0)
+    monkeypatch.setattr("raychat.train.run.QUICK_S", 0.0)
 
     def fail(folder: str, name: str, data: bytes) -> dict[str, checksums.Checksum]:
         if "step_000006" in folder:
@@ -427,7 +427,7 @@ def test_after_three_skipped_steps_the_last_checkpoint_takes_the_next_step(tmp_p
     run(killed)
     stopped = replace(stopped, runtime=replace(toy.RUNTIME, keep=1))
     with pytest.raises(Stopped, match="step 4 "):  # one more checkpoint, which is not the one to go back to
-        stage.run(stopped, lambda row: None, stop=at_step(4))
+        run_stage(stopped, lambda row: None, stop=at_step(4))
     run(stopped)
     assert same_weights(whole, killed)
     assert same_weights(whole, stopped)

@@ -15,7 +15,8 @@ from raychat.data.shards import TokenRows
 from raychat.lease import lease
 from raychat.log import Progress
 from raychat.train.finished import finished
-from raychat.train.stage import Stage, run
+from raychat.train.run import run_stage
+from raychat.train.stage import Stage
 from raychat.train.stop import stop_at_signals
 from raychat.train.token_feed import TokenSource
 
@@ -39,7 +40,7 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
         if cluster.max_workers == 0:
             ready()
             with stop_at_signals() as stop:
-                return run(stage, progress.show, stop=stop)
+                return run_stage(stage, progress.show, stop=stop)
         cluster.connect()
         _check_room(cluster)
         return run_on_workers(stage, cluster, progress.show, ready)

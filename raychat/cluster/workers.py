@@ -231,7 +231,7 @@ def _work(settings: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from raychat.train.stage import run
+    from raychat.train.run import run_stage
 
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -244,7 +244,7 @@ def _work(settings: dict[str, Any]) -> None:
         number, (stage,) = posted
         stop = _stop_of(board, number) if rank == 0 else never
         try:
-            end = run(ray.get(stage), board.report.remote, stop=stop)  # reporting does not wait
+            end = run_stage(ray.get(stage), board.report.remote, stop=stop)  # reporting does not wait
         except Stopped as stopped:
             end = stopped
         if rank == 0:
