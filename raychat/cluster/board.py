@@ -6,10 +6,13 @@ Its process starts without torch.
 import asyncio
 from typing import Any, NamedTuple
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from raychat.train.stop import Stopped
 
 
-class Event(NamedTuple):
+class StageEvent(NamedTuple):
     """What rank 0 tells the driver: a row of metrics, or the summary of a finished stage."""
 
     row: dict[str, Any]
@@ -23,7 +26,7 @@ class Board:
         self._number, self._stage, self._open = 0, list[Any](), True
         self._taken = self._pausing = self._stopping = False
         self._changed = asyncio.Condition()
-        self._events = asyncio.Queue[Event | Stopped | None]()
+        self._events = asyncio.Queue[StageEvent | Stopped | None]()
 
     async def post(self, stage: list[Any]) -> None:
         """Put up the next stage: a list with its reference."""
@@ -75,16 +78,16 @@ class Board:
             await self._changed.wait_for(lambda: self._ends() or self._pausing or self._number > number)
 
     async def report(self, row: dict[str, Any]) -> None:
-        await self._events.put(Event(row))
+        await self._events.put(StageEvent(row))
 
     async def finish(self, end: dict[str, Any] | Stopped) -> None:
         """Pass on a stage's summary, or where it stopped; take a finished stage down."""
         if not isinstance(end, Stopped):
             self._stage = []
         await self._give_back()
-        await self._events.put(end if isinstance(end, Stopped) else Event(end, finished=True))
+        await self._events.put(end if isinstance(end, Stopped) else StageEvent(end, finished=True))
 
-    async def next_event(self) -> Event | Stopped | None:
+    async def next_event(self) -> StageEvent | Stopped | None:
         """Wait for an event; None at the end."""
         return await self._events.get()
 
@@ -93,3 +96,9 @@ class Board:
             self._open = False
             self._changed.notify_all()
         await self._events.put(None)
+
+
+def start_board() -> Any:
+    """Start a board on the driver's node, which lives as long as the job does, unlike a spot node; return its actor."""
+    on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=on_this_node).remote()

@@ -9,11 +9,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raychat import checkpoint
 from raychat.cluster import Cluster
-from raychat.cluster.board import Board, Event
+from raychat.cluster.board import StageEvent, start_board
 from raychat.cluster.controller import on_state
 from raychat.log import Report
 from raychat.train.stage import Stage
@@ -108,9 +107,7 @@ class _Group:
 
     def __init__(self, name: str, cluster: Cluster) -> None:
         cluster.connect()
-        # on the driver's node, which lives as long as the job does, unlike a spot node
-        on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._board: Any = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=on_this_node).remote()
+        self._board = start_board()
         self._error: BaseException | None = None
         self._busy = False
         self._thread = threading.Thread(target=self._fit, args=(name, cluster), name="train workers", daemon=True)
@@ -137,9 +134,9 @@ class _Group:
         ray.get(self._board.post.remote([ray.put(stage)]))
         while (event := self._next_event(stop)) is not None:
             paused = isinstance(event, Stopped)
-            if isinstance(event, Event) and not event.finished:
+            if isinstance(event, StageEvent) and not event.finished:
                 report(event.row)
-            elif isinstance(event, Event):
+            elif isinstance(event, StageEvent):
                 self._busy = False
                 return dict(event.row)
             elif stop():
@@ -151,14 +148,14 @@ class _Group:
             return None
         raise self._error or RuntimeError(f"the train workers ended before {stage.name} was finished")
 
-    def _next_event(self, stop: Stop) -> "Event | Stopped | None":
+    def _next_event(self, stop: Stop) -> "StageEvent | Stopped | None":
         """Wait for the board's next event; pass on to the board that the stage should stop."""
         event = self._board.next_event.remote()
         while True:
             if stop() and not ray.get(self._board.stop.remote()):
                 return Stopped("stopped while no worker was training; the same command continues")
             if ray.wait([event], timeout=_LOOK_EVERY_S)[0]:
-                received: Event | Stopped | None = ray.get(event)
+                received: StageEvent | Stopped | None = ray.get(event)
                 return received
 
     def join(self) -> None:
