@@ -182,7 +182,7 @@ def test_three_skipped_steps_in_a_row_need_other_weights(tmp_path: Path) -> None
         rewound.append(number)
         return len(rewound) == 1
 
-    with pytest.raises(FloatingPointError, match=r"step 10: the loss is nan.*expected finite.*lower --lr-scale"):
+    with pytest.raises(FloatingPointError, match=r"step 10: the loss is nan.*expected finite.*lower learning rate"):
         train(model, optimizer, batches, steps=20, schedule=schedule.base(20), rewind=once, nll=model.nll)
     assert rewound == [7, 10]
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -29,7 +29,7 @@ def one_graph(model: Model, tokens: int, compile: bool | None = None) -> Nll:
         return model.nll
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(paths.home(), "compiled"))
     if dist.world().rank == 0:
-        print("compiling the model; the first step takes a minute or two (--no-compile: none of it)", flush=True)
+        print("compiling the model; the first step takes a minute or two (--compile False: none of it)", flush=True)
     nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True)
     return nll
 

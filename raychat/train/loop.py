@@ -152,7 +152,7 @@ def _why(number: int, totals: Totals) -> str:
     return (
         f"step {number}: the loss is {totals.loss}, the sum of the workers' gradient norms {totals.norm}; expected "
         f"finite numbers. It was skipped like the {MAX_SKIPPED - 1} steps before, and the checkpoints so far are good. "
-        "Look at the data of these steps, or train a new --run with a lower --lr-scale"
+        "Look at the data of these steps, or train a new --run with a lower learning rate"
     )
 
 
