@@ -12,8 +12,8 @@ def collected_together() -> Iterator[Callable[..., None]]:
     """Yield a hook of the loop that collects garbage after the first step and then after every hundredth one only.
 
     Python itself would look through all objects at moments that differ between the workers, and in each of these
-    moments all workers wait for one. What is alive after the first step (modules, compiled code) is not looked through
-    again.
+    moments all workers wait for one. What is alive after the first step, such as modules and compiled code, is not
+    looked through again.
     """
     was_enabled, steps = gc.isenabled(), 0
 
