@@ -286,16 +286,6 @@ def test_stopped_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     ]
 
 
-def test_checkpoint_that_is_asked_for_is_resumed_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole, cut = toy.token_stage(tmp_path, "whole"), toy.token_stage(tmp_path, "cut")
-    run(whole)
-    with pytest.raises(Killed):
-        run_stage(cut, kill_at(6), save=at_step(5))
-    run(cut)
-    assert "resumes at step 5 of 8" in capsys.readouterr().out
-    assert same_weights(whole, cut)
-
-
 def slow_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> threading.Event:
     """Let the weights of a step be written only when the event that this returns is set."""
     go, write = threading.Event(), paths.write_bytes
@@ -354,23 +344,6 @@ def test_rewind_waits_for_a_slow_checkpoint(tmp_path: Path, monkeypatch: pytest.
     one = changed(tmp_path, "one", dict.fromkeys((4, 5, 6), math.nan))
     go = slow_disk(monkeypatch, step=3)
     assert run(one, lambda row: soon(go) if row["step"] == 6 else None)["rewinds"] == 1
-
-
-def test_checkpoint_that_is_asked_for_is_there_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cut = toy.token_stage(tmp_path, "cut")
-    go = slow_disk(monkeypatch, step=5)
-
-    def report(row: dict[str, Any]) -> None:
-        if row["step"] == 5:
-            soon(go)
-        kill_at(6)(row)
-
-    with pytest.raises(Killed):
-        run_stage(cut, report, save=at_step(5))
-    run(cut)
-    assert "resumes at step 5 of 8" in capsys.readouterr().out
 
 
 def test_slow_checkpoint_that_fails_ends_the_stage_and_keeps_the_one_before(

@@ -169,13 +169,3 @@ def every(interval: int, steps: int, hook: Hook) -> Hook:
 def is_due(number: int, interval: int, steps: int) -> bool:
     """Tell whether this is every `interval`-th step or the last of all; 0 = the last only."""
     return number == steps or (interval > 0 and number % interval == 0)
-
-
-def when(asked: Callable[[], bool], hook: Hook) -> Hook:
-    """Call a hook after a step at which all workers find that `asked` is True; do not ask after a skipped step."""
-
-    def at(number: int, loss: float, step: Step) -> None:
-        if not math.isnan(loss) and asked():
-            hook(number, loss, step)
-
-    return at

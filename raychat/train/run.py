@@ -22,7 +22,7 @@ from raychat.tokenizer import Tokenizer
 from raychat.train.finished import check_recipe, check_shared
 from raychat.train.fp8 import use_fp8
 from raychat.train.garbage import collected_together
-from raychat.train.loop import every, is_due, rate, train, when
+from raychat.train.loop import every, is_due, rate, train
 from raychat.train.profiling import traced
 from raychat.train.stage import Feed, Learner, Metrics, Stage
 from raychat.train.stop import Stop, Stopped, never
@@ -33,7 +33,7 @@ QUICK_S = 1.0  # a checkpoint that a fast disk has by then is published before t
 MAX_REWINDS = 2  # returns to a checkpoint in one stage
 
 
-def run_stage(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = never) -> dict[str, Any]:
+def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, Any]:
     """Train a stage from its latest checkpoint, or from its start, to its end; return its summary.
 
     Every worker calls it. Killed or stopped at any moment and called again, it ends in the same weights.
@@ -41,7 +41,6 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = 
     Args:
         report: gets the rows of rank 0.
         stop: asked at every step; where it is True on some worker, all save a checkpoint after the step and stop.
-        save: asked after every step; where it is True, on all workers, they save a checkpoint.
 
     Raises:
         Stopped: it was asked to, before the last step.
@@ -59,7 +58,6 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never, save: Stop = 
         around.publish,
         every(stage.runtime.eval_every, stage.steps, around.evaluate),
         every(stage.runtime.save_every, stage.steps, around.save),
-        when(save, around.save_at_once),
     ]
     with traced(stage.trace) as record, collected_together() as collect:
         done = train(
@@ -157,11 +155,6 @@ class _Around:
         """Save a checkpoint, unless the step was skipped: how many there were in a row would be forgotten."""
         if not math.isnan(loss) or number == self._stage.steps:
             self._save(number)
-
-    def save_at_once(self, number: int, loss: float, step: Step) -> None:
-        """Save a checkpoint and wait until it is published: there may be no next step."""
-        self._save(number)
-        self._publish()
 
     def publish(self, number: int, loss: float, step: Step) -> None:
         """Publish the checkpoint whose files were being written, if all workers have written them."""
