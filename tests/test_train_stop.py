@@ -43,8 +43,10 @@ def test_second_signal_ends_at_once() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("still running")
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     with pytest.raises(KeyboardInterrupt):
         train()
+    signal.signal(signal.SIGINT, before)
 
 
 def test_nothing_happens_without_a_signal() -> None:
