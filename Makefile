@@ -18,8 +18,12 @@ speedrun-tiny: $(INSTALLED) ## the whole pipeline at toy size: about twelve minu
 	$(PYTHON_IN_VENV) jobs/speedrun.py --preset tiny --cluster.workers 2
 
 .PHONY: test
-test: $(INSTALLED) ## all tests; those that need a GPU or the internet are skipped without (PYTEST_ARGS="-k name -x")
-	$(PYTHON_IN_VENV) -m pytest $(PYTEST_ARGS)
+test: $(INSTALLED) ## the tests; those that need a GPU or the internet are skipped without (PYTEST_ARGS="-k name -x")
+	$(PYTHON_IN_VENV) -m pytest -m "not long" $(PYTEST_ARGS)
+
+.PHONY: test-long
+test-long: $(INSTALLED) ## tests that are left out there: machines that come and go, stopped jobs; ten minutes
+	$(PYTHON_IN_VENV) -m pytest -m long $(PYTEST_ARGS)
 
 .PHONY: gpu-check
 gpu-check: ## tests and speed on one CUDA GPU, in eight minutes; needs PyTorch and pytest in PYTHON, no installation

@@ -19,7 +19,7 @@ from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.log import read_metrics
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 DRIVER = Path(elastic_driver.__file__)
 SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 

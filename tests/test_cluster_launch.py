@@ -180,6 +180,7 @@ def signals_the_driver(learner: Learner, *, source: Callable[[Learner], Feed], d
     return feed
 
 
+@pytest.mark.long
 def test_sigterm_stops_all_workers_with_one_checkpoint_and_any_number_continues(
     tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,7 @@ def test_job_runs_the_submitted_code_in_the_installed_environment(head: str) -> 
     assert not {".venv", ".git"} & set(files)
 
 
+@pytest.mark.long
 def test_a_job_that_is_stopped_saves_a_checkpoint_and_the_same_command_continues(head: str, tmp_path: Path) -> None:
     folder = str(tmp_path / "runs" / "test" / "submitted")
     command = ("python", "tests/elastic_driver.py", "submitted", str(tmp_path))
