@@ -23,6 +23,7 @@ from raychat.data.batches import Step, steps_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.log import read_metrics
+from raychat.model import registry
 from raychat.optim import build_optimizer
 from raychat.recipe import Runtime
 from raychat.train.finetune import child_recipe
@@ -284,6 +285,23 @@ def test_stopped_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert [r["loss"] for r in read_metrics(whole.folder) if "loss" in r] == [
         r["loss"] for r in read_metrics(cut.folder) if "loss" in r
     ]
+
+
+def test_dropout_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    config = toy.CONFIG
+    sizes = {"sequence_len": config.sequence_len, "vocab_size": config.vocab_size, "n_embd": 32, "n_head": 2}
+    model = registry.architecture("GPT2", n_layer=2, dropout=0.3, **sizes)
+    whole, cut, other = (toy.token_stage(tmp_path, name) for name in ("whole", "cut", "other"))
+    whole, cut = (replace(stage, recipe=replace(stage.recipe, model=model)) for stage in (whole, cut))
+    run(whole)
+    with pytest.raises(Killed):
+        run(cut, kill_at(5))
+    torch.rand(7)  # another process has drawn other numbers
+    run(cut)
+    assert same_weights(whole, cut)
+    other = replace(other, recipe=replace(other.recipe, model=model | {"dropout": 0.0}))
+    run(other)
+    assert not same_weights(whole, other)
 
 
 def slow_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> threading.Event:

@@ -5,6 +5,7 @@ Uncommitted changes of the code are beside them as `code-<hash>.diff`, and `trac
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,7 +49,6 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
     """
     check_shared(stage.folder, stage.tokenizer)
     device = default_device()
-    torch.manual_seed(stage.recipe.seed)
     model, optimizer = _start(stage, device)
     learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device)
     assert stage.source is not None
@@ -63,7 +63,7 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
         done = train(
             model,
             optimizer,
-            around.feed.steps(around.start),
+            _seeded(around.feed.steps(around.start), stage.recipe.seed, around.start),
             nll=around.feed.nll,
             steps=stage.steps,
             schedule=stage.schedule(stage.steps),
@@ -96,6 +96,13 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     if stage.parent is not None and not stage.fresh:
         checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer
+
+
+def _seeded(steps: Iterator[Step], seed: int, start: int) -> Iterator[Step]:
+    """Yield steps, and seed PyTorch before each: dropout is the same whatever was drawn before, also after a resume."""
+    for number, step in enumerate(steps, start):
+        torch.manual_seed(hash((seed, number, dist.world().rank)))
+        yield step
 
 
 class _Around:
