@@ -150,6 +150,7 @@ def address() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_speedrun_on_a_joined_cluster_leaves_nothing_to_do(
     address: str, bucket: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
