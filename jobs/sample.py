@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from raychat.cluster import Cluster
+from raychat.settings import MAX_SEED, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Args:
     seed: int | None = None  # of sampling: the same seed gives the same samples; None = new ones every time
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
+    def __post_init__(self) -> None:
+        at_least(self, step=1, num_samples=1, max_new_tokens=1, temperature=0, top_k=1, seed=0)
+        at_most(self, seed=MAX_SEED)
+
 
 def run(args: Args) -> list[str]:
     """Print the continuations; return them, each with the text that it continues.
@@ -36,8 +41,6 @@ def run(args: Args) -> list[str]:
     from raychat.engine.sampling import SamplingParams
     from raychat.evals.evaluation import LoadedModel
 
-    if args.num_samples < 1:
-        raise ValueError(f"--num-samples is {args.num_samples}; expected 1 or more")
     is_file = args.start.startswith("FILE:")
     start = paths.read_text(args.start.removeprefix("FILE:")) if is_file else args.start
     name = f"{args.run}-{args.stage}" + ("" if args.step is None else f"@{args.step}")

@@ -19,6 +19,7 @@ from jobs import (
     mid_train,
     report,
     rl_train,
+    sample,
     serve,
     sft_train,
     speedrun,
@@ -31,7 +32,7 @@ from raychat.serve.settings import ServerSettings
 from raychat.tokenizer import SPECIAL_TOKENS
 
 JOBS = (base_eval, base_train, chat_cli, chat_eval, infer_bench, mid_train, report)
-JOBS += (rl_train, serve, sft_train, speedrun, tok_eval, tok_train)
+JOBS += (rl_train, sample, serve, sft_train, speedrun, tok_eval, tok_train)
 ANY = {("chat_cli", "seed"), ("chat_cli", "top_k")}  # -1 has a meaning
 ZERO = "eval_every save_every keep seed num_eval rollout_workers min_replicas temperature price_per_hour port min_p"
 LEAST = dict.fromkeys(ZERO.split(), 0) | {"head_dim": 2, "samples": 2, "new_tokens": 2}

@@ -10,6 +10,11 @@ from raychat.model.cache import KVCache, Pass
 from raychat.model.loss import token_nll
 
 
+def padded(vocab_size: int) -> int:
+    """Return the rows of a model's tables for a vocabulary: the next multiple of 64."""
+    return -(-vocab_size // 64) * 64
+
+
 class AdamW(NamedTuple):
     """How AdamW updates a parameter."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from raychat.model import flops
 from raychat.model.attention import attend, rotary_table, rotate, use_fastest_kernel
-from raychat.model.base import AdamW, Model, Muon
+from raychat.model.base import AdamW, Model, Muon, padded
 from raychat.model.cache import KVCache, Pass
 from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
@@ -69,7 +69,7 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // 64) * 64
+        return padded(self.vocab_size)
 
     def windows(self) -> list[int]:
         """Return each layer's window: positions to the left that a query sees besides its own."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from raychat.model import flops
 from raychat.model.attention import attend, use_fastest_kernel
-from raychat.model.base import AdamW, Model, Muon
+from raychat.model.base import AdamW, Model, Muon, padded
 from raychat.model.cache import KVCache, Pass
 from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
@@ -55,7 +55,7 @@ class GPT2Config:
 
     @property
     def padded_vocab_size(self) -> int:
-        return -(-self.vocab_size // 64) * 64
+        return padded(self.vocab_size)
 
 
 class LayerNorm(nn.Module):

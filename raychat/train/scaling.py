@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from raychat.model.base import padded
+
 VOCAB_SIZE = 2**15
 SEQUENCE_LEN = 2048
 RATIO = 12.0  # training tokens per scaling parameter; 10.5 is compute-optimal, 8 the speedrun's
@@ -116,5 +118,4 @@ def _width(depth: int, head_dim: int | None = None) -> tuple[int, int]:
 def _num_scaling_params(n_layer: int, n_embd: int, head_dim: int, vocab_size: int) -> int:
     """Count lm_head and the blocks' matrices: attention 4 C^2, MLP 8 C^2, in every second layer 12 per head (gate)."""
     gates = math.ceil(n_layer / 2) * (n_embd // head_dim) * 12
-    padded_vocab_size = math.ceil(vocab_size / 64) * 64
-    return n_layer * 12 * n_embd**2 + gates + padded_vocab_size * n_embd
+    return n_layer * 12 * n_embd**2 + gates + padded(vocab_size) * n_embd
