@@ -29,7 +29,7 @@ class Args:
     steps: int | None = None  # optimizer steps; None = as many as the ratio asks for
     batch_tokens: int | None = None  # tokens per optimizer step, all workers together; None = by the scaling rule
     device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
-    lr_scale: float | None = None  # factor on every learning rate; None = sqrt(batch_tokens / 2^19)
+    lr_scale: float | None = None  # factor on every learning rate; None = sqrt(batch_tokens / 2^19), at least 0.4
     eval_every: int = 250  # steps between validations; 0 = at the end only
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints; 0 = at the end only
@@ -40,6 +40,7 @@ class Args:
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
+    tensorboard: bool = False  # log to the stage's folder for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:

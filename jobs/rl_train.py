@@ -35,6 +35,7 @@ class Args:
     parent: str | None = None  # checkpoint to start from; None = the run's latest sft, else mid checkpoint
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
+    tensorboard: bool = False  # log to the stage's folder for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:

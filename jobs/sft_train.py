@@ -37,6 +37,7 @@ class Args:
     fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
+    tensorboard: bool = False  # log to the stage's folder for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ def tiny() -> Pipeline:
             sequence_len=256,
             batch_tokens=2048,
             steps=450,
-            lr_scale=0.8,  # the rule, made for large batches, gives 0.06: far too timid for a few hundred small steps
+            lr_scale=0.8,  # the rule's least, 0.4, is timid for a few hundred small steps
             eval_every=150,
             save_every=100,
             keep=0,  # to talk to the model at every age
@@ -136,6 +136,7 @@ class Args:
     price_per_hour: float | None = None  # US dollars for all machines together, for the cost in the report
     dry_run: bool = False  # only print what the base stage would take: FLOPs, memory, time and cost
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
+    tensorboard: bool = False  # log to the stages' folders for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
@@ -145,7 +146,8 @@ class Args:
 def pipeline(args: Args) -> Pipeline:
     """Return the preset's pipeline with everything that was given put in its place."""
     shared = {"run": args.run or args.preset, "cluster": args.cluster}
-    shared |= {"data": args.data, "task_data": args.task_data, "wandb": args.wandb}
+    shared |= {"data": args.data, "task_data": args.task_data}
+    shared |= {"wandb": args.wandb, "tensorboard": args.tensorboard}
     own: dict[str, dict[str, Any]] = {
         "tok_train": {"vocab_size": args.vocab_size},
         "base_train": {"depth": args.depth, "sequence_len": args.sequence_len, "steps": args.base_steps},

@@ -1,4 +1,4 @@
-"""What a job shows while it runs: a progress bar or lines on the terminal, rows in a JSONL file, wandb."""
+"""What a job shows while it runs: a progress bar or lines on the terminal, rows in a JSONL file, wandb, TensorBoard."""
 
 import functools
 import json
@@ -111,14 +111,23 @@ def describe(row: dict[str, Any]) -> str:
 
 
 class MetricsLog:
-    """The rows of a stage in `metrics.jsonl`, and in wandb where that is asked for.
+    """The rows of a stage in `metrics.jsonl`, and in wandb and TensorBoard where these are asked for.
 
     A resumed stage drops the rows after the step it resumes from, so the file reads like an uninterrupted run. Local
     files grow by a line a row. On an object store the whole file is written again at times and when flushed: flush
     before every checkpoint, then a kill loses no row of a step that the checkpoint includes.
     """
 
-    def __init__(self, folder: str, *, start: int, name: str, settings: dict[str, Any], wandb: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        start: int,
+        name: str,
+        settings: dict[str, Any],
+        wandb: bool = False,
+        tensorboard: bool = False,
+    ) -> None:
         """Open the log of a stage.
 
         Args:
@@ -126,12 +135,14 @@ class MetricsLog:
             name: of the wandb run.
             settings: what wandb shows as its config.
             wandb: log to wandb also where no WANDB_* variable of the environment asks for it.
+            tensorboard: log to `folder`/tensorboard.
         """
         self._path = paths.join(folder, "metrics.jsonl")
         self._lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= start]
         self._uploads = Throttle(_UPLOAD_EVERY_S)
         self._write()
         self._wandb = _wandb_run(folder, name, settings) if _wandb_wanted(wandb) else None
+        self._tensorboard = _tensorboard_writer(folder, start) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must have a `step`."""
@@ -143,17 +154,25 @@ class MetricsLog:
             self._write()
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+        if self._tensorboard is not None:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(key, value, row["step"])
 
     def flush(self) -> None:
         """Write what is not written yet."""
         if not paths.is_local(self._path):
             self._write()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
-        """Write what is not written yet and end the wandb run."""
+        """Write what is not written yet and end the run in wandb and TensorBoard."""
         self.flush()
         if self._wandb is not None:
             self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def _write(self) -> None:
         paths.write_text(self._path, "".join(line + "\n" for line in self._lines))
@@ -192,3 +211,11 @@ def _wandb_run(folder: str, name: str, settings: dict[str, Any]) -> Any:
         config=settings,
         settings=wandb.Settings(console="off", silent=True),
     )
+
+
+def _tensorboard_writer(folder: str, start: int) -> Any:
+    """Open TensorBoard's log of a stage, in which the steps after `start` count no more."""
+    import tensorboardX
+
+    writer: Any = tensorboardX
+    return writer.SummaryWriter(paths.join(folder, "tensorboard"), purge_step=start + 1)

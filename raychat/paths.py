@@ -80,24 +80,24 @@ def under(root: str, path: str) -> str:
     return path if path.startswith("/") or not is_local(path) else join(root, path)
 
 
-def _file_system(path: str) -> tuple[Any, str]:
+def file_system(path: str) -> tuple[Any, str]:
     """Return a path's file system and the path there. It keeps no listings: other machines write, too."""
     return url_to_fs(path, use_listings_cache=False)
 
 
 def exists(path: str) -> bool:
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return bool(fs.exists(p))
 
 
 def is_folder(path: str) -> bool:
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return bool(fs.isdir(p))
 
 
 def names(folder: str) -> list[str]:
     """Return the sorted names in a folder, without temporary ones; empty when there is no such folder."""
-    fs, p = _file_system(folder)
+    fs, p = file_system(folder)
     try:
         entries = fs.ls(p, detail=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -108,14 +108,14 @@ def names(folder: str) -> list[str]:
 
 def sizes(folder: str) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by its name relative to the folder."""
-    fs, p = _file_system(folder)
+    fs, p = file_system(folder)
     found = fs.find(p, detail=True).items()
     return {relative(file, p): int(info["size"]) for file, info in found if not file.endswith("/")}
 
 
 def size(path: str) -> int:
     """Return a file's size in bytes."""
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return int(fs.size(p))
 
 
@@ -124,25 +124,25 @@ def version(path: str) -> str:
     if is_local(path):
         status = os.stat(path)
         return f"{status.st_size} bytes, {status.st_mtime_ns}"
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     info = fs.info(p)
     return f"{info['size']} bytes, {next((info[mark] for mark in _MARKS if info.get(mark)), info)}"
 
 
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     """Open a file for reading, or for writing that is not atomic."""
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return fs.open(p, mode)
 
 
 def read_bytes(path: str) -> bytes:
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return bytes(fs.cat_file(p))
 
 
 def read_range(path: str, start: int, stop: int) -> bytes:
     """Return the bytes [start, stop) of a file."""
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     return bytes(fs.cat_file(p, start=start, end=stop))
 
 
@@ -157,7 +157,7 @@ def read_json(path: str) -> Any:
 def write_bytes(path: str, data: bytes) -> None:
     """Write a file atomically, and make its folder when needed."""
     if not is_local(path):
-        fs, p = _file_system(path)
+        fs, p = file_system(path)
         fs.pipe_file(p, data)
         return
     with _renamed(path) as temporary, open(temporary, "wb") as f:
@@ -183,7 +183,7 @@ def create(path: str, data: bytes) -> bool:
             with open(path, "xb") as f:
                 f.write(data)
         else:
-            fs, p = _file_system(path)
+            fs, p = file_system(path)
             fs.pipe_file(p, data, mode="create")
     except FileExistsError:
         return False
@@ -211,15 +211,15 @@ def _temporary_beside(path: str) -> str:
 
 def remove(path: str) -> None:
     """Remove a file or a whole folder, if there is one."""
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(p, recursive=True)
 
 
 def rename(source: str, target: str) -> None:
     """Rename a local file or folder; on an object store, copy and delete."""
-    fs, p = _file_system(source)
-    fs.mv(p, _file_system(target)[1], recursive=True)
+    fs, p = file_system(source)
+    fs.mv(p, file_system(target)[1], recursive=True)
 
 
 def local(path: str) -> str:
@@ -229,7 +229,7 @@ def local(path: str) -> str:
     """
     if is_local(path):
         return path
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     key = hashlib.sha256(f"{path} {version(path)}".encode()).hexdigest()[:16]
     copy = join(cache(), f"{key}-{name(path)}")
     os.makedirs(cache(), exist_ok=True)
@@ -282,7 +282,7 @@ def new_folder(path: str) -> Iterator[str]:
 
 def _upload(folder: str, path: str) -> None:
     """Copy a local folder's files to an object store, `meta.json` last."""
-    fs, p = _file_system(path)
+    fs, p = file_system(path)
     files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
     for file in sorted(files, key=lambda file: file == Path(folder, LAST_FILE)):
         fs.put_file(str(file), join(p, file.relative_to(folder).as_posix()))

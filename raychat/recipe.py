@@ -59,6 +59,7 @@ class Runtime:
     save_every: int = 0  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, with the best; 0 = all
     wandb: bool = False  # log to Weights & Biases
+    tensorboard: bool = False  # log to TensorBoard
     compile: bool | None = None  # compile the model; None = where it pays
     fp8: bool = False  # multiply in 8 bits in training
     profile: bool = False  # write a trace of a few steps

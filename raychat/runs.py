@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
-from fsspec.core import url_to_fs
-
 from raychat import checkpoint, paths
 
 STAGES = ("base", "mid", "sft", "rl")  # in their order
@@ -96,6 +94,6 @@ def _newest(storage: str, run: str, stage: str | None) -> Found | None:
 
 def written(path: str) -> datetime:
     """Return when a checkpoint was completed."""
-    fs, p = url_to_fs(paths.join(path, paths.LAST_FILE))
+    fs, p = paths.file_system(paths.join(path, paths.LAST_FILE))
     when: datetime = fs.modified(p)
     return when

@@ -112,7 +112,8 @@ def ray_cluster() -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=8,
-                include_dashboard=False,
+                include_dashboard=True,  # Ray Train's helpers ask it whether their controller lives, and end with it
+                log_to_driver=False,  # or their lines get into what another test captures
                 object_store_memory=512 * 1024**2,
                 _temp_dir=folder,
             )

@@ -1,4 +1,4 @@
-"""What a job shows: rows in a file that resuming cuts, wandb when asked for, progress in a few lines."""
+"""What a job shows: rows in a file that resuming cuts, wandb and TensorBoard when asked for, few lines of progress."""
 
 import json
 import time
@@ -35,6 +35,37 @@ def test_wandb_runs_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(run.glob("*.wandb"))
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+
+
+def events(folder: Path) -> list[Any]:
+    """Read TensorBoard's events: of each its length (8 bytes), a checksum (4), itself, and a checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def test_tensorboard_gets_the_figures_of_every_step_when_asked(tmp_path: Path) -> None:
+    MetricsLog(str(tmp_path), start=0, name="test/base", settings={}).close()
+    assert not (tmp_path / "tensorboard").exists()
+    log = MetricsLog(str(tmp_path), start=0, name="test/base", settings={}, tensorboard=True)
+    log.write({"step": 1, "loss": 2.5, "note": "text", "mfu": None})
+    log.write({"step": 2, "loss": 1.5})
+    log.close()
+    got = [(e.step, v.tag, v.simple_value) for e in events(tmp_path / "tensorboard") for v in e.summary.value]
+    assert got == [(1, "loss", 2.5), (2, "loss", 1.5)]
+
+
+def test_tensorboard_forgets_what_a_resumed_stage_does_again(tmp_path: Path) -> None:
+    MetricsLog(str(tmp_path), start=7, name="test/base", settings={}, tensorboard=True).close()
+    started = [e.step for e in events(tmp_path / "tensorboard") if e.session_log.status == e.session_log.START]
+    assert started == [8]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ def kept_bytes_per_row(model: Model) -> int:
     aot = pytest.importorskip("torch._functorch.aot_autograd")
     partitioners = pytest.importorskip("torch._functorch.partitioners")
     fake = pytest.importorskip("torch._subclasses.fake_tensor")
+    decompositions = pytest.importorskip("torch._inductor.decomposition")
     T = model.config.sequence_len
     found: list[int] = []
 
@@ -53,6 +54,7 @@ def kept_bytes_per_row(model: Model) -> int:
             fw_compiler=forward,
             bw_compiler=lambda graph, inputs: graph,
             partition_fn=partitioners.min_cut_rematerialization_partition,
+            decompositions=decompositions.select_decomp_table(),
         )
         compiled(idx, *params)
     return found[0]
@@ -61,8 +63,9 @@ def kept_bytes_per_row(model: Model) -> int:
 def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
     model = on_meta(4, sequence_len=224, vocab_size=8192)
     step = memory.step_bytes(model, 1, 1, torch.bfloat16)
-    counted, estimated = kept_bytes_per_row(model), step.activations + step.logits
-    assert counted <= estimated <= 1.5 * counted
+    logits_gradient = step.logits / 2
+    counted, estimated = kept_bytes_per_row(model) + logits_gradient, step.activations + step.logits
+    assert counted <= estimated <= 1.2 * counted
 
 
 @pytest.mark.parametrize("preset", ["d20", "d24", "d32"])
@@ -76,11 +79,16 @@ def test_presets_fit_an_80_gb_gpu(preset: str, workers: int) -> None:
 
 
 def test_d20_at_32_rows_does_not_fit_an_80_gb_gpu() -> None:
-    """The partitioner's own count of such a step is 99 GiB."""
     model = on_meta(20)
     need = sum(memory.step_bytes(model, 32, 1, torch.bfloat16))
-    assert need / GIB == pytest.approx(99, rel=0.05)
+    assert need / GIB == pytest.approx(88, rel=0.05)
     assert memory.rows_that_fit(model, 80 * GIB, 1, torch.bfloat16) == 16
+
+
+def test_count_is_what_a_gpu_needed() -> None:
+    """PyTorch 2.11 on an H200 allocated 63.6 GiB at most for compiled steps of d12 with 64 rows."""
+    need = sum(memory.step_bytes(on_meta(12), 64, 1, torch.bfloat16))
+    assert 63.6 < need / GIB < 1.1 * 63.6
 
 
 def test_less_memory_gives_fewer_rows_but_at_least_one() -> None:

@@ -56,7 +56,7 @@ def test_tiny_models_are_finite_and_sensible(depth: int) -> None:
         made = from_depth(depth, vocab_size=1000, sequence_len=256, batch_tokens=4096, steps=steps)
         assert (made.head_dim, made.n_head, made.n_embd) == (64, depth, depth * 64)
         assert 0 < made.weight_decay <= 1.0
-        assert made.lr_scale == pytest.approx(math.sqrt(1 / 128))
+        assert made.lr_scale == 0.4  # the square root of 1 / 128 is far too low
         assert made.steps >= 1
         assert made.tokens == made.steps * 4096
 

@@ -151,6 +151,11 @@ def test_a_stage_logs_to_wandb_when_asked(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(run["name"], run["config"]["batch_tokens"]) for run in started] == [("test/one", 192)]
 
 
+def test_a_stage_logs_to_tensorboard_when_asked(tmp_path: Path) -> None:
+    run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, tensorboard=True)))
+    assert list(tmp_path.glob("**/one/tensorboard/events.*"))
+
+
 def test_no_step_collects_garbage_after_the_first(tmp_path: Path) -> None:
     enabled: list[bool] = []
     run(toy.token_stage(tmp_path, "one"), lambda row: enabled.append(gc.isenabled()))

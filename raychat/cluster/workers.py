@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from raychat import checkpoint
+from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.board import StageEvent, start_board
 from raychat.cluster.controller import on_state
@@ -214,12 +214,22 @@ def _trainer(name: str, cluster: Cluster, board: Any) -> Any:
         ),
         run_config=train.RunConfig(
             name=f"{name.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
-            storage_path=cluster.storage() + "/ray",
+            **_storage(paths.join(cluster.storage(), "ray")),
             failure_config=train.FailureConfig(max_failures=0),  # this process starts the next run
             logging_config=train.LoggingConfig("WARNING"),
             callbacks=[on_state(board, what, cluster.max_wait_s)],
         ),
     )
+
+
+def _storage(folder: str) -> dict[str, Any]:
+    """Return Ray Train's settings of its storage: it opens a bucket by fsspec, as everything here does."""
+    if paths.is_local(folder):
+        return {"storage_path": folder}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = paths.file_system(folder)
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
 
 
 def _work(settings: dict[str, Any]) -> None:

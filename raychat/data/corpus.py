@@ -13,8 +13,6 @@ import os
 import posixpath
 from collections.abc import Sequence
 
-from fsspec.core import url_to_fs
-
 from raychat import paths, tinyworld
 from raychat.data.hub import HUB, hub_shards, source
 from raychat.data.reading import KINDS
@@ -137,8 +135,7 @@ def _in_folder(folder: str) -> list[str]:
 def _glob(pattern: str) -> list[str]:
     if paths.is_local(pattern):
         return sorted(glob.glob(pattern, recursive=True))
-    fs, p = url_to_fs(pattern)
-    fs.invalidate_cache()
+    fs, p = paths.file_system(pattern)
     return sorted(fs.unstrip_protocol(path) for path in fs.glob(p))
 
 

@@ -9,9 +9,9 @@ from raychat.model.base import Model, Muon
 
 CPU_TOKENS = 4096  # of a micro-batch on a CPU, where larger ones are not faster
 USABLE = 0.9  # of a GPU's memory: the allocator's gaps, the CUDA context and NCCL take the rest
-# What the compiler's partitioner keeps for the backward pass, per token. Counted in its graphs of d12 and d20:
-LAYER_WIDTHS = 21  # of width n_embd in a layer: 3 residuals, q, k, v, rotated q and k, attention, 2 x 4 of the MLP
-LOGIT_BYTES = 12  # per entry of the vocabulary: three fp32 copies, in softcap and loss
+# What the compiler's partitioner keeps for the backward pass, per token. Counted in its graphs of d4 to d12:
+LAYER_WIDTHS = 22  # of width n_embd in a layer: 3 residuals, q, k, v, rotated q and k, attention, 2 x 4 of the MLP
+LOGIT_COPIES = 2  # per entry of the vocabulary: the logits before the softcap, and their gradient
 
 
 class StepBytes(NamedTuple):
@@ -22,7 +22,7 @@ class StepBytes(NamedTuple):
     gradients: float
     optimizer: float  # this worker's part of the state
     activations: float  # that the backward pass needs
-    logits: float  # what softcap and loss keep of them
+    logits: float  # and their gradient
 
 
 def device_rows(model: Model, device: torch.device, num_workers: int) -> int:
@@ -55,5 +55,5 @@ def step_bytes(model: Model, rows: int, num_workers: int, dtype: torch.dtype) ->
         gradients=weights,
         optimizer=state / num_workers,
         activations=tokens * LAYER_WIDTHS * config.n_layer * config.n_embd * dtype.itemsize,
-        logits=tokens * LOGIT_BYTES * config.vocab_size,
+        logits=tokens * LOGIT_COPIES * config.vocab_size * dtype.itemsize,
     )

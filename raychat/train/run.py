@@ -137,8 +137,8 @@ class _Around:
         stage, log, losses = self._stage, None, list[float]()
         if self._rank == 0:
             settings = asdict(stage.recipe) | asdict(stage.runtime)
-            wandb = stage.runtime.wandb
-            log = MetricsLog(stage.folder, start=self.start, name=stage.name, settings=settings, wandb=wandb)
+            asked = {"wandb": stage.runtime.wandb, "tensorboard": stage.runtime.tensorboard}
+            log = MetricsLog(stage.folder, start=self.start, name=stage.name, settings=settings, **asked)
             losses = [row["loss"] for row in read_metrics(stage.folder) if "loss" in row]
         clock = Clock(self.feed.tokens_per_step, self._model, self._learner.device)
         return Rows(log, report, clock, Spikes(losses), every_s=LOG_EVERY_S, spent_s=spent_s)
