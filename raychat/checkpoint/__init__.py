@@ -10,7 +10,7 @@ listed, sha256 when a stage resumes from one and when its model is loaded. What 
 """
 
 from raychat.checkpoint.find import all_in, latest, latest_of, latest_verified, verify
-from raychat.checkpoint.load import load_model, load_optimizer, load_tokenizer, load_weights
+from raychat.checkpoint.load import has_optimizer, load_model, load_optimizer, load_tokenizer, load_weights
 from raychat.checkpoint.meta import FORMAT, Meta, read_meta
 from raychat.checkpoint.save import Saving, begin_checkpoint, save_checkpoint
 
@@ -20,6 +20,7 @@ __all__ = [
     "Saving",
     "all_in",
     "begin_checkpoint",
+    "has_optimizer",
     "latest",
     "latest_of",
     "latest_verified",

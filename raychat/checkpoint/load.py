@@ -58,6 +58,12 @@ def load_optimizer(path: str, optimizer: Optimizer) -> None:
     optimizer.load_state(_OptimizerShards(path))
 
 
+def has_optimizer(path: str) -> bool:
+    """Tell whether a checkpoint was written with an optimizer's state; one that was imported has none."""
+    files = read_meta(path).files  # empty = older than this record
+    return not files or any(name.startswith("optimizer_") for name in files)
+
+
 class _OptimizerShards(Mapping[str, Tensor]):
     """All workers' optimizer tensors of a checkpoint. Of a file only the header is read before one is asked for."""
 

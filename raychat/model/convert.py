@@ -1,4 +1,4 @@
-"""Weights by other projects' names: transformers' GPT-2 and NanoChat, and nanoGPT, which has GPT-2's names.
+"""Weights by other projects' names: nanochat's, transformers' GPT-2 and NanoChat, and nanoGPT, which has GPT-2's names.
 
 Every function maps a whole state dict to a whole state dict and changes no value. A weight that it does not know is
 refused by name. The vocabulary is padded here to a multiple of 64; elsewhere it may be padded otherwise.
@@ -21,6 +21,24 @@ _GPT2_BLOCK = {
     "mlp.proj": "mlp.c_proj",
 }
 _NANOCHAT_BLOCK = {
+    "attn.q": "attn.c_q",
+    "attn.k": "attn.c_k",
+    "attn.v": "attn.c_v",
+    "attn.proj": "attn.c_proj",
+    "attn.ve_gate": "attn.ve_gate",
+    "mlp.fc": "mlp.c_fc",
+    "mlp.proj": "mlp.c_proj",
+}
+_NANOCHAT = {
+    "wte": "transformer.wte",
+    "lm_head": "lm_head",
+    "smear_gate": "smear_gate",
+    "smear_lambda": "smear_lambda",
+    "resid_scale": "resid_lambdas",
+    "x0_scale": "x0_lambdas",
+    "backout_lambda": "backout_lambda",
+}
+_TRANSFORMERS_NANOCHAT_BLOCK = {
     "attn.q": "self_attn.q_proj",
     "attn.k": "self_attn.k_proj",
     "attn.v": "self_attn.v_proj",
@@ -28,7 +46,7 @@ _NANOCHAT_BLOCK = {
     "mlp.fc": "mlp.fc1",
     "mlp.proj": "mlp.fc2",
 }
-_BY_VOCABULARY = ("wte.weight", "lm_head.weight")  # here: a row for each token
+_BY_VOCABULARY = ("wte", "lm_head", "value_embeds")  # modules with a row for each token
 
 
 def gpt2_from_transformers(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
@@ -50,19 +68,37 @@ def gpt2_to_transformers(model: Model) -> dict[str, Tensor]:
 
 def gpt2_from_nanogpt(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     """Name the weights of a nanoGPT checkpoint. Raises ValueError as `gpt2_from_transformers` does."""
-    named = {_gpt2_name(name.removeprefix("_orig_mod.")): tensor for name, tensor in weights.items()}
+    named = {_gpt2_name(name): tensor for name, tensor in _uncompiled(weights).items()}
     kept = {name: tensor for name, tensor in named.items() if not _is_mask(name)}
     return _translated(kept, _gpt2_names(model), model, tied="lm_head.weight")
 
 
 def nanochat_from_transformers(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     """Name the weights of transformers' NanoChatForCausalLM. Raises ValueError as `gpt2_from_transformers` does."""
-    return _translated(weights, _nanochat_names(model), model)
+    return _translated(weights, _transformers_nanochat_names(model), model)
 
 
 def nanochat_to_transformers(model: Model) -> dict[str, Tensor]:
     """Return a first-generation GPT's weights by the names of transformers' NanoChat; the inverse."""
-    return _renamed(model, _nanochat_names(model))
+    return _renamed(model, _transformers_nanochat_names(model))
+
+
+def nanochat_from_file(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Name the weights of a nanochat checkpoint. Raises ValueError as `gpt2_from_transformers` does."""
+    return _translated(_uncompiled(weights), _nanochat_names(model), model)
+
+
+def nanochat_to_file(model: Model, *, padded: bool) -> dict[str, Tensor]:
+    """Return a GPT's weights by the names of a nanochat checkpoint; the inverse.
+
+    padded: whether a padded vocabulary is written, as the current generation has it; the first one has no padding.
+    """
+    return _renamed(model, _nanochat_names(model), padded=padded)
+
+
+def _uncompiled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights without the prefix that torch.compile puts before their names."""
+    return {name.removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
 
 
 def _gpt2_names(model: Model) -> dict[str, str]:
@@ -71,9 +107,16 @@ def _gpt2_names(model: Model) -> dict[str, str]:
     return names | _block_names(model.config.n_layer, "h", _GPT2_BLOCK)
 
 
-def _nanochat_names(model: Model) -> dict[str, str]:
+def _transformers_nanochat_names(model: Model) -> dict[str, str]:
     names = {"wte": "model.embed_tokens", "lm_head": "lm_head"}
-    return names | _block_names(model.config.n_layer, "model.layers", _NANOCHAT_BLOCK)
+    return names | _block_names(model.config.n_layer, "model.layers", _TRANSFORMERS_NANOCHAT_BLOCK)
+
+
+def _nanochat_names(model: Model) -> dict[str, str]:
+    """Return nanochat's name of each module that has weights, and of each weight that is in no module."""
+    L = model.config.n_layer
+    names = _NANOCHAT | {f"value_embeds.{i}": f"value_embeds.{i}" for i in range(L)}
+    return names | _block_names(L, "transformer.h", _NANOCHAT_BLOCK)
 
 
 def _block_names(n_layer: int, theirs: str, block: Mapping[str, str]) -> dict[str, str]:
@@ -94,13 +137,22 @@ def _is_transposed(name: str, tensor: Tensor) -> bool:
     return name.startswith("h.") and tensor.dim() == 2
 
 
-def _renamed(model: Model, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return a model's weights by other names of its modules, without the padding of the vocabulary."""
+def _has_vocabulary(name: str) -> bool:
+    return name.startswith(_BY_VOCABULARY)
+
+
+def _theirs(name: str, names: Mapping[str, str]) -> str:
+    """Return their name of one of our weights, from the names of modules."""
+    module, dot, leaf = name.rpartition(".")
+    return f"{names[module]}.{leaf}" if dot else names[name]
+
+
+def _renamed(model: Model, names: Mapping[str, str], padded: bool = False) -> dict[str, Tensor]:
+    """Return copies of a model's weights by other names of its modules."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        value = tensor[: model.config.vocab_size] if name in _BY_VOCABULARY else tensor
-        weights[f"{names[module]}.{leaf}"] = value.detach().clone()
+        value = tensor[: model.config.vocab_size] if _has_vocabulary(name) and not padded else tensor
+        weights[_theirs(name, names)] = value.detach().clone()
     return weights
 
 
@@ -116,12 +168,11 @@ def _translated(
     found, translated = dict(weights), dict[str, Tensor]()
     head = found.pop(tied, None) if tied else None
     for name, own in model.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        theirs = f"{names[module]}.{leaf}"
+        theirs = _theirs(name, names)
         if theirs not in found:
             raise ValueError(f"the weights have no {theirs}; expected one of shape {tuple(own.shape)}")
         tensor = found.pop(theirs)
-        if name in _BY_VOCABULARY:
+        if _has_vocabulary(name) and tensor.shape[1:] == own.shape[1:]:
             tensor = _padded(theirs, tensor, model.config.vocab_size, len(own))
         if tensor.shape != own.shape:
             raise ValueError(f"{theirs} has shape {tuple(tensor.shape)}; expected {tuple(own.shape)}")
@@ -134,7 +185,9 @@ def _translated(
 
 
 def _padded(name: str, tensor: Tensor, vocab_size: int, num_rows: int) -> Tensor:
-    """Cut another project's padding off and put ours in its place."""
+    """Cut another project's padding off and put ours in its place, unless they are equal."""
+    if len(tensor) == num_rows:
+        return tensor
     if len(tensor) < vocab_size:
         raise ValueError(f"{name} has {len(tensor)} rows; expected one for each of {vocab_size} tokens")
     return F.pad(tensor[:vocab_size], (0, 0, 0, num_rows - vocab_size))

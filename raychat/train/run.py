@@ -94,7 +94,10 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
         use_fp8(model)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
     if stage.parent is not None and not stage.fresh:
-        checkpoint.load_optimizer(stage.parent, optimizer)
+        if checkpoint.has_optimizer(stage.parent):
+            checkpoint.load_optimizer(stage.parent, optimizer)
+        elif dist.world().rank == 0:
+            print(f"{stage.name}: {stage.parent} has no optimizer state; the momenta begin at 0", flush=True)
     return model.train(), optimizer
 
 
