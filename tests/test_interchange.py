@@ -191,7 +191,7 @@ def test_nanochat_has_no_model_with_other_constants(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no GPT2"):
         nanochat_folder(tmp_path, tiny.gpt2())
     model = GPT(toy.GPTConfig(vocab_size=265, n_layer=1, n_head=1, n_kv_head=1, n_embd=64, qk_scale=2.0))
-    with pytest.raises(ValueError, match=r"qk_scale 2.0 instead of 1.2"):
+    with pytest.raises(ValueError, match=r"qk_scale 2.0, not 1.2"):
         nanochat_folder(tmp_path, model)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from raychat import paths
 from raychat.model import registry
 from raychat.model.base import Model
 from raychat.tokenizer import Tokenizer
@@ -23,6 +24,17 @@ class Foreign(NamedTuple):
     step: int = 0  # 0 = unknown
     stage: str | None = None  # base, mid, sft or rl; None = unknown
     metrics: dict[str, float] = {}  # noqa: RUF012 (nobody changes it)
+
+
+def read_config(file: str) -> dict[str, Any]:
+    """Return what a JSON file says by name. Raises ValueError where it says something else, or is torn."""
+    try:
+        config = paths.read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}; expected values by name")
+    return config
 
 
 def sizes_of(where: str, config: Any, names: Mapping[str, str]) -> dict[str, int]:

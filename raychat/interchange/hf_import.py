@@ -59,8 +59,8 @@ def read(folder: str, tokenizer: str | None = None) -> Foreign:
         ValueError: It is of another architecture, or a file is missing; names what does not fit.
     """
     file = paths.join(folder, CONFIG)
-    config = paths.read_json(file)
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    config = foreign.read_config(file)
+    kind = str(config.get("model_type"))
     if kind not in _KINDS:
         raise ValueError(f"{file} has model_type {kind!r:.50}; raychat reads {', '.join(_KINDS)}")
     words = read_tokenizer(tokenizer or folder)
@@ -105,16 +105,19 @@ def _nanochat(file: str, config: dict[str, Any]) -> dict[str, Any]:
         "attention_bias": False,
         "tie_word_embeddings": False,
         "head_dim": sizes["n_embd"] // sizes["n_head"],
+        "rope_scaling": None,
     }
     foreign.expect(file, config, expected)
-    rotary, softcap = config.get("rope_parameters") or {}, config.get("final_logit_softcapping", 15.0)
-    if rotary.get("rope_type", "default") != "default" or not isinstance(softcap, int | float):
+    softcap = config.get("final_logit_softcapping", 15.0)
+    rotary = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10_000.0)}  # or an older file
+    if not isinstance(rotary, dict) or rotary.get("rope_type", "default") != "default":
+        raise ValueError(f"{file}: rope_parameters are {rotary!r:.100}; raychat's model has rope_type default")
+    if not all(isinstance(value, int | float) for value in (rotary.get("rope_theta"), softcap)):
         raise ValueError(
-            f"{file}: rope_type is {rotary.get('rope_type')!r:.50} and final_logit_softcapping {softcap!r:.50}; "
-            "expected default and a number"
+            f"{file}: rope_theta and final_logit_softcapping are {rotary!r:.100}, {softcap!r:.50}, no numbers"
         )
     ours = dataclasses.replace(
-        GPTConfig.october_2025(**sizes), rotary_base=float(rotary.get("rope_theta", 10_000.0)), softcap=float(softcap)
+        GPTConfig.october_2025(**sizes), rotary_base=float(rotary["rope_theta"]), softcap=float(softcap)
     )
     return {"class": "GPT", **dataclasses.asdict(ours)}
 
@@ -129,7 +132,8 @@ def _weights(folder: str) -> dict[str, Tensor]:
         index = paths.join(folder, _INDEX)
         if not paths.exists(index):
             raise ValueError(f"{folder} has no {_WEIGHTS} and no {_INDEX}; raychat reads no other files of weights")
-        files = set(paths.read_json(index)["weight_map"].values())
+        named = foreign.read_config(index).get("weight_map")
+        files = set(map(str, named.values())) if isinstance(named, dict) else set()
     weights: dict[str, Tensor] = {}
     for name in sorted(files):
         if paths.name(name) != name or not name.endswith(".safetensors"):

@@ -58,25 +58,26 @@ def read(path: str, tokenizer: str | None = None) -> Foreign:
     meta_file = re.sub(r"model_(\d+)\.pt$", r"meta_\1.json", file)
     if not paths.exists(meta_file):
         raise ValueError(f"{file} has no {paths.name(meta_file)} beside it, which holds the sizes of the model")
-    meta = paths.read_json(meta_file)
+    meta = foreign.read_config(meta_file)
     folder = paths.parent(file)
     words = read_tokenizer(tokenizer or paths.join(paths.parent(paths.parent(folder)), "tokenizer"))
     weights = pickles.check_weights(file, pickles.load_tensors(file))
-    config = _config(meta_file, meta.get("model_config"), {name.removeprefix("_orig_mod.") for name in weights}, words)
-    model = foreign.build(file, {"class": "GPT", **dataclasses.asdict(config)}, weights, nanochat_from_file)
+    names = {name.removeprefix("_orig_mod.") for name in weights}
+    architecture = _architecture(meta_file, meta.get("model_config"), names, words)
+    model = foreign.build(file, architecture, weights, nanochat_from_file)
     stage = next((s for s, name in FOLDERS.items() if name == paths.name(paths.parent(folder))), None)
     bpb = meta.get("val_bpb")
     metrics = {"val_bpb": float(bpb)} if isinstance(bpb, float) else {}
     return Foreign(model, words, _step(file), stage, metrics)
 
 
-def _config(where: str, config: Any, names: set[str], tokenizer: Tokenizer) -> GPTConfig:
+def _architecture(where: str, config: Any, names: set[str], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the architecture of a checkpoint with weights of these names."""
     sizes = foreign.sizes_of(where, config, {name: name for name in _SIZES})
     sizes["vocab_size"] = foreign.fitted(where, sizes["vocab_size"], tokenizer)
     has = [name for name in _CURRENT if name in names]
     if not has:
-        return GPTConfig.october_2025(**sizes)
+        return _generation(sizes, None)
     if missing := [name for name in _CURRENT if name not in names]:
         raise ValueError(
             f"{where}: the weights have {has[0]} but no {missing[0]}: they are of a generation between the first and "
@@ -84,7 +85,14 @@ def _config(where: str, config: Any, names: set[str], tokenizer: Tokenizer) -> G
         )
     if not isinstance(config.get("window_pattern"), str):
         raise ValueError(f"{where} has no window_pattern; expected one, such as SSSL, beside {has[0]}")
-    return GPTConfig(**sizes, window_pattern=config["window_pattern"])
+    return _generation(sizes, config["window_pattern"])
+
+
+def _generation(sizes: dict[str, int], window_pattern: str | None) -> dict[str, Any]:
+    """Return the architecture of the current generation, or of the first one, which has no windows (None)."""
+    if window_pattern is None:
+        return {"class": "GPT", **dataclasses.asdict(GPTConfig.october_2025(**sizes))}
+    return registry.architecture("GPT", **sizes, window_pattern=window_pattern)
 
 
 def write(
@@ -119,13 +127,8 @@ def _of_a_generation(model: Model) -> GPTConfig:
     if not isinstance(config, GPTConfig):
         raise ValueError(f"nanochat has no {type(model).__name__}; export it --to hf")
     sizes = {name: getattr(config, name) for name in _SIZES}
-    nearest = (
-        GPTConfig(**sizes, window_pattern=config.window_pattern) if config.smear else GPTConfig.october_2025(**sizes)
-    )
-    ours, theirs = registry.architecture("GPT", **dataclasses.asdict(config)), dataclasses.asdict(nearest)
-    if different := [
-        f"{name} {ours[name]!r} instead of {value!r}" for name, value in theirs.items() if ours[name] != value
-    ]:
+    ours, theirs = registry.architecture_of(model), _generation(sizes, config.window_pattern if config.smear else None)
+    if different := [f"{name} {ours[name]!r}, not {value!r}" for name, value in theirs.items() if ours[name] != value]:
         raise ValueError(f"nanochat has no such model: {', '.join(different)}; export it --to hf")
     return config
 

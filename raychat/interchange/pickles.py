@@ -72,7 +72,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._admitted = admitted
 
-    def do(self, opcode: str, arg: Any, position: int) -> None:
+    def do(self, opcode: str, arg: Any, position: int | None) -> None:
         """Do what one opcode says. Source: pickletools.opcodes."""
         stack = self.stack
         if opcode in _VALUES:

@@ -67,7 +67,7 @@ def _from_tiktoken(file: str) -> Tokenizer:
 def _of_ranks(
     pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int], file: str = "the encoding"
 ) -> Tokenizer:
-    tokens, names = (sorted(ids, key=ids.__getitem__) for ids in (ranks, special))
+    tokens, names = sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__)
     if {type(token) for token in tokens} != {bytes} or {type(name) for name in names} != {str}:
         raise ValueError(f"{file} has other tokens than bytes, or no special tokens with names")
     if [*(ranks[token] for token in tokens), *(special[name] for name in names)] != [*range(len(ranks) + len(special))]:

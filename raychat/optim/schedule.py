@@ -79,6 +79,12 @@ def cosine(steps: int, *, warmup_steps: int = 2000, final: float = 0.1) -> Sched
     return Schedule(lr=lr, momentum=lambda step: 0.95, weight_decay=lambda step: 1.0)
 
 
+def warmed_up(schedule: Callable[[int], Schedule], steps: int) -> Schedule:
+    """Make a schedule that begins with a linear warm-up over 40 steps, for momenta that begin at 0."""
+    planned, warmup_steps = schedule(steps), min(WARMUP_STEPS, steps // 2)
+    return planned._replace(lr=lambda step: planned.lr(step) * ramp(step + 1, 0, warmup_steps, 0.0, 1.0))
+
+
 def ramp(step: float, start: float, stop: float, first: float, last: float) -> float:
     """Interpolate linearly from `first` (at and before `start`) to `last` (at and after `stop`).
 

@@ -7,6 +7,7 @@ Uncommitted changes of the code are beside them as `code-<hash>.diff`, and `trac
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from raychat.device import compute_dtype, default_device
 from raychat.log import MetricsLog, Report, read_metrics
 from raychat.model import registry
 from raychat.model.base import Model
-from raychat.optim import Optimizer, build_optimizer
+from raychat.optim import Optimizer, build_optimizer, schedule
 from raychat.tokenizer import Tokenizer
 from raychat.train.finished import check_recipe, check_shared
 from raychat.train.fp8 import use_fp8
@@ -48,6 +49,12 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
         FloatingPointError: losses or gradients stay NaN or infinite; see `loop.train`.
     """
     check_shared(stage.folder, stage.tokenizer)
+    if stage.parent is not None and not stage.fresh and not checkpoint.has_optimizer(stage.parent):
+        if dist.world().rank == 0:
+            print(
+                f"{stage.name}: {stage.parent} has no optimizer state; momenta begin at 0, with a warm-up", flush=True
+            )
+        stage = replace(stage, schedule=partial(schedule.warmed_up, stage.schedule))
     device = default_device()
     model, optimizer = _start(stage, device)
     learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device)
@@ -93,11 +100,8 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     if stage.runtime.fp8:
         use_fp8(model)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
-    if stage.parent is not None and not stage.fresh:
-        if checkpoint.has_optimizer(stage.parent):
-            checkpoint.load_optimizer(stage.parent, optimizer)
-        elif dist.world().rank == 0:
-            print(f"{stage.name}: {stage.parent} has no optimizer state; the momenta begin at 0", flush=True)
+    if stage.parent is not None and not stage.fresh and checkpoint.has_optimizer(stage.parent):
+        checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer
 
 
