@@ -89,3 +89,18 @@ def test_cosine_of_a_run_shorter_than_its_warmup_reaches_the_peak() -> None:
 def test_no_steps_is_refused(make: Callable[[int], Schedule]) -> None:
     with pytest.raises(ValueError, match="steps=0"):
         make(0)
+
+
+def test_a_warm_up_before_a_schedule_lasts_40_steps_or_half_of_the_run() -> None:
+    whole = schedule.linear_to_zero(200, peak=2.0)
+    warm = schedule.warmed_up(partial(schedule.linear_to_zero, peak=2.0), 200)
+    assert [warm.lr(step) for step in (0, 19, 39, 40, 199)] == [
+        whole.lr(0) / 40,
+        whole.lr(19) / 2,
+        whole.lr(39),
+        whole.lr(40),
+        whole.lr(199),
+    ]
+    assert (warm.momentum(7), warm.weight_decay(7)) == (whole.momentum(7), whole.weight_decay(7))
+    assert schedule.warmed_up(schedule.linear_to_zero, 1).lr(0) == 1.0
+    assert schedule.warmed_up(schedule.linear_to_zero, 4).lr(0) == 0.5
