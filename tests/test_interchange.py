@@ -358,13 +358,29 @@ def test_other_architectures_of_transformers_are_refused(change: dict[str, Any],
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_act": "gelu"}, {"intermediate_size": 9}, {"attention_bias": True}, {"head_dim": 8}]
+    "change",
+    [
+        {"hidden_act": "gelu"},
+        {"intermediate_size": 9},
+        {"attention_bias": True},
+        {"head_dim": 8},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default"}},
+        {"final_logit_softcapping": None},
+    ],
 )
 def test_other_nanochats_of_transformers_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
     transformers_folder(tmp_path, tiny.first_generation())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(ValueError, match=next(iter(change))):
+    with pytest.raises(ValueError, match=next(iter(change)).replace("rope_parameters", "rope_")):
+        import_run(str(tmp_path), str(tmp_path), "x")
+
+
+@pytest.mark.parametrize("text, message", [("{", "is not JSON"), ("[]", "holds a list"), ("{}", "model_type 'None'")])
+def test_a_config_that_is_none_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
         import_run(str(tmp_path), str(tmp_path), "x")
 
 

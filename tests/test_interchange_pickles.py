@@ -31,6 +31,19 @@ def test_plain_values_are_read_as_pickle_reads_them(value: Any, protocol: int) -
     assert pickles.read(pickle.dumps(value, protocol), {}) == value
 
 
+ENCODING = pickle.dumps(byte_tokenizer().to_tiktoken())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(ENCODING) - 1), st.binary(min_size=1, max_size=9))
+def test_damaged_bytes_are_refused_or_become_plain_values(at: int, damage: bytes) -> None:
+    try:
+        value = pickles.read(ENCODING[:at] + damage + ENCODING[at + len(damage) :], {"tiktoken.core Encoding": dict})
+    except ValueError:
+        return
+    assert isinstance(value, dict | list | tuple | str | bytes | int | float | None)
+
+
 class Calls:
     """Pickled, it is a call that unpickling makes."""
 
@@ -85,9 +98,8 @@ def test_tensors_beside_which_code_runs_are_refused_and_nothing_runs(name: str, 
 
 def test_a_foreign_class_in_an_encodings_place_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    data = pickle.dumps(byte_tokenizer().to_tiktoken())
-    assert b"tiktoken.core" in data
-    hostile = data.replace(b"\x8c\rtiktoken.core", b"\x8c\x02os").replace(b"\x8c\x08Encoding", b"\x8c\x06system")
+    assert b"tiktoken.core" in ENCODING
+    hostile = ENCODING.replace(b"\x8c\rtiktoken.core", b"\x8c\x02os").replace(b"\x8c\x08Encoding", b"\x8c\x06system")
     (tmp_path / "tokenizer.pkl").write_bytes(hostile)
     with pytest.raises(ValueError, match=r"names 'os.system'"):
         read_tokenizer(str(tmp_path))
@@ -125,8 +137,7 @@ def test_what_would_exhaust_memory_or_the_stack_is_refused(data: bytes, tmp_path
 
 @pytest.mark.parametrize("cut", [1, 10, 300, 3000])
 def test_a_torn_tokenizer_is_refused(cut: int, tmp_path: Path) -> None:
-    data = pickle.dumps(byte_tokenizer().to_tiktoken())
-    (tmp_path / "tokenizer.pkl").write_bytes(data[:-cut])
+    (tmp_path / "tokenizer.pkl").write_bytes(ENCODING[:-cut])
     with pytest.raises(ValueError, match="refused"):
         read_tokenizer(str(tmp_path))
 
@@ -135,7 +146,7 @@ def test_an_encodings_state_becomes_a_tokenizer_and_no_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = byte_tokenizer()
-    (tmp_path / "tokenizer.pkl").write_bytes(pickle.dumps(tokenizer.to_tiktoken()))
+    (tmp_path / "tokenizer.pkl").write_bytes(ENCODING)
     monkeypatch.setattr(tiktoken.Encoding, "__setstate__", None)
     assert read_tokenizer(str(tmp_path)).fingerprint == tokenizer.fingerprint
 

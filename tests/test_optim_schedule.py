@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
