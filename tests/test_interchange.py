@@ -57,10 +57,10 @@ def ids() -> Tensor:
 
 
 def rounded(model: GPT) -> GPT:
-    """A model as a nanochat checkpoint can hold it: embeddings in bf16, nothing in the padding."""
+    """A model as a nanochat checkpoint can hold it: embeddings in bf16; the first generation has no padding."""
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if name.startswith(("wte", "value_embeds", "lm_head")):
+            if name.startswith(("wte", "lm_head")) and not model.config.smear:
                 p[265:] = 0
             if name.startswith(("wte", "value_embeds")):
                 p.copy_(p.bfloat16())
