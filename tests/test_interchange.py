@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
 import tiny
 import torch
 import toy
@@ -22,6 +23,7 @@ from raychat.cluster import Cluster
 from raychat.evals.evaluation import LoadedModel
 from raychat.interchange import nanochat
 from raychat.interchange.importing import import_run
+from raychat.log import read_metrics
 from raychat.model.base import Model
 from raychat.model.convert import gpt2_to_transformers, nanochat_to_transformers
 from raychat.model.gpt import GPT
@@ -258,6 +260,23 @@ def test_nanogpt_with_gpt2s_tokens_and_padding(tmp_path: Path) -> None:
     TOKENIZER.save(str(tmp_path / "words"))
     path = import_run(str(folder / "ckpt.pt"), str(tmp_path), "x", tokenizer=str(tmp_path / "words"))
     torch.testing.assert_close(loaded(path).model(ids()), model(ids()))
+
+
+def test_nanogpt_with_gpt2s_vocabulary_takes_gpt2s_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPT2Config(sequence_len=8, vocab_size=50304, n_layer=1, n_head=1, n_embd=8, bias=False)
+    folder = str(nanogpt_folder(tmp_path / "out", tiny._random(config, 1)))
+
+    def offline(name: str) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    with pytest.raises(ValueError, match=r"no network.*pass --tokenizer with a folder of transformers' GPT-2"):
+        import_run(folder, str(tmp_path), "x")
+    words = Tokenizer([bytes([i]) for i in range(256)], ["<|endoftext|>"], huggingface.GPT2_PATTERN)
+    monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": words.to_tiktoken()}.get)
+    path = import_run(folder, str(tmp_path), "x")
+    assert checkpoint.load_tokenizer(path).fingerprint == words.fingerprint
+    assert checkpoint.read_meta(path).recipe.model["vocab_size"] == 257  # the rest was padding
 
 
 @pytest.mark.parametrize(
@@ -537,18 +556,19 @@ def fine_tuned(parent: str, storage: Path, steps: int = 6) -> dict[str, Any]:
         source=TokenSource(str(storage / "train"), str(storage / "val")),
         runtime=toy.RUNTIME,
     )
-    rows: list[dict[str, Any]] = []
-    summary = run_stage(stage, rows.append)
-    return summary | {"losses": [row["loss"] for row in rows if "loss" in row]}
+    summary = run_stage(stage, lambda row: None)
+    return summary | {"rows": [row for row in read_metrics(stage.folder) if "loss" in row]}
 
 
-def test_an_imported_model_is_trained_on_with_momenta_from_zero(
+def test_an_imported_model_is_trained_on_with_momenta_from_zero_and_a_warm_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = nanochat_folder(tmp_path / "a", toy.model(), "base")
     summary = fine_tuned(import_run(str(folder), str(tmp_path), "x"), tmp_path)
     assert "has no optimizer state" in capsys.readouterr().out
-    assert summary["losses"][-1] < summary["losses"][0]
+    losses, rates = ([row[key] for row in summary["rows"]] for key in ("loss", "lr"))
+    assert losses[-1] < losses[0]
+    assert rates == pytest.approx([1 / 3, 5 / 9, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert checkpoint.read_meta(summary["checkpoint"]).recipe.parent == "runs/x/base/step_000700"
 
 
