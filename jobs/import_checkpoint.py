@@ -18,9 +18,7 @@ from raychat.cluster import Cluster
 class Args:
     source: str  # file or folder of the checkpoint, or a name on the Hugging Face hub
     run: str = "imported"  # name of the run that it becomes
-    stage: Literal["base", "mid", "sft", "rl"] | None = (
-        None  # stage that it becomes; None = by nanochat's folder, else base
-    )
+    stage: Literal["base", "mid", "sft", "rl"] | None = None  # what it becomes; None = by nanochat's folder, else base
     tokenizer: str | None = None  # its tokenizer, file or folder; None = where the project keeps it
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
 
