@@ -28,6 +28,7 @@ def run(args: Args) -> str:
 
     Raises:
         ValueError: The source is none that raychat reads, or the run has another such stage already.
+        FloatingPointError: A weight is NaN or infinite.
     """
     from raychat.interchange.importing import import_run
 
@@ -41,5 +42,5 @@ if __name__ == "__main__":
 
     try:
         run(tyro.cli(Args, description=__doc__, config=(tyro.conf.PositionalRequiredArgs,)))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"import_checkpoint: {error}")

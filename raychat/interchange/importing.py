@@ -21,7 +21,7 @@ Read = Callable[[str, str | None], Foreign]
 
 
 def import_run(source: str, storage: str, run: str, stage: str | None = None, tokenizer: str | None = None) -> str:
-    """Make a stage of a run out of a checkpoint of another project; return where it lies. Twice is as good as once.
+    """Make a stage of a run out of a checkpoint of another project, or find that this is done; return the checkpoint.
 
     Args:
         source: file or folder of nanochat, nanoGPT or transformers (local or remote), or a name on the hub.

@@ -21,7 +21,7 @@ def read_tokenizer(path: str) -> Tokenizer:
         path: a file of `FILES`, or a folder with one of them, the first that is there.
 
     Raises:
-        ValueError: There is none, or it is of a kind that raychat has not.
+        ValueError: There is none, or raychat has no such kind.
     """
     there = [path] if paths.name(path) in FILES else [p for name in FILES if paths.exists(p := paths.join(path, name))]
     if not there or not paths.exists(there[0]):
