@@ -1,8 +1,8 @@
 """Read pickles and PyTorch's files that anybody may have written: they become plain values and tensors, nothing runs.
 
-`read` is a small pickle machine of its own. It knows the opcodes that plain values need, and calls only the functions
-that its caller admits. It refuses everything else by name. Python's own unpickler would call any function, allocate what
-a length says before it looks for the bytes, and hash tuples of tuples until the stack ends.
+`read` is a small pickle machine of its own. It knows the opcodes that plain values need, calls only the functions that
+its caller admits, and refuses everything else by name. Python's own unpickler would call any function, allocate what a
+length says before it looks for the bytes, and hash tuples of tuples until the stack ends.
 """
 
 import pickle
