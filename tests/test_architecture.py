@@ -19,7 +19,7 @@ LAYERS = [
     "tokenizer huggingface chat model",
     "optim tasks tinyworld",
     "data checkpoint engine",
-    "runs evals train serve report",
+    "runs evals train serve report interchange",
     "rl",
     "cluster",
 ]
