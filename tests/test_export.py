@@ -214,7 +214,9 @@ def test_the_folder_is_uploaded_as_it_is(hub: Hub, tmp_path: Path, capsys: pytes
 
 def test_an_upload_that_is_refused_leaves_the_folder(hub: Hub, tmp_path: Path) -> None:
     hub.refuses = True
-    with pytest.raises(ConnectionError, match=r"me/r could not be uploaded: .*read-only token[\s\S]*hf upload me/r"):
+    with pytest.raises(
+        ConnectionError, match=r"me/r could not be uploaded: [\s\S]*read-only token[\s\S]*hf upload me/r"
+    ):
         run(Args(str(tmp_path / "a"), run="r", stage="sft", push="me/r"))
     assert (tmp_path / "a" / "model.safetensors").exists()
 
