@@ -72,9 +72,10 @@ def write_model(folder: str, model: Model, tokenizer: Tokenizer, *, chat: bool) 
     special = tokenizer.special
     end = [special["<|assistant_end|>"], tokenizer.bos] if chat else tokenizer.bos
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": end}
-    # In the config, a padding id would make transformers keep that token's embedding as it is.
+    # With an id for padding, transformers would keep that token's embedding as it is in training, and `generate` would
+    # take the BOS of a prompt without a mask for padding. The tokenizer pads with BOS, and gives the mask.
     files["config.json"] = form.config | ids | {"pad_token_id": None}
-    files["generation_config.json"] = ids | {"pad_token_id": tokenizer.bos}
+    files["generation_config.json"] = ids
     for name, content in files.items():
         paths.write_json(os.path.join(folder, name), content)
     save_file(form.weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
