@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi, get_token
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from raychat import huggingface, paths
@@ -78,7 +78,7 @@ def write_model(folder: str, model: Model, tokenizer: Tokenizer, *, chat: bool) 
     files["generation_config.json"] = ids
     for name, content in files.items():
         paths.write_json(os.path.join(folder, name), content)
-    save_file(form.weights, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    paths.write_bytes(os.path.join(folder, "model.safetensors"), save(form.weights, metadata={"format": "pt"}))
     if form.remote_code:
         paths.write_text(os.path.join(folder, f"{MODELING}.py"), _source(f"{MODELING}.py"))
     return form

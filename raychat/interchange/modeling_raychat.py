@@ -58,7 +58,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of x (B, T, H, D) by minus theta; cos and sin are (B, T, 1, D / 2) fp32."""
+    """Rotate the halves of x (B, T, H, D) by minus theta; cos and sin are (T, 1, D / 2) fp32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1).to(x.dtype)
 
@@ -188,8 +188,7 @@ class RaychatForCausalLM(PreTrainedModel, GenerationMixin):
     def hidden(self, idx: Tensor, real: Tensor, cache: Cache | None) -> Tensor:
         """Compute the normalised last hidden states (B, T, C). real: (B, S) bool, False at padding."""
         config, T = self.config, idx.size(1)
-        positions = (real.cumsum(-1) - 1)[:, -T:]
-        rotary = self._rotary(positions)
+        rotary = self._rotary(torch.arange(real.size(1), device=idx.device)[-T:])  # only distances count
         sees = self._masks(real, T)
         x = norm(self.wte(idx))
         if config.smear:
@@ -223,7 +222,7 @@ class RaychatForCausalLM(PreTrainedModel, GenerationMixin):
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         D = self.config.n_embd // self.config.n_head
         exponents = torch.arange(0, D, 2, dtype=torch.float32, device=positions.device) / D
-        angles = positions[..., None, None].float() * self.config.rotary_base**-exponents
+        angles = positions[:, None, None].float() * self.config.rotary_base**-exponents
         return angles.cos(), angles.sin()
 
     def _masks(self, real: Tensor, T: int) -> dict[int, Tensor]:
