@@ -86,6 +86,8 @@ def test_transformers_own_classes_give_our_logits_and_our_text(model: Model, nam
     theirs = loaded(tmp_path)
     assert type(theirs).__name__ == name
     assert not form.remote_code
+    assert form.weights.keys() | {"lm_head.weight"} == theirs.state_dict().keys()  # GPT-2's head is its embedding
+    assert theirs.config.pad_token_id is None  # its embedding would not be trained
     torch.testing.assert_close(theirs(ids(2, 90)).logits, model(ids(2, 90)), rtol=1e-4, atol=1e-4)
     for prompt, answer in zip(PROMPTS, greedy(model, 25), strict=True):
         for cached in (True, False):
