@@ -1,8 +1,10 @@
-"""Take what was made elsewhere: a model to transformers, a tokenizer to tiktoken.
+"""Take what was made elsewhere: a model to transformers or nanochat, a tokenizer to tiktoken.
 
 python jobs/export.py --run d20 --stage rl --to hf --out d20
 
 python jobs/export.py --run d20 --stage rl --to hf --out d20 --push NAME/d20  (and to the Hugging Face hub)
+
+python jobs/export.py --run d20 --stage sft --to nanochat --out nanochat-base-directory
 
 python jobs/export.py --run d20 --stage base --to tiktoken --out d20-tokenizer
 """
@@ -25,7 +27,7 @@ class Args:
     run: str = "tiny"  # name of the run
     stage: Literal["base", "mid", "sft", "rl"] = "rl"  # which model of the run
     step: int | None = None  # which of its checkpoints; None = the newest
-    to: Literal["hf", "tiktoken"] = "hf"  # hf = model and tokenizer for transformers; tiktoken = the tokenizer alone
+    to: Literal["hf", "nanochat", "tiktoken"] = "hf"  # hf = for transformers; tiktoken = the tokenizer alone
     push: str | None = None  # upload the folder to NAME/MODEL on the hub, which is made, public, if it is missing
     license: str | None = None  # that the model card names, as the hub calls it (mit, apache-2.0, ...)
     cluster: Cluster = field(default_factory=Cluster)  # only its storage path matters here
@@ -79,6 +81,17 @@ def _to_hf(folder: str, found: "Found", args: Args) -> None:
     paths.write_text(paths.join(folder, "README.md"), text)
 
 
+def _to_nanochat(folder: str, found: "Found", args: Args) -> None:
+    import torch
+
+    from raychat import checkpoint
+    from raychat.interchange import nanochat
+
+    model, meta = checkpoint.load_model(found.path, torch.device("cpu"))
+    tokenizer = checkpoint.load_tokenizer(found.path)
+    nanochat.write(folder, found.stage, found.run, found.step, model, tokenizer, meta.metrics.get("val_bpb"))
+
+
 def _to_tiktoken(folder: str, found: "Found", args: Args) -> None:
     from raychat import checkpoint
     from raychat.interchange import hf_export
@@ -88,6 +101,7 @@ def _to_tiktoken(folder: str, found: "Found", args: Args) -> None:
 
 WRITERS: dict[str, Callable[[str, "Found", Args], None]] = {
     "hf": _to_hf,
+    "nanochat": _to_nanochat,
     "tiktoken": _to_tiktoken,
 }
 

@@ -15,6 +15,7 @@ from tiny import byte_tokenizer, first_generation, random_model
 
 from jobs.export import Args, run
 from raychat.checkpoint import save_checkpoint
+from raychat.interchange.importing import import_run
 
 TOKENIZER = byte_tokenizer()
 
@@ -236,3 +237,14 @@ def test_without_a_token_nothing_is_sent(hub: Hub, tmp_path: Path, monkeypatch: 
         run(Args(str(tmp_path / "a"), run="r", stage="sft", push="me/r"))
     assert not hub.tokens
     assert (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_a_nanochat_checkpoint_comes_back_the_same(raychat_home: Path, tmp_path: Path) -> None:
+    storage, out = str(raychat_home), str(tmp_path / "nanochat")
+    run(Args(out, run="r", stage="sft", to="nanochat"))
+    first = import_run(f"{out}/chatsft_checkpoints/r", storage, "back")
+    assert first == f"{storage}/runs/back/sft/step_000002"
+    run(Args(f"{out}-again", run="back", stage="sft", to="nanochat"))
+    second = import_run(f"{out}-again/chatsft_checkpoints/back", storage, "again")
+    weights = [Path(path, "model.safetensors").read_bytes() for path in (first, second)]
+    assert weights[0] == weights[1]
