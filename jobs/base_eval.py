@@ -19,7 +19,7 @@ class Args:
     bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
     max_items: int | None = None  # items of each task, the same ones every time; None = all
-    data: tuple[str, ...] | None = None  # corpus whose last shard is validated on; None = what the model was trained on
+    data: tuple[str, ...] | None = None  # corpus whose last shard is read, or a text file; None = what was trained on
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
@@ -40,8 +40,8 @@ def run(args: Args) -> dict[str, Any]:
     from raychat import checkpoint, paths
     from raychat.cluster.map import actors_per_worker
     from raychat.cluster.prepare import prepare
-    from raychat.data import corpus, reading
-    from raychat.data.pack import documents
+    from raychat.data import corpus
+    from raychat.data.pack import pretraining
     from raychat.evals import samples
     from raychat.evals.bpb import bpb_evaluation
     from raychat.evals.bundle import load_bundle
@@ -54,15 +54,15 @@ def run(args: Args) -> dict[str, Any]:
     def describe(path: str) -> list[Evaluation]:
         recipe, tokenizer = checkpoint.read_meta(path).recipe, checkpoint.load_tokenizer(path)
         data, sequence_len = args.data or recipe.data, recipe.sequence_len
-        _, val = corpus.split(corpus.shards(data, storage, num_shards=1))  # the last shard, whatever was trained on
+        _, val = pretraining(data, tokenizer, sequence_len, storage, num_shards=1)  # whatever was trained on
         if args.bundle == "tinyworld":
             bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
         else:  # actors have another working folder
             bundle = paths.absolute(args.bundle)
         core = core_evaluation(load_bundle(bundle, args.tasks), args.max_items)
-        rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
+        rows = prepare(val, args.cluster)
         if (prompts := args.prompts) is None:
-            prompts = samples.beginnings(map(str, reading.texts(reading.blocks(val)[0])), tokenizer)
+            prompts = samples.beginnings(map(str, val.read(val.blocks[0])), tokenizer)
         return [
             bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
             core,
