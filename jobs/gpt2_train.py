@@ -52,6 +52,7 @@ class Args:
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
+    tensorboard: bool = False  # log to the stage's folder for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
