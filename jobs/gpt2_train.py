@@ -43,7 +43,7 @@ class Args:
     beta2: float = 0.99  # decay of AdamW's second moment
     weight_decay: float = 0.1  # of matrices and embeddings
     device_rows: int | None = None  # rows of a micro-batch on one device; None = as many as its memory holds
-    eval_every: int = 250  # steps between validations; 0 = at the end only
+    eval_every: int = 500  # steps between validations; 0 = at the end only
     eval_tokens: int = 200 * 12 * 1024  # validation tokens to measure on, at most
     save_every: int = 500  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all
@@ -64,7 +64,7 @@ class Args:
 
 SHAKESPEARE_CHAR_GPU = {
     "n_layer": 6, "n_head": 6, "n_embd": 384, "sequence_len": 256, "dropout": 0.2,
-    "batch_tokens": 64 * 256, "steps": 5000,
+    "batch_tokens": 64 * 256, "steps": 5000, "eval_every": 250,
 }  # fmt: skip
 GPT2 = {
     "n_layer": 12, "n_head": 12, "n_embd": 768, "sequence_len": 1024,
@@ -98,11 +98,13 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.evals.evaluation import LoadedModel
     from raychat.evals.samples import sampled
     from raychat.report import dry_run
+    from raychat.train.finished import finished
 
     parent = parent_of(args)
     tokenizer = tokenizer_of(args, parent)
     stage = stage_of(args, tokenizer, parent)
     if args.dry_run:
+        finished(stage.folder, stage.recipe)
         return dry_run.show(stage.recipe, stage.runtime, args.cluster.max_workers)
     keep_tokenizer(tokenizer, args.cluster.run_folder(run_of(args), "tokenizer"))
 

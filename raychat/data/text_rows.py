@@ -1,5 +1,6 @@
 """Rows of one long text, to train on: every epoch cuts it in other places."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +26,7 @@ class TextRows(TokenRows):
         self._cut = lru_cache(maxsize=2)(self._epoch)
         self._seed = seed
 
-    def rows(self, indices: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Wait for the whole text and return rows by number: tokens (n, T + 1) int64 and mask (n, T + 1), all True."""
         T, num_stored = self.plan.sequence_len, self.num_rows()
         found = [self._place(int(i), max(1, num_stored - 1)) for i in indices]
