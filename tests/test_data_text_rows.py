@@ -44,6 +44,7 @@ def test_epochs_and_seeds_differ_in_cuts_and_order(tmp_path: Path) -> None:
     epochs = [epoch_of(folder, number, 19) for number in range(6)]
     assert len({int(rows[0, 0]) % T for rows in epochs}) > 2
     assert all((a != b).any() for a, b in pairwise(epochs))
+    assert all((np.diff(rows[:, 0]) < 0).any() for rows in epochs)  # shuffled
     assert (epochs[0] != epoch_of(folder, 0, 19, seed=1)).any()
 
 
