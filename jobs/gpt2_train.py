@@ -62,16 +62,16 @@ class Args:
         at_most(self, seed=MAX_SEED, final_lr=1, beta2=0.9999)
 
 
-SHAKESPEARE_CHAR_GPU = {
+SHAKESPEARE_CHAR_GPU: dict[str, Any] = {
     "n_layer": 6, "n_head": 6, "n_embd": 384, "sequence_len": 256, "dropout": 0.2,
     "batch_tokens": 64 * 256, "steps": 5000, "eval_every": 250,
 }  # fmt: skip
-GPT2 = {
+GPT2: dict[str, Any] = {
     "n_layer": 12, "n_head": 12, "n_embd": 768, "sequence_len": 1024,
     "data": ("openwebtext",), "tokenizer": "gpt2", "batch_tokens": 480 * 1024, "steps": 600_000,
     "lr": 6e-4, "warmup_steps": 2000, "beta2": 0.95, "eval_every": 1000, "save_every": 1000,
 }  # fmt: skip
-SHAKESPEARE = {
+SHAKESPEARE: dict[str, Any] = {
     "init_from": "gpt2-xl", "sequence_len": 1024, "dropout": 0.1, "batch_tokens": 32 * 1024, "steps": 20,
     "lr": 3e-5, "final_lr": 1.0, "warmup_steps": 0, "beta2": 0.95, "eval_every": 5, "save_every": 0,
 }  # fmt: skip
