@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import toy
+from safetensors.torch import load_file
 
 from jobs import gpt2_train
 from jobs.gpt2_train import Args
@@ -98,6 +99,7 @@ def test_context_is_cut_and_dropout_is_another(storage: Path) -> None:
     got, expected = checkpoint.load_model(path, CPU)[0], checkpoint.load_model(parent, CPU)[0]
     assert (got.config.sequence_len, got.config.dropout, expected.config.dropout) == (8, 0.25, 0.1)
     assert torch.allclose(got.wpe.weight, expected.wpe.weight[:8], atol=1e-6)
+    assert load_file(Path(path, "optimizer_000.safetensors"))["optimizer/step/0"] == 1  # without the parent's momenta
     ids = torch.arange(8)[None]
     assert torch.allclose(got.eval()(ids), expected.eval()(ids), atol=1e-4)
 

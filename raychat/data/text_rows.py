@@ -28,11 +28,11 @@ class TextRows(TokenRows):
 
     def rows(self, indices: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Wait for the whole text and return rows by number: tokens (n, T + 1) int64 and mask (n, T + 1), all True."""
-        T, num_stored = self.plan.sequence_len, self.num_rows()
-        found = [self._place(int(i), max(1, num_stored - 1)) for i in indices]
+        T, num_rows = self.plan.sequence_len, max(1, self.num_rows() - 1)
+        found = [self._place(int(i), num_rows) for i in indices]
         first = np.array([row for row, _ in found], dtype=np.int64)
         left, mask = super().rows(first)
-        right, _ = super().rows(np.minimum(first + 1, num_stored - 1))
+        right, _ = super().rows(first + 1)
         text = np.concatenate((left[:, 1:], right[:, 1:]), axis=1)  # (n, 2 T)
         columns = np.array([shift for _, shift in found], dtype=np.int64)[:, None] + np.arange(T)
         left[:, 1:] = np.take_along_axis(text, columns, axis=1)
