@@ -37,7 +37,7 @@ class Args:
     dropout: float = 0.0  # share of activations that training drops
     batch_tokens: int = 12 * 64  # tokens per optimizer step, all workers together
     steps: int = 2000  # optimizer steps
-    lr: float = 1e-3  # peak learning rate
+    lr: float = 3e-3  # peak learning rate
     final_lr: float = 0.1  # where its cosine ends, as a share of the peak; 1 = constant
     warmup_steps: int = 100  # optimizer steps over which the learning rate rises
     beta2: float = 0.99  # decay of AdamW's second moment
@@ -64,7 +64,7 @@ class Args:
 
 SHAKESPEARE_CHAR_GPU: dict[str, Any] = {
     "n_layer": 6, "n_head": 6, "n_embd": 384, "sequence_len": 256, "dropout": 0.2,
-    "batch_tokens": 64 * 256, "steps": 5000, "eval_every": 250,
+    "batch_tokens": 64 * 256, "steps": 5000, "lr": 1e-3, "eval_every": 250,
 }  # fmt: skip
 GPT2: dict[str, Any] = {
     "n_layer": 12, "n_head": 12, "n_embd": 768, "sequence_len": 1024,

@@ -54,8 +54,10 @@ def test_presets_are_what_the_command_line_starts_from() -> None:
 def test_characters_on_gpus_have_the_larger_model() -> None:
     small = gpt2_train.parse(["--cluster.gpus-per-worker", "0"])
     assert (small.n_layer, small.n_head, small.n_embd, small.sequence_len, small.steps) == (4, 4, 128, 64, 2000)
+    assert (small.lr, small.beta2, small.warmup_steps, small.batch_tokens, small.dropout) == (3e-3, 0.99, 100, 768, 0.0)
     large = gpt2_train.parse(["--cluster.gpus-per-worker", "1", "--steps", "9"])
     assert (large.n_layer, large.n_head, large.n_embd, large.sequence_len, large.steps) == (6, 6, 384, 256, 9)
+    assert (large.lr, large.batch_tokens, large.dropout) == (1e-3, 16_384, 0.2)
 
 
 def test_run_learns_and_prints_its_losses_and_a_sample(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
