@@ -17,9 +17,9 @@ from raychat.settings import at_least
 class Args:
     run: str = "tiny"  # name of the run
     bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
-    tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all
+    tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all, empty = no CORE
     max_items: int | None = None  # items of each task, the same ones every time; None = all
-    data: tuple[str, ...] | None = None  # corpus whose last shard is validated on; None = what the model was trained on
+    data: tuple[str, ...] | None = None  # corpus whose last shard is read, or a text file; None = what was trained on
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
@@ -40,8 +40,8 @@ def run(args: Args) -> dict[str, Any]:
     from raychat import checkpoint, paths
     from raychat.cluster.map import actors_per_worker
     from raychat.cluster.prepare import prepare
-    from raychat.data import corpus, reading
-    from raychat.data.pack import documents
+    from raychat.data import corpus
+    from raychat.data.pack import pretraining
     from raychat.evals import samples
     from raychat.evals.bpb import bpb_evaluation
     from raychat.evals.bundle import load_bundle
@@ -54,20 +54,21 @@ def run(args: Args) -> dict[str, Any]:
     def describe(path: str) -> list[Evaluation]:
         recipe, tokenizer = checkpoint.read_meta(path).recipe, checkpoint.load_tokenizer(path)
         data, sequence_len = args.data or recipe.data, recipe.sequence_len
-        _, val = corpus.split(corpus.shards(data, storage, num_shards=1))  # the last shard, whatever was trained on
+        _, val = pretraining(data, tokenizer, sequence_len, storage, num_shards=1)  # whatever was trained on
+        rows = prepare(val, args.cluster)
+        if (prompts := args.prompts) is None:
+            prompts = samples.beginnings(map(str, val.read(val.blocks[0])), tokenizer)
+        bpb = bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len))
+        return [bpb, *core(), samples.continuations(prompts)]
+
+    def core() -> list[Evaluation]:
+        if args.tasks == ():
+            return []
         if args.bundle == "tinyworld":
             bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
         else:  # actors have another working folder
             bundle = paths.absolute(args.bundle)
-        core = core_evaluation(load_bundle(bundle, args.tasks), args.max_items)
-        rows = prepare(documents(val, tokenizer, sequence_len, storage), args.cluster)
-        if (prompts := args.prompts) is None:
-            prompts = samples.beginnings(map(str, reading.texts(reading.blocks(val)[0])), tokenizer)
-        return [
-            bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len)),
-            core,
-            samples.continuations(prompts),
-        ]
+        return [core_evaluation(load_bundle(bundle, args.tasks), args.max_items)]
 
     settings = {
         "bundle": args.bundle,
@@ -80,10 +81,11 @@ def run(args: Args) -> dict[str, Any]:
     found = evaluate_stage(
         args.cluster.run_folder(args.run, "base"), settings, describe, partial(actors_per_worker, args.cluster)
     )
-    for label, task in found["core_tasks"].items():
+    for label, task in found.get("core_tasks", {}).items():
         accuracy, centred = task["accuracy"], task["centred"]
         print(f"  {label:40} accuracy {accuracy:.4f}  centred {centred:+.4f}  ({task['num_items']} items)")
-    print(f"base_eval: {args.run} val_bpb {found['val_bpb']:.4f} CORE {found['core']:.4f} in {found['wall_s']:.0f} s")
+    figures = " ".join(f"{name} {found[name]:.4f}" for name in ("val_bpb", "val_loss", "core") if name in found)
+    print(f"base_eval: {args.run} {figures} in {found['wall_s']:.0f} s")
     return found
 
 

@@ -57,15 +57,15 @@ def run(args: Args) -> dict[str, Any]:
         return dry_run(args)
 
     from raychat.cluster.launch import train_on_tokens
-    from raychat.data.pack import Packing, documents
+    from raychat.data.pack import Packing, pretraining
     from raychat.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(args.cluster.run_folder(args.run, "tokenizer"))
     stage = stage_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
 
     def packings() -> tuple[Packing, Packing]:
-        train, val = (documents(s, tokenizer, args.sequence_len, stage.storage) for s in shards_of(args, stage.recipe))
-        return train, val
+        num_shards = num_shards_of(args, stage.recipe)
+        return pretraining(args.data, tokenizer, args.sequence_len, stage.storage, num_shards)
 
     max_val_rows = max(1, args.eval_tokens // args.sequence_len)
     summary = train_on_tokens(stage, packings, args.cluster, max_val_rows=max_val_rows)
@@ -111,13 +111,12 @@ def stage_of(args: Args, vocab_size: int, fingerprint: str | None) -> "Stage":
     )
 
 
-def shards_of(args: Args, recipe: "Recipe") -> tuple[list[str], list[str]]:
-    """Return the shards to train on and those to validate on."""
+def num_shards_of(args: Args, recipe: "Recipe") -> int | None:
+    """Return the shards to train on; None = all."""
     from raychat.data import corpus
 
     assert recipe.steps is not None
-    num_shards = args.num_shards or corpus.shards_needed(args.data, recipe.steps * recipe.batch_tokens)
-    return corpus.split(corpus.shards(args.data, args.cluster.storage(), num_shards))
+    return args.num_shards or corpus.shards_needed(args.data, recipe.steps * recipe.batch_tokens)
 
 
 def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | None = None) -> dict[str, Any]:
@@ -131,8 +130,8 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
         ValueError: A setting is one that the run would refuse.
     """
     from raychat import paths
+    from raychat.data import corpus
     from raychat.report import dry_run
-    from raychat.report.markdown import table_text
     from raychat.tokenizer import FILE_NAME, Tokenizer
     from raychat.train.finished import finished
     from raychat.train.scaling import VOCAB_SIZE
@@ -146,10 +145,8 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
         print(f"{folder} has no tokenizer yet: counted with {vocab_size or VOCAB_SIZE:,} tokens")
     finished(stage.folder, stage.recipe)
     if "tinyworld" not in args.data:  # which is written when it is first named
-        shards_of(args, stage.recipe)
-    figures = dry_run.count(stage.recipe, stage.runtime, max(1, args.cluster.max_workers), price_per_hour)
-    print("\n\n".join(map(table_text, dry_run.tables_of(figures))))
-    return figures._asdict()
+        corpus.check(corpus.shards(args.data, stage.storage, num_shards_of(args, stage.recipe)))
+    return dry_run.show(stage.recipe, stage.runtime, args.cluster.max_workers, price_per_hour)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def run(args: Args) -> dict[str, Any]:
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         runtime=Runtime.of(args),
         fresh=True,
+        matrices_only=True,
     )
     if (summary := finished(stage.folder, stage.recipe)) is not None:
         return summary

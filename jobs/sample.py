@@ -40,6 +40,7 @@ def run(args: Args) -> list[str]:
     from raychat import paths, runs
     from raychat.engine.sampling import SamplingParams
     from raychat.evals.evaluation import LoadedModel
+    from raychat.evals.samples import sampled
 
     is_file = args.start.startswith("FILE:")
     start = paths.read_text(args.start.removeprefix("FILE:")) if is_file else args.start
@@ -47,17 +48,10 @@ def run(args: Args) -> list[str]:
     found = runs.checkpoint_named(args.cluster.storage(), name)
     if found is None:
         raise ValueError(f"there is no checkpoint {name} in {args.cluster.storage()}; train it, or name another")
-    loaded = LoadedModel.load(found.path)
-    tokenizer = loaded.tokenizer
-    ends = tuple(tokenizer.special.values())  # all that is not text
-    params = SamplingParams(
-        args.temperature, args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed, stop_ids=ends
-    )
-    prompt = [tokenizer.bos, *tokenizer.encode(start)]
-    texts = []
-    for completion in loaded.engine.generate([prompt] * args.num_samples, params):
-        texts.append(start + tokenizer.decode([i for i in completion.ids if i not in ends]))
-        print(texts[-1], end="\n---------------\n", flush=True)
+    params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed)
+    texts = sampled(LoadedModel.load(found.path), start, args.num_samples, params)
+    for text in texts:
+        print(text, end="\n---------------\n", flush=True)
     return texts
 
 

@@ -18,6 +18,8 @@ class Recipe:
     batch_tokens: int  # of an optimizer step, all workers together
     lr_scale: float  # times every learning rate that grows with the batch
     weight_decay: float = 0.0  # Muon's, before the schedule
+    adamw: dict[str, float] | None = None  # lr, beta2 and weight_decay of AdamW; None = the model's own
+    schedule: dict[str, float] | None = None  # warmup_steps and final of a cosine; None = the stage's own schedule
     lr: float = 1.0  # peak of the schedule, times the rates of the base stage
     steps: int | None = None  # optimizer steps; None = one pass over the data
     seed: int = 0  # of the initial weights, or of the order of the data
@@ -85,7 +87,7 @@ def differences(there: Recipe, now: Recipe) -> list[str]:
             continue  # an older raychat named documents by the times of their files
         if name == "parent" and old and new and (old.endswith(f"/{new}") or new.endswith(f"/{old}")):
             continue  # relative to the storage, and with it
-        if name in ("model", "sampling") and old and new:
+        if name in ("model", "adamw", "schedule", "sampling") and old and new:
             changed = [key for key in old | new if old.get(key) != new.get(key)]
             found += [f"{key}: there {old.get(key)!r}, now {new.get(key)!r}" for key in changed]
         elif old != new:

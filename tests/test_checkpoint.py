@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import toy
 
@@ -71,6 +72,17 @@ def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     paths.write_json(path + "/meta.json", meta)
     with pytest.raises(ValueError, match=r"got .*32.* expected .*64"):
         checkpoint.load_model(path, CPU)
+
+
+def test_weights_fit_a_shorter_context_and_no_longer_one(tmp_path: Path) -> None:
+    model = tiny.gpt2(sequence_len=24)
+    path = checkpoint.save_checkpoint(str(tmp_path), model, None, toy.byte_tokenizer(), toy.meta(1, model))
+    shorter = tiny.gpt2(seed=1, sequence_len=16)
+    checkpoint.load_weights(path, shorter)
+    ids = torch.arange(16)[None]
+    assert torch.equal(shorter(ids), model(ids))
+    with pytest.raises(ValueError, match=r"wpe.weight: got \(24, 64\), expected \(32, 64\)"):
+        checkpoint.load_weights(path, tiny.gpt2(sequence_len=32))
 
 
 def test_torn_weights_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from raychat import paths
 from raychat.data import corpus, reading
-from raychat.data.hub import fetch
+from raychat.data.hub import TEXTS, fetch
 from raychat.data.reading import DOCUMENT_CHARS, FileRange, text_documents
 
 DOCUMENTS = [f"document {i}: " + "word " * (i % 7) + "ümläut 漢字" for i in range(50)]
@@ -247,7 +247,13 @@ class _HubHandler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         content = self.server.content
         self.server.requests.append(f"{self.command} {self.path}")
-        if self.path != "/datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_00007.parquet":
+        if not self.path.endswith(
+            (
+                "/datasets/karpathy/climbmix-400b-shuffle/resolve/main/shard_00007.parquet",
+                "/datasets/Skylion007/openwebtext/resolve/main/plain_text/train-00007-of-00080.parquet",
+                "/input.txt",
+            )
+        ):
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
@@ -295,6 +301,31 @@ def test_hub_shard_is_downloaded_when_it_is_read_and_once(hub: Hub, tmp_path: Pa
     assert paths.names(f"{storage}/data/climbmix") == ["shard_00007.parquet"]
     if not remote:
         assert [p.name for p in (tmp_path / "storage/data/climbmix").iterdir()] == ["shard_00007.parquet"]
+
+
+def test_openwebtext_has_other_names_on_the_hub(hub: Hub, tmp_path: Path) -> None:
+    shard = corpus.shards(["openwebtext"], str(tmp_path / "storage"))[7]
+    assert documents(reading.blocks([shard])) == DOCUMENTS
+    assert [p.name for p in (tmp_path / "storage/data/openwebtext").iterdir()] == ["shard_00007.parquet"]
+
+
+def test_a_text_is_downloaded_once(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEXTS, "tinyshakespeare", f"http://127.0.0.1:{hub.server_port}/input.txt")
+    found = [corpus.shards(["tinyshakespeare"], str(tmp_path)) for _ in range(2)]
+    assert found == [[f"{tmp_path}/data/tinyshakespeare/input.txt"]] * 2
+    assert hub.requests == ["GET /input.txt"]
+    assert paths.read_bytes(found[0][0]) == hub.content
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "cut"])
+def test_a_text_that_cannot_be_downloaded_says_what_to_do(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setitem(TEXTS, "tinyshakespeare", f"http://127.0.0.1:{hub.server_port}/input.txt")
+    hub.faults = [fault]
+    with pytest.raises(ConnectionError, match=r"put the file at .*/data/tinyshakespeare/input\.txt"):
+        corpus.shards(["tinyshakespeare"], str(tmp_path))
+    assert not paths.exists(f"{tmp_path}/data/tinyshakespeare/input.txt")
 
 
 @pytest.mark.parametrize("faults", [["unavailable"], ["short"], ["cut", "cut"], ["short", "unavailable", "cut"]])

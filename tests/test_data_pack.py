@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raychat import paths, tasks, tinyworld
 from raychat.chat import template
 from raychat.data import corpus, reading
-from raychat.data.pack import _VERSION, Packing, conversations, documents, make_block
+from raychat.data.pack import _VERSION, Packing, conversations, documents, make_block, pretraining
 from raychat.data.shards import BlockCounts, TokenRows, manifest, write_plan
 from raychat.tasks import Problem, mixture
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
@@ -50,6 +50,46 @@ def lines_of(path: Path, texts: list[str]) -> str:
 
 def trained(texts: list[str], vocab_size: int) -> Tokenizer:
     return Tokenizer.train(raychat_bpe.Counts(texts, SPLIT_PATTERN), vocab_size)
+
+
+def test_one_text_is_split_by_characters_into_consecutive_rows(tmp_path: Path) -> None:
+    text = "".join(f"{i} ümläut 漢字\n\n" for i in range(700))
+    paths.write_text(str(tmp_path / "x.txt"), text)
+    cut = int(0.9 * len(text))
+    for packing, part in zip(
+        pretraining([f"{tmp_path}/x.txt"], BYTES, T, "unused"), (text[:cut], text[cut:]), strict=True
+    ):
+        rows = packed_rows(packing)
+        assert packing.plan.one_text
+        assert (rows[:, 0] == BYTES.bos).all()
+        kept = len(rows) * T
+        assert bytes(rows[:, 1:].ravel().tolist()) == part.encode()[:kept]
+        assert counts(packing) == (len(rows), 1, kept, len(part.encode()) - kept)
+        assert len(part.encode()) - kept < T
+
+
+def test_parts_of_a_text_have_folders_of_their_own_which_its_content_names(tmp_path: Path) -> None:
+    names = set()
+    for content in ("one " * 999, "two " * 999):
+        paths.write_text(str(tmp_path / "x.txt"), content)
+        names |= {packing.folder for packing in pretraining([f"{tmp_path}/x.txt"], BYTES, T, "unused")}
+    assert len(names) == 4
+
+
+def test_a_corpus_of_documents_is_split_by_shards(tmp_path: Path) -> None:
+    files = [lines_of(tmp_path / f"{name}.jsonl", [f"{name} " * 200]) for name in ("a", "b", "c")]
+    for packing, part in zip(pretraining([str(tmp_path)], BYTES, T, "unused"), (files[:2], files[2:]), strict=True):
+        assert packing.folder == documents(part, BYTES, T, "unused").folder
+        assert not packing.plan.one_text
+    with pytest.raises(ValueError, match="at least 2 shards"):
+        pretraining(files[:1], BYTES, T, "unused")
+
+
+def test_a_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes("ü".encode("latin-1") * 9)
+    packing, _ = pretraining([str(tmp_path / "x.txt")], BYTES, T, "unused")
+    with pytest.raises(ValueError, match=r"x\.txt is not UTF-8 at byte 0"):
+        packed_rows(packing)
 
 
 def test_rows_hold_every_document_but_for_the_last_row(tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_prompts_are_beginnings_of_validation_documents(made: Path, storage: Clu
     assert {s["prompt"] for s in found["samples"]} == {"b: the cat s"}  # twelve tokens, each a byte, of the last shard
 
 
+def test_one_text_is_validated_on_at_its_end_and_core_is_left_out(made: Path, storage: Cluster) -> None:
+    text = "a cat sat. " * 90 + "its hat was flat. " * 10
+    (made / "text.txt").write_text(text)
+    found = base_eval.run(base_args(made, storage, tasks=(), data=(str(made / "text.txt"),)))
+    assert not {"core", "core_tasks"} & found.keys()
+    assert [s["prompt"] for s in found["samples"]] == [text[int(0.9 * len(text)) :][:12].strip()]
+    assert found["val_loss"] > 0
+
+
 def test_evaluation_is_made_once_per_checkpoint_and_settings(
     made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

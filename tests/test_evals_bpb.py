@@ -53,6 +53,9 @@ def test_equals_the_sum_written_out() -> None:
         expected = by_hand(model, tokens, mask, token_bytes)
     got = bpb.bits_per_byte(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
     assert got == pytest.approx(expected, rel=1e-5)  # fp32 against fp64 log-softmax
+    found = bpb.losses(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
+    sizes = token_bytes[tokens[:, 1:][mask[:, 1:]]]
+    assert found["val_loss"] == pytest.approx(expected * math.log(2) * sizes.sum() / (sizes > 0).sum(), rel=1e-5)
 
 
 def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> None:
@@ -60,12 +63,10 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
     store = TokenRows(toy.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
     whole = bpb.bits_per_byte(model.nll, batches(*store.rows(np.arange(7)), 7), token_bytes)
     sums = sum(
-        bpb.nats_and_bytes(
-            model.nll, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes
-        )
+        bpb.sums_of(model.nll, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes)
         for r in range(3)
     )
-    assert bpb.from_sums(torch.as_tensor(sums)) == pytest.approx(whole, rel=1e-6)
+    assert bpb.figures(torch.as_tensor(sums))["val_bpb"] == pytest.approx(whole, rel=1e-6)
 
 
 def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def joined(name: str, work: Sequence[Any]) -> Evaluation:
 
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
-    assert found.keys() == {"val_bpb", "samples"}
+    assert found.keys() == {"val_bpb", "val_loss", "samples"}
     loaded = LoadedModel.load(path)
     assert found["val_bpb"] == evaluations[0].finish([call(loaded) for call in evaluations[0].calls])["val_bpb"]
     assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]

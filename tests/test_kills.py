@@ -55,7 +55,7 @@ def pipeline(root: Path) -> Iterator[Stage]:
     task = partial(tiny_rl.ascii_task, reward=parity)
     source = RolloutSource(task=task, params=tiny_rl.PARAMS, questions_per_step=2, samples=4, val_task=task, num_eval=2)
     rl = child_of(sft, "rl", partial(schedule.linear_to_zero, peak=0.5), masked=False)
-    yield replace(rl, source=source, fresh=True)
+    yield replace(rl, source=source, fresh=True, matrices_only=True)
 
 
 def child_of(parent: Stage, name: str, rates: Any, *, masked: bool) -> Stage:

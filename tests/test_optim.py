@@ -98,24 +98,28 @@ def test_adamw_is_torchs() -> None:
     torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-6)  # the order of additions differs
 
 
-def gpt2_and_optimizers() -> tuple[GPT2, MuonAdamW, torch.optim.AdamW, GPT2]:
-    """A GPT-2 and our optimizer, and PyTorch's with a copy of the model, as nanoGPT sets it up."""
+def gpt2_and_optimizers(
+    rates: dict[str, float] | None,
+) -> tuple[GPT2, MuonAdamW, torch.optim.AdamW, GPT2]:
+    """A GPT-2 and our optimizer, and PyTorch's with a copy of the model. rates: None = those of GPT-2."""
+    adamw = rates or {"lr": 6e-4, "beta2": 0.95, "weight_decay": 0.1}
     ours = GPT2(GPT2Config(sequence_len=16, vocab_size=300, n_layer=2, n_head=2, n_embd=64))
     ours.init_weights()
     theirs = copy.deepcopy(ours)
     groups = [[p for p in theirs.parameters() if (p.dim() > 1) == decays] for decays in (True, False)]
     reference = torch.optim.AdamW(
-        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}],
-        lr=6e-4,
-        betas=(0.9, 0.95),
+        [{"params": groups[0], "weight_decay": adamw["weight_decay"]}, {"params": groups[1], "weight_decay": 0.0}],
+        lr=adamw["lr"],
+        betas=(0.9, adamw["beta2"]),
         eps=1e-8,
     )
-    return ours, build_optimizer(ours, lr_scale=1.0, weight_decay=0.0), reference, theirs
+    return ours, build_optimizer(ours, lr_scale=1.0, weight_decay=0.0, adamw=rates), reference, theirs
 
 
+@pytest.mark.parametrize("rates", [None, {"lr": 2e-3, "beta2": 0.8, "weight_decay": 0.5}])
 @pytest.mark.parametrize("weight", [1e-3, 30.0])  # the gradient's norm is below and above 1
-def test_gpt2_is_trained_as_by_pytorch_with_its_gradient_clipped(weight: float) -> None:
-    ours, optimizer, reference, theirs = gpt2_and_optimizers()
+def test_gpt2_is_trained_as_by_pytorch_with_its_gradient_clipped(weight: float, rates: dict[str, float] | None) -> None:
+    ours, optimizer, reference, theirs = gpt2_and_optimizers(rates)
     for step in range(3):
         idx = torch.randint(0, 300, (2, 17), generator=torch.Generator().manual_seed(step))
         for model in (ours, theirs):

@@ -53,7 +53,7 @@ def job(folder: Path, **settings: Any) -> base_train.Args:
 
 def test_parameters_and_rates_are_the_optimizers() -> None:
     model = toy.model()
-    groups = {group.name: group for group in dry_run.groups_of(model, lr_scale=0.3)}
+    groups = {group.name: group for group in dry_run.groups_of(model, toy.recipe(model))}
     assert sum(group.num_params for group in groups.values()) == sum(p.numel() for p in model.parameters())
     assert groups["embeddings"].num_params == groups["head"].num_params == model.wte.weight.numel()
     assert groups["value embeddings"].num_params == sum(p.numel() for p in model.value_embeds.parameters())

@@ -34,6 +34,12 @@ def test_an_older_step_and_a_file(tmp_path: Path) -> None:
     assert run(Args(run="r", step=1, start=start, num_samples=1, temperature=0, max_new_tokens=2)) == ["abc"]
 
 
+def test_a_text_goes_on_beyond_the_context(raychat_home: Path) -> None:
+    model = scripted_model([[*b"abc"], [*b"ca"]], sequence_len=8)
+    save_checkpoint(str(raychat_home / "runs" / "long" / "base"), model, None, TOKENIZER, toy.meta(1, model))
+    assert run(Args(run="long", start="ab", num_samples=2, temperature=0, max_new_tokens=30)) == ["ab" + "cab" * 10] * 2
+
+
 def test_a_seed_gives_the_same_samples_which_differ() -> None:
     seeded = Args(run="r", start="z", num_samples=3, temperature=9.0, max_new_tokens=20, seed=5)
     first = run(seeded)

@@ -214,6 +214,23 @@ def test_stage_resumes_with_another_runtime(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(cut.folder), weights(whole.folder), rtol=1e-2, atol=1e-3)
 
 
+def test_rows_of_one_text_are_cut_for_training_and_as_stored_for_validation(tmp_path: Path) -> None:
+    def feed_of(root: Path, one_text: bool) -> Feed:
+        stage = toy.token_stage(root, "one")
+        for name in ("train", "val"):
+            plan = paths.read_json(file := str(root / name / "plan.json"))
+            paths.write_json(file, plan | {"one_text": one_text})
+        assert stage.source is not None
+        return stage.source(Learner(stage, toy.model(), toy.byte_tokenizer(), CPU))
+
+    feed = feed_of(tmp_path, one_text=True)
+    given = torch.cat([batch.inputs for step in feed.steps(0) for batch in step.batches])
+    stored = torch.from_numpy(TokenRows(str(tmp_path / "train")).rows(range(40))[0][:, :-1])
+    assert len(given) == toy.STEPS * 6
+    assert not any((row == stored).all(1).any() for row in given)
+    assert feed.evaluate() == feed_of(tmp_path / "documents", one_text=False).evaluate()
+
+
 def test_child_inherits_the_recipe_weights_and_momenta(tmp_path: Path) -> None:
     parent = toy.token_stage(tmp_path, "parent")
     run(parent)

@@ -70,4 +70,5 @@ def stage_of(root: Path, name: str = "rl", *, steps: int = 4, peak: float = 0.5,
         steps=steps,
         source=replace(source, **changes),  # type: ignore[arg-type]
         fresh=True,
+        matrices_only=True,
     )

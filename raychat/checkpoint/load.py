@@ -41,10 +41,11 @@ def _check_file(path: str, name: str, files: dict[str, Checksum]) -> None:
 
 
 def load_weights(path: str, model: Model) -> None:
-    """Copy a checkpoint's weights into a model of the same architecture. Raises ValueError on a mismatch."""
+    """Copy a checkpoint's weights into a model of its architecture, or of a shorter context. Raises ValueError."""
     file = paths.join(path, WEIGHTS)
     with _open(file) as tensors:
         expected, got = model.state_dict(), {k: tensors.get_tensor(k) for k in tensors.keys()}  # noqa: SIM118
+    got = model.cropped(got)
     shapes = [{k: tuple(t.shape) for k, t in tensors.items()} for tensors in (expected, got)]
     if shapes[0] != shapes[1]:
         different = sorted(k for k in shapes[0].keys() | shapes[1].keys() if shapes[0].get(k) != shapes[1].get(k))[:5]

@@ -2,9 +2,11 @@
 
 The command line names a corpus by one or more of
     tinyworld                    the small invented world of this package, written when first used
-    climbmix, fineweb-edu        the hub's pretraining corpora; a shard is downloaded when it is read
+    climbmix, fineweb-edu, openwebtext
+                                 the hub's pretraining corpora; a shard is downloaded when it is read
+    tinyshakespeare              one text of a million characters, downloaded when first named
     a folder, a file, a pattern  of .parquet, .jsonl or .txt (.gz, .zst), on this machine or remote (s3://, gs://)
-The last shard is for validation.
+The last shard is for validation; of a single .txt file its last tenth.
 """
 
 import glob
@@ -14,7 +16,7 @@ import posixpath
 from collections.abc import Sequence
 
 from raychat import paths, tinyworld
-from raychat.data.hub import HUB, hub_shards, source
+from raychat.data.hub import HUB, TEXTS, fetch_text, hub_shards, source
 from raychat.data.reading import KINDS
 
 _HASHED_BYTES = 16 << 20  # of the largest local shard that is read to name its version
@@ -23,7 +25,7 @@ _HASHED_BYTES = 16 << 20  # of the largest local shard that is read to name its 
 def shards(data: Sequence[str], storage: str, num_shards: int | None = None) -> list[str]:
     """Return the absolute paths or URLs of a corpus's shards: in the order given, by name within a folder.
 
-    Downloads nothing.
+    Downloads nothing but tinyshakespeare.
 
     Args:
         data: names as above.
@@ -45,6 +47,17 @@ def shards_needed(data: Sequence[str], tokens: int) -> int | None:
     if len(data) != 1 or not (hub := HUB.get(data[0])):
         return None
     return min(hub.num_shards - 1, -(-tokens * 8 // hub.shard_bytes))  # at 8 characters per token
+
+
+def check(shards: Sequence[str]) -> None:
+    """Check that a corpus has something to train on and something to validate on. Raises ValueError as `split`."""
+    if not one_text(shards):
+        split(shards)
+
+
+def one_text(shards: Sequence[str]) -> bool:
+    """Tell whether a corpus is a single text file, which is cut by characters into what is trained and validated on."""
+    return len(shards) == 1 and shards[0].endswith(".txt")
 
 
 def split(shards: Sequence[str], num_val: int = 1) -> tuple[list[str], list[str]]:
@@ -109,6 +122,8 @@ def _resolve(entry: str, storage: str) -> list[str]:
         return hub_shards(entry, storage)
     if entry == "tinyworld":
         return _in_folder(paths.join(tinyworld_root(storage), "pretrain"))
+    if entry in TEXTS:
+        return [fetch_text(entry, storage)]
     path = paths.absolute(entry)
     if any(c in path for c in "*?["):
         if found := [shard for shard in _glob(path) if shard.endswith(KINDS)]:
@@ -117,7 +132,8 @@ def _resolve(entry: str, storage: str) -> list[str]:
     if paths.is_folder(path):
         return _in_folder(path)
     if not paths.exists(path):
-        raise ValueError(f"{entry} does not exist; expected a file, folder, pattern, tinyworld, or {', '.join(HUB)}")
+        names = ", ".join((*HUB, *TEXTS))
+        raise ValueError(f"{entry} does not exist; expected a file, folder, pattern, tinyworld, or {names}")
     if not path.endswith(KINDS):
         raise ValueError(f"{entry} is of an unknown kind; expected a name that ends in {', '.join(KINDS)}")
     return [path]

@@ -1,10 +1,12 @@
-"""Pretraining shards of the Hugging Face hub: where they are stored, and their download when they are needed."""
+"""Pretraining data that is downloaded: shards of the Hugging Face hub when they are read, a small text when named."""
 
 import os
 import re
 import shutil
 import time
+import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from typing import NamedTuple
 
 from huggingface_hub import hf_hub_download
@@ -15,16 +17,21 @@ from raychat import paths
 
 
 class HubCorpus(NamedTuple):
-    """A hub data set of files shard_00000.parquet and so on; the last one is for validation."""
+    """A hub data set of numbered files; the last one is for validation."""
 
     repo: str
     num_shards: int
     shard_bytes: int  # of text in each, roughly
+    file: str = "shard_{:05d}.parquet"  # its name on the hub
 
 
 HUB = {
     "climbmix": HubCorpus("karpathy/climbmix-400b-shuffle", 6543, 250_000_000),
     "fineweb-edu": HubCorpus("karpathy/fineweb-edu-100b-shuffle", 1823, 250_000_000),
+    "openwebtext": HubCorpus("Skylion007/openwebtext", 80, 500_000_000, "plain_text/train-{:05d}-of-00080.parquet"),
+}
+TEXTS = {
+    "tinyshakespeare": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
 }
 
 
@@ -40,6 +47,25 @@ def source(path: str) -> HubCorpus | None:
     return corpus if found and corpus and int(found[2]) < corpus.num_shards else None
 
 
+def fetch_text(name: str, storage: str) -> str:
+    """Return the path of a text of `TEXTS` in the storage; download it first if it is missing.
+
+    Raises:
+        ConnectionError: it could not be downloaded.
+    """
+    path = paths.join(storage, "data", name, "input.txt")
+    if not paths.exists(path):
+        try:
+            with urllib.request.urlopen(TEXTS[name], timeout=60) as answer:
+                paths.write_bytes(path, answer.read())
+        except (OSError, HTTPException) as error:
+            raise ConnectionError(
+                f"{name} could not be downloaded from {TEXTS[name]} ({error}); put the file at {path}, or name another "
+                "text file"
+            ) from error
+    return path
+
+
 def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable[[str], None] = print) -> str:
     """Return `path`; if it is a hub shard that is missing, download it first.
 
@@ -51,8 +77,8 @@ def fetch(path: str, *, attempts: int = 8, backoff_s: float = 1.0, log: Callable
         FileNotFoundError: the hub does not have the file.
         ConnectionError: every attempt failed; holds the last cause.
     """
-    corpus, file = source(path), paths.name(path)
-    attempt = 0
+    corpus, attempt = source(path), 0
+    file = corpus.file.format(int(paths.name(path)[6:11])) if corpus else ""
     while corpus and not paths.exists(path):  # another process may be faster
         attempt += 1
         try:
@@ -74,7 +100,7 @@ def _download(repo: str, file: str, path: str) -> None:
     """Download one file into a folder where a killed download resumes, and move it to `path`."""
     disable_progress_bars()
     root = paths.parent(path) if paths.is_local(path) else paths.join(paths.cache(), repo)
-    folder = paths.join(root, f".tmp-{file}")
+    folder = paths.join(root, f".tmp-{paths.name(path)}")
     endpoint = os.environ.get("HF_ENDPOINT") or None
     got = hf_hub_download(repo, file, repo_type="dataset", local_dir=folder, endpoint=endpoint)
     if paths.is_local(path):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raychat.tasks import Problem
 
 _VERSION = 3  # part of every fingerprint: raise it when the same inputs give other rows
+TRAIN_FRAC = 0.9  # of the characters of a single text
 _NUM_NAMED = 5  # conversations named in a message
 
 
@@ -54,6 +55,37 @@ def documents(shards: Sequence[str], tokenizer: Tokenizer, sequence_len: int, st
     plan = Plan(len(blocks), sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs)
     pack = partial(_pack_texts, tokenizer=tokenizer, sequence_len=sequence_len)
     return Packing(paths.join(storage, "tokens", inputs), plan, blocks, pack, reading.texts, versions)
+
+
+def pretraining(
+    data: Sequence[str], tokenizer: Tokenizer, sequence_len: int, storage: str, num_shards: int | None = None
+) -> tuple[Packing, Packing]:
+    """Describe how a corpus (`corpus.shards`) becomes rows to train on, and to validate on.
+
+    The last shard is for validation; of a single text file the last tenth of its characters.
+    """
+    shards = corpus.shards(data, storage, num_shards)
+    if corpus.one_text(shards):
+        ranges = ((0.0, TRAIN_FRAC), (TRAIN_FRAC, 1.0))
+        train, val = (text(shards[0], tokenizer, sequence_len, storage, *range_) for range_ in ranges)
+    else:
+        train, val = (documents(part, tokenizer, sequence_len, storage) for part in corpus.split(shards))
+    return train, val
+
+
+def text(
+    path: str, tokenizer: Tokenizer, sequence_len: int, storage: str, start: float = 0.0, stop: float = 1.0
+) -> Packing:
+    """Describe how a part of one text file becomes consecutive rows: BOS and `sequence_len` tokens each.
+
+    start, stop: of the part, as shares of the text's characters.
+    """
+    version = corpus.version(path)
+    inputs = f"{BY_CONTENT}{_fingerprint('text', tokenizer.fingerprint, sequence_len, start, stop, version)}"
+    plan = Plan(1, sequence_len, tokenizer.vocab_size, masked=False, inputs=inputs, one_text=True)
+    pack = partial(_pack_one_text, tokenizer=tokenizer, sequence_len=sequence_len)
+    read = partial(reading.part_of_text, start=start, stop=stop)
+    return Packing(paths.join(storage, "tokens", inputs), plan, [path], pack, read, {path: version})
 
 
 def conversations(
@@ -99,6 +131,14 @@ def make_block(folder: str, block: int, pack: Callable[[Any], Packed], documents
 
 def _pack_texts(texts: pa.ChunkedArray, *, tokenizer: Tokenizer, sequence_len: int) -> Packed:
     return packing.pack_documents(*tokenizer.encode_batch(texts, bos=True), sequence_len)
+
+
+def _pack_one_text(texts: Sequence[str], *, tokenizer: Tokenizer, sequence_len: int) -> Packed:
+    ids, _ = tokenizer.encode_batch(texts)
+    used = len(ids) // sequence_len * sequence_len
+    rows = np.full((used // sequence_len, sequence_len + 1), tokenizer.bos, dtype=ids.dtype)
+    rows[:, 1:] = ids[:used].reshape(-1, sequence_len)
+    return Packed(rows, len(texts), used, len(ids) - used)
 
 
 def _pack_messages(block: Sequence[Any], *, tokenizer: Tokenizer, sequence_len: int, masked: bool) -> Packed:

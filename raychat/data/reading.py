@@ -71,6 +71,12 @@ def texts(block: DocumentBlock) -> pa.ChunkedArray:
     return column.filter(pc.not_equal(column, ""))
 
 
+def part_of_text(path: str, start: float, stop: float) -> list[str]:
+    """Read the part of a text file between two shares of its characters, as one document."""
+    text = _decoded(paths.read_bytes(path), path)
+    return [text[int(start * len(text)) : int(stop * len(text))]]
+
+
 def _uncut_parts(path: str) -> list[tuple[FileRange, int]]:
     """Return the parts of a file (row groups, or the whole file) and about how many bytes of text each has."""
     if hub := source(path):
@@ -118,16 +124,21 @@ def _documents(part: FileRange) -> pa.ChunkedArray:
         lines = enumerate(data.splitlines(), start=1)
         found = [_json_text(line, f"{part.path}, line {n}{since}") for n, line in lines if line.strip()]
     else:
-        try:
-            found = list(text_documents(data.decode("utf-8")))
-        except UnicodeDecodeError as error:
-            where = f"byte {start + error.start:,}"
-            raise ValueError(f"{part.path} is not UTF-8 at {where} ({error}); convert it, e.g. with iconv") from None
+        found = list(text_documents(_decoded(data, part.path, start)))
     try:
         column = pa.array(found, pa.large_string())
     except UnicodeEncodeError:  # JSON may hold halves of surrogate pairs
         column = pa.array([without_surrogates(text) for text in found], pa.large_string())
     return pa.chunked_array([column])
+
+
+def _decoded(data: bytes, path: str, start: int = 0) -> str:
+    """Return the text of the bytes that begin at `start` of a file. Raises ValueError where they are not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {start + error.start:,}"
+        raise ValueError(f"{path} is not UTF-8 at {where} ({error}); convert it, e.g. with iconv") from None
 
 
 def _parquet_texts(part: FileRange) -> pa.ChunkedArray:

@@ -37,6 +37,7 @@ class Plan:
     vocab_size: int
     masked: bool  # True: rows have a second plane for the targets that carry loss
     inputs: str  # fingerprint of what the tokens are made from
+    one_text: bool = False  # True: row after row, without their BOS, is one text (`text_rows`)
 
 
 class BlockCounts(NamedTuple):

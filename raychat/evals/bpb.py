@@ -19,10 +19,11 @@ from raychat.evals.evaluation import Evaluation, LoadedModel, chunks
 ROWS_PER_CALL = 64
 DEVICE_ROWS = 8
 
+Nll = Callable[[Tensor, Tensor], Tensor]  # a model's
 MaskedRows = tuple[np.ndarray, np.ndarray]  # tokens (N, T + 1) int and mask (N, T + 1) bool, as of `TokenRows.rows`
 
 
-def bits_per_byte(nll: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> float:
+def bits_per_byte(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> float:
     """Evaluate a model's bits per byte over the batches of all workers. Collective: every worker calls it.
 
     Args:
@@ -30,26 +31,31 @@ def bits_per_byte(nll: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Bat
         batches: this worker's, possibly none; their weights do not matter.
         token_bytes: (V,) int on the model's device, the UTF-8 bytes of every token, 0 for special ones.
     """
-    return from_sums(dist.sum_(nats_and_bytes(nll, batches, token_bytes)))
+    return losses(nll, batches, token_bytes)["val_bpb"]
+
+
+def losses(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+    """Evaluate a model as `bits_per_byte` does; return `val_bpb`, and `val_loss`, the nats per token."""
+    return figures(dist.sum_(sums_of(nll, batches, token_bytes)))
 
 
 @torch.no_grad()
-def nats_and_bytes(nll: Callable[[Tensor, Tensor], Tensor], batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
-    """Sum the nats of the targets that have bytes, and their bytes, over these batches only: (2,) float64."""
-    sums = torch.zeros(2, dtype=torch.float64, device=token_bytes.device)
+def sums_of(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
+    """Sum nats and bytes of the targets that have bytes, and count them, over these batches only: (3,) float64."""
+    sums = torch.zeros(3, dtype=torch.float64, device=token_bytes.device)
     for batch in batches:
         bytes_ = token_bytes[batch.targets.clamp(min=0)].masked_fill(batch.targets < 0, 0)  # (B, T)
         nats = nll(batch.inputs, batch.targets).masked_fill(bytes_ == 0, 0)
-        sums += torch.stack((nats.sum(dtype=torch.float64), bytes_.sum().double()))
+        sums += torch.stack((nats.sum(dtype=torch.float64), bytes_.sum().double(), (bytes_ > 0).sum().double()))
     return sums
 
 
-def from_sums(sums: Tensor) -> float:
-    """Turn (nats, bytes) into bits per byte."""
-    nats, bytes_ = sums.tolist()
+def figures(sums: Tensor) -> dict[str, float]:
+    """Turn (nats, bytes, tokens) into bits per byte and nats per token."""
+    nats, bytes_, tokens = sums.tolist()
     if bytes_ == 0:
         raise ValueError("no target has bytes of its own: the validation rows are empty or all masked")
-    return float(nats / (math.log(2) * bytes_))
+    return {"val_bpb": nats / (math.log(2) * bytes_), "val_loss": nats / tokens}
 
 
 def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> float:
@@ -66,7 +72,8 @@ def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> 
     probabilities = (counts + 1) / (counts.sum() + len(counts))
     targets = _target_counts(val, len(token_bytes)) * (token_bytes > 0)
     nats = -(targets * np.log(probabilities)).sum()
-    return from_sums(torch.tensor([nats, (targets * token_bytes).sum()], dtype=torch.float64))
+    sums = [nats, (targets * token_bytes).sum(), targets.sum()]
+    return figures(torch.tensor(sums, dtype=torch.float64))["val_bpb"]
 
 
 def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
@@ -75,7 +82,7 @@ def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
 
 
 def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
-    """Describe bits per byte over the first rows of a complete folder of token shards; the figure is `val_bpb`.
+    """Describe bits per byte over the first rows of a complete folder of token shards; the figures are `losses`'.
 
     folder: readable by every process that makes a call.
     """
@@ -83,7 +90,7 @@ def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
     calls = [partial(_call, folder=folder, rows=part) for part in chunks(rows, ROWS_PER_CALL)]
 
     def finish(results: list[list[float]]) -> dict[str, float]:
-        return {"val_bpb": from_sums(torch.tensor(results, dtype=torch.float64).sum(0))}
+        return figures(torch.tensor(results, dtype=torch.float64).sum(0))
 
     return Evaluation("bits per byte", calls, finish)
 
@@ -92,5 +99,5 @@ def _call(loaded: LoadedModel, folder: str, rows: Sequence[int]) -> list[float]:
     store, device = TokenRows(folder), loaded.model.device
     token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
     batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, DEVICE_ROWS))
-    sums: list[float] = nats_and_bytes(loaded.model.nll, batches, token_bytes).tolist()
+    sums: list[float] = sums_of(loaded.model.nll, batches, token_bytes).tolist()
     return sums

@@ -1,6 +1,7 @@
 """Texts for people to read: continuations by a base model, replies of a chat model."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -27,6 +28,35 @@ def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluatio
 def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
     """Describe greedy replies of a chat model to questions; the figure is `samples`."""
     return _samples(_reply, questions, max_new_tokens)
+
+
+def sampled(loaded: LoadedModel, start: str, count: int, params: SamplingParams) -> list[str]:
+    """Return texts that begin with `start`, each until the model ends it or has added `params.max_new_tokens`.
+
+    A text that fills the context is continued from its end, half a context long. `params.stop_ids` does not matter.
+
+    Raises:
+        ValueError: the start does not fit the context.
+    """
+    tokenizer, half = loaded.tokenizer, loaded.model.config.sequence_len // 2
+    ends = tuple(tokenizer.special.values())  # all that is not text
+    prompt = tokenizer.encode(start)
+    seen, added, running = [prompt] * count, [list[int]() for _ in range(count)], list(range(count))
+    while running:
+        settings = [_rest(params, i + count * len(added[i]), len(added[i]), ends) for i in running]
+        completions = loaded.engine.generate([[tokenizer.bos, *seen[i]] for i in running], settings)
+        for i, completion in zip(tuple(running), completions, strict=True):
+            added[i] += [token for token in completion.ids if token not in ends]
+            seen[i] = [*prompt, *added[i]][-half:]
+            if completion.finish == "stop" or len(added[i]) == params.max_new_tokens:
+                running.remove(i)
+    return [start + tokenizer.decode(ids) for ids in added]
+
+
+def _rest(params: SamplingParams, number: int, done: int, ends: tuple[int, ...]) -> SamplingParams:
+    """Return the settings of the rest of a text, with the seed's successor of that number."""
+    seed = None if params.seed is None else params.seed + number
+    return replace(params, max_new_tokens=params.max_new_tokens - done, seed=seed, stop_ids=ends)
 
 
 def _samples(call: Callable[..., list[str]], prompts: Sequence[str], max_new_tokens: int) -> Evaluation:

@@ -28,6 +28,11 @@ class AdamW(NamedTuple):
         """Return the same update at the learning rate of a run with this `lr_scale`."""
         return self._replace(lr=self.lr * lr_scale) if self.batch_scaled else self
 
+    def changed(self, lr: float, beta2: float, weight_decay: float) -> "AdamW":
+        """Return the update with other rates; what has no weight decay gets none."""
+        decay = weight_decay if self.weight_decay else 0.0
+        return self._replace(lr=lr, betas=(self.betas[0], beta2), weight_decay=decay)
+
 
 class Muon(NamedTuple):
     """How Muon updates a matrix; momentum and weight decay follow the schedule."""
@@ -72,6 +77,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def init_weights(self, seed: int = 0) -> None:
         """Draw the initial weights, equal on every rank and device."""
+
+    def cropped(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of the same model of a longer context as this one's; most models' do not depend on it."""
+        return weights
 
     @abstractmethod
     def place(self, device: torch.device, dtype: torch.dtype) -> Self:

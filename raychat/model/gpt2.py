@@ -142,6 +142,10 @@ class GPT2(Model):
             std = INIT_STD / math.sqrt(2 * self.config.n_layer) if name.endswith("proj.weight") else INIT_STD
             p.copy_(torch.empty(p.shape).normal_(std=std, generator=generator))
 
+    def cropped(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        T = self.config.sequence_len
+        return {name: tensor[:T] if name == "wpe.weight" else tensor for name, tensor in weights.items()}
+
     def place(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Move to a device and set the activations' dtype; all weights stay fp32, as the embedding is the head."""
         self.to(device)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,8 +10,10 @@ from raychat.device import peak_flops_of
 from raychat.engine.limit import measure_speed
 from raychat.model import registry
 from raychat.model.base import AdamW, Model, Muon
+from raychat.optim import rates_of
 from raychat.recipe import Recipe, Runtime
 from raychat.report.figures import LIST_PRICES, cost
+from raychat.report.markdown import table_text
 from raychat.report.tables import Table, dollars, duration, number
 from raychat.train.memory import USABLE, StepBytes, device_rows, rows_that_fit, step_bytes
 
@@ -20,7 +22,13 @@ GPUS = {"H100": 80 * GIB, "A100": 80 * GIB, "RTX 4090": 24 * GIB}  # bytes of me
 CPU = "this CPU"
 UTILISATION = 0.4  # of the peak: an assumption
 NUM_WORKERS = (1, 2, 4, 8)  # whose micro-batches are shown, besides the number that was asked for
-NAMES = {"wte": "embeddings", "value_embeds": "value embeddings", "blocks": "matrices", "lm_head": "head"}
+NAMES = {
+    "wte": "embeddings",
+    "wpe": "positions",
+    "value_embeds": "value embeddings",
+    "blocks": "matrices",
+    "lm_head": "head",
+}
 
 
 class Group(NamedTuple):
@@ -55,6 +63,13 @@ class Figures(NamedTuple):
     devices: dict[str, Estimate]
 
 
+def show(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Print what a stage takes as `count` says, and return it. num_workers: 0 = in this process."""
+    figures = count(recipe, runtime, max(1, num_workers), price_per_hour)
+    print("\n\n".join(map(table_text, tables_of(figures))))
+    return figures._asdict()
+
+
 def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: float | None = None) -> Figures:
     """Count what a stage of a known number of steps takes.
 
@@ -65,7 +80,7 @@ def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: fl
     with torch.device("meta"):
         model = registry.build(recipe.model)
     tokens = recipe.steps * recipe.rows_per_step * recipe.sequence_len
-    groups, flops_per_token, devices = groups_of(model, recipe.lr_scale), model.flops_per_token(), {}
+    groups, flops_per_token, devices = groups_of(model, recipe), model.flops_per_token(), {}
     for device in (*GPUS, CPU):
         dtype = torch.float32 if device == CPU else torch.bfloat16
         model = model.place(torch.device("meta"), dtype)
@@ -80,16 +95,15 @@ def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: fl
     return Figures(recipe, groups, recipe.steps, tokens, flops_per_token, num_workers, devices)
 
 
-def groups_of(model: Model, lr_scale: float) -> list[Group]:
+def groups_of(model: Model, recipe: Recipe) -> list[Group]:
     """Return a model's parameters by how they are updated, the largest group first."""
-    rates = model.optimizer_rates()
+    rates = rates_of(model, recipe.adamw)
     counts: dict[tuple[str, AdamW | Muon], int] = defaultdict(int)
     for name, p in model.named_parameters():
-        counts[name.split(".")[0], rates[name].scaled(lr_scale)] += p.numel()
-    groups = [
-        Group(NAMES.get(name, f"scalars ({name})"), num_params, type(rate).__name__, rate.lr)
-        for (name, rate), num_params in counts.items()
-    ]
+        part = name.split(".")[0]
+        of_part = NAMES.get(part) if p.dim() > 1 else None
+        counts[of_part or f"scalars ({part})", rates[name].scaled(recipe.lr_scale)] += p.numel()
+    groups = [Group(name, num_params, type(rate).__name__, rate.lr) for (name, rate), num_params in counts.items()]
     return sorted(groups, key=lambda group: -group.num_params)
 
 
@@ -133,6 +147,8 @@ def _stage(figures: Figures) -> Table:
         "learning rates times": f"{recipe.lr_scale:.4g}",
         "weight decay": f"{recipe.weight_decay:.4g}, of Muon, at the first step",
     }
+    if recipe.adamw is not None:
+        rows |= {"weight decay": f"{recipe.adamw['weight_decay']:.4g}, of matrices and embeddings"}
     return Table("Stage", ["", ""], [[name, text] for name, text in rows.items()])
 
 

@@ -24,7 +24,7 @@ def child_recipe(parent: str, storage: str, job: object = None, **changes: Any) 
     Args:
         job: settings of the job; those that are fields of a recipe are changes, too.
     """
-    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling"))
+    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling", "schedule"))
     own |= {"parent": paths.relative(parent, storage), "weight_decay": 0.0}
     given = {field.name: getattr(job, field.name, None) for field in fields(Recipe) if field.name != "parent"} | changes
     own |= {key: value for key, value in given.items() if value is not None}

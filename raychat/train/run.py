@@ -92,14 +92,14 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
         checkpoint.verify(stage.parent, optimizer=not stage.fresh)
         checkpoint.load_weights(stage.parent, model)
     model.place(device, compute_dtype(device))
-    if stage.fresh:
+    if stage.matrices_only:
         # Vectors and scalars each move the whole policy at once, at rates made for pretraining: in one step they
         # would change it more than all matrices together.
         for p in model.parameters():
             p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
     if stage.runtime.fp8:
         use_fp8(model)
-    optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay)
+    optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay, adamw=recipe.adamw)
     if stage.parent is not None and not stage.fresh and checkpoint.has_optimizer(stage.parent):
         checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer

@@ -50,7 +50,8 @@ class Stage:
     steps: int = 0  # 0 = not known before the data is there
     source: Callable[["Learner"], Feed] | None = None  # opened by every worker; None = likewise
     runtime: Runtime = field(default_factory=Runtime)
-    fresh: bool = False  # a child with a fresh optimizer whose vectors and scalars stay fixed (RL)
+    fresh: bool = False  # a child with an optimizer of its own, without its parent's momenta
+    matrices_only: bool = False  # vectors and scalars stay fixed (RL)
 
     @property
     def folder(self) -> str:

@@ -10,7 +10,8 @@ import torch
 from raychat import dist
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows, manifest
-from raychat.evals.bpb import bits_per_byte, unigram_bpb
+from raychat.data.text_rows import training_rows
+from raychat.evals.bpb import losses, unigram_bpb
 from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
@@ -39,7 +40,7 @@ class TokenFeed:
         self.tokens_per_step = recipe.rows_per_step * recipe.sequence_len
         stage, tokens = learner.stage, learner.stage.steps * self.tokens_per_step // dist.world().size
         self.nll = one_graph(learner.model, tokens, stage.runtime.compile)
-        self._rows, self._val_rows = TokenRows(source.train), TokenRows(source.val)
+        self._rows, self._val_rows = training_rows(source.train, recipe.seed), TokenRows(source.val)
         self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
         rows = learner.stage.runtime.device_rows or device_rows(learner.model, learner.device, dist.world().size)
         self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
@@ -50,9 +51,9 @@ class TokenFeed:
         return steps_of(self._rows, rows_per_step=rows_per_step, start=start, stop=stop, **self._split)
 
     def evaluate(self) -> Metrics:
-        """Return the validation rows' bits per byte. Collective."""
+        """Return the validation rows' bits per byte and nats per token. Collective."""
         batches = validation_batches(self._val_rows, self._num_val, **self._split)
-        return {"val_bpb": bits_per_byte(self.nll, batches, self._token_bytes)}
+        return losses(self.nll, batches, self._token_bytes)
 
     def facts(self) -> dict[str, Any]:
         """Return the data's manifests, and the bits per byte of a unigram model of it, which a model must beat."""
