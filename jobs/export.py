@@ -48,10 +48,7 @@ def run(args: Args) -> str:
 
     if args.to not in WRITERS:
         raise ValueError(f"--to is {args.to!r}; expected one of {', '.join(WRITERS)}")
-    name = f"{args.run}-{args.stage}" + ("" if args.step is None else f"@{args.step}")
-    found = runs.checkpoint_named(args.cluster.storage(), name)
-    if found is None:
-        raise ValueError(f"there is no checkpoint {name} in {args.cluster.storage()}; train it, or name another")
+    found = runs.find_checkpoint(args.cluster.storage(), args.run, args.stage, args.step)
     out = paths.absolute(args.out)
     if paths.exists(out) and not (paths.is_folder(out) and not paths.names(out)):
         raise ValueError(f"{out} is not empty; expected a folder that is empty or not there yet")

@@ -44,10 +44,7 @@ def run(args: Args) -> list[str]:
 
     is_file = args.start.startswith("FILE:")
     start = paths.read_text(args.start.removeprefix("FILE:")) if is_file else args.start
-    name = f"{args.run}-{args.stage}" + ("" if args.step is None else f"@{args.step}")
-    found = runs.checkpoint_named(args.cluster.storage(), name)
-    if found is None:
-        raise ValueError(f"there is no checkpoint {name} in {args.cluster.storage()}; train it, or name another")
+    found = runs.find_checkpoint(args.cluster.storage(), args.run, args.stage, args.step)
     params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed)
     texts = sampled(LoadedModel.load(found.path), start, args.num_samples, params)
     for text in texts:

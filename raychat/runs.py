@@ -63,12 +63,13 @@ def _saved(storage: str, run: str, stage: str) -> Iterator[Found]:
         yield Found(run, stage, path, latest=path == saved[-1])
 
 
-def find_checkpoint(storage: str, run: str | None = None, stage: str | None = None) -> Found:
-    """Return the newest checkpoint to talk to.
+def find_checkpoint(storage: str, run: str | None = None, stage: str | None = None, step: int | None = None) -> Found:
+    """Return the newest checkpoint to talk to, or the one of a step.
 
     Args:
         run: None = the run that wrote such a checkpoint last.
         stage: one of STAGES; None = the latest of CHAT_STAGES that the run has reached.
+        step: None = the newest.
 
     Raises:
         ValueError: there is no such checkpoint; says what there is, and how to make one.
@@ -84,7 +85,13 @@ def find_checkpoint(storage: str, run: str | None = None, stage: str | None = No
             f"no checkpoint {which} in {paths.join(storage, 'runs', run or '*')}{others}. Train one first "
             "(make speedrun-tiny), or point RAYCHAT_HOME or the storage path at where it was written"
         )
-    return max(wanted, key=lambda f: written(f.path)) if len(wanted) > 1 else wanted[0]
+    newest = max(wanted, key=lambda f: written(f.path)) if len(wanted) > 1 else wanted[0]
+    if step is None:
+        return newest
+    saved = {f.step: f for f in _saved(storage, newest.run, newest.stage)}
+    if step not in saved:
+        raise ValueError(f"{newest.name} has no checkpoint of step {step}; it has {', '.join(map(str, sorted(saved)))}")
+    return saved[step]
 
 
 def _newest(storage: str, run: str, stage: str | None) -> Found | None:

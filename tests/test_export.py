@@ -107,8 +107,8 @@ def test_a_tokenizer_for_tiktoken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"run": "other"}, "no checkpoint other-sft"),
-        ({"step": 9}, "no checkpoint r-sft@9"),
+        ({"run": "other"}, "no checkpoint of the stage sft .*other"),
+        ({"step": 9}, "r-sft has no checkpoint of step 9; it has 1, 2"),
         ({"step": 0}, "step is 0; expected 1 or more"),
         ({"to": "onnx"}, "--to is 'onnx'; expected one of hf"),
         ({"out": "memory://exported", "push": "me/r"}, "a folder of this machine"),

@@ -50,9 +50,9 @@ def test_a_seed_gives_the_same_samples_which_differ() -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"run": "other"}, "no checkpoint other-base"),
-        ({"step": 3}, "no checkpoint r-base@3"),
-        ({"stage": "rl"}, "no checkpoint r-rl"),
+        ({"run": "other"}, "no checkpoint of the stage base .*other"),
+        ({"step": 3}, "r-base has no checkpoint of step 3; it has 1, 2"),
+        ({"stage": "rl"}, "no checkpoint of the stage rl "),
         ({"num_samples": 0}, "num-samples is 0; expected 1 or more"),
         ({"start": "a" * 128}, "context"),
     ],
