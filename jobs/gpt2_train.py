@@ -106,7 +106,7 @@ def run(args: Args) -> dict[str, Any]:
     if args.dry_run:
         finished(stage.folder, stage.recipe)
         return dry_run.show(stage.recipe, stage.runtime, args.cluster.max_workers)
-    keep_tokenizer(tokenizer, args.cluster.run_folder(run_of(args), "tokenizer"))
+    tokenizer.save_once(args.cluster.run_folder(run_of(args), "tokenizer"))
 
     def packings() -> tuple[Packing, Packing]:
         num_shards = corpus.shards_needed(args.data, args.steps * args.batch_tokens)
@@ -152,8 +152,7 @@ def tokenizer_of(args: Args, parent: str | None) -> "Tokenizer":
     """Return the tokenizer that the settings name, or the one of the checkpoint to start from."""
     from raychat import checkpoint, paths
     from raychat.data import corpus, reading
-    from raychat.evals.compression import peer
-    from raychat.huggingface import from_json
+    from raychat.interchange.tokenizers import gpt2_tokenizer, read_tokenizer
     from raychat.tokenizer import Tokenizer
 
     if parent is not None:
@@ -166,24 +165,8 @@ def tokenizer_of(args: Args, parent: str | None) -> "Tokenizer":
             raise ValueError(f"--tokenizer characters needs --data of one text file, got {', '.join(args.data)}")
         return Tokenizer.of_characters(*reading.part_of_text(shards[0], 0.0, 1.0))
     if args.tokenizer == "gpt2":
-        try:
-            return Tokenizer.from_tiktoken(peer("gpt2"))
-        except OSError as error:
-            raise ConnectionError(
-                f"tiktoken cannot fetch GPT-2's tokenizer ({error}); give --tokenizer FILE, a tokenizer.json of gpt2"
-            ) from error
-    return from_json(paths.read_json(paths.absolute(args.tokenizer)))
-
-
-def keep_tokenizer(tokenizer: "Tokenizer", folder: str) -> None:
-    """Save the run's tokenizer, or check that it has this one. Raises ValueError where it has another."""
-    from raychat import paths
-    from raychat.tokenizer import FILE_NAME, Tokenizer
-
-    if not paths.exists(paths.join(folder, FILE_NAME)):
-        tokenizer.save(folder)
-    elif Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"{folder} has another tokenizer than these settings give; choose another --run")
+        return gpt2_tokenizer()
+    return read_tokenizer(paths.absolute(args.tokenizer))
 
 
 def stage_of(args: Args, tokenizer: "Tokenizer", parent: str | None) -> "Stage":

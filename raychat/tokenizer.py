@@ -224,6 +224,13 @@ class Tokenizer:
         """Write `tokenizer.json` into the folder (local or remote)."""
         paths.write_json(paths.join(folder, FILE_NAME), self._as_json())
 
+    def save_once(self, folder: str) -> None:
+        """Save to a folder without a tokenizer. Raises ValueError where the folder has another one than this."""
+        if not paths.exists(paths.join(folder, FILE_NAME)):
+            self.save(folder)
+        elif (got := type(self).load(folder).fingerprint) != self.fingerprint:
+            raise ValueError(f"{folder} holds another tokenizer ({got}, not {self.fingerprint}); choose another --run")
+
     @classmethod
     def load(cls, folder: str) -> Self:
         """Read the tokenizer that `save` wrote into the folder."""

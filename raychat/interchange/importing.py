@@ -12,7 +12,6 @@ from raychat.interchange.foreign import Foreign
 from raychat.model import registry
 from raychat.recipe import Recipe
 from raychat.runs import STAGES
-from raychat.tokenizer import FILE_NAME, Tokenizer
 
 BATCH_TOKENS = 2**19  # at which the learning rates of both models hold without a factor
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -49,7 +48,7 @@ def import_run(source: str, storage: str, run: str, stage: str | None = None, to
     if (there := checkpoint.latest(folder)) is not None:
         _check_same(there, source, recipe)
         return there
-    _keep_tokenizer(found.tokenizer, paths.join(run_folder, "tokenizer"))
+    found.tokenizer.save_once(paths.join(run_folder, "tokenizer"))
     meta = Meta(found.step, recipe, metrics=dict(found.metrics))
     saved = checkpoint.save_checkpoint(folder, found.model, None, found.tokenizer, meta)
     num_params = sum(p.numel() for p in found.model.parameters())
@@ -95,11 +94,3 @@ def _check_same(there: str, source: str, recipe: Recipe) -> None:
     if made_from != source or checkpoint.read_meta(there).recipe != recipe:
         raise ValueError(f"{there} is there already, and not from {source}; choose another --run or remove its folder")
     print(f"imported already: {there}")
-
-
-def _keep_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
-    """Write a run's tokenizer, or check that it is the one that the run has."""
-    if not paths.exists(paths.join(folder, FILE_NAME)):
-        tokenizer.save(folder)
-    elif (got := Tokenizer.load(folder).fingerprint) != tokenizer.fingerprint:
-        raise ValueError(f"{folder} holds another tokenizer ({got}, not {tokenizer.fingerprint}); choose another --run")

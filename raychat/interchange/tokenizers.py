@@ -48,7 +48,7 @@ def gpt2_tokenizer() -> Tokenizer:
             f"tiktoken could not fetch GPT-2's tokenizer ({error!r:.200}); pass --tokenizer with a folder of "
             "transformers' GPT-2 (tokenizer.json, or vocab.json and merges.txt)"
         ) from error
-    return _of_ranks(encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
+    return Tokenizer.from_tiktoken(encoding)
 
 
 def write_tiktoken(tokenizer: Tokenizer, path: str) -> None:
@@ -64,9 +64,7 @@ def _from_tiktoken(file: str) -> Tokenizer:
     return _of_ranks(state["pat_str"], state["mergeable_ranks"], state["special_tokens"], file)
 
 
-def _of_ranks(
-    pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int], file: str = "the encoding"
-) -> Tokenizer:
+def _of_ranks(pattern: str, ranks: Mapping[bytes, int], special: Mapping[str, int], file: str) -> Tokenizer:
     tokens, names = sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__)
     if {type(token) for token in tokens} != {bytes} or {type(name) for name in names} != {str}:
         raise ValueError(f"{file} has other tokens than bytes, or no special tokens with names")

@@ -54,7 +54,7 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
             print(
                 f"{stage.name}: {stage.parent} has no optimizer state; momenta begin at 0, with a warm-up", flush=True
             )
-        stage = replace(stage, schedule=partial(schedule.warmed_up, stage.schedule))
+        stage = replace(stage, fresh=True, schedule=partial(schedule.warmed_up, stage.schedule))
     device = default_device()
     model, optimizer = _start(stage, device)
     learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device)
@@ -100,7 +100,7 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     if stage.runtime.fp8:
         use_fp8(model)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay, adamw=recipe.adamw)
-    if stage.parent is not None and not stage.fresh and checkpoint.has_optimizer(stage.parent):
+    if stage.parent is not None and not stage.fresh:
         checkpoint.load_optimizer(stage.parent, optimizer)
     return model.train(), optimizer
 
