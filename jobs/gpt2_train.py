@@ -27,9 +27,9 @@ class Args:
 
     preset: Literal["shakespeare-char", "gpt2", "shakespeare"] = "shakespeare-char"  # what all settings start from
     run: str | None = None  # name of the run; None = the preset's name
-    init_from: str | None = None  # run, RUN-STAGE@STEP or folder of a checkpoint to start from; None = random weights
+    init_from: str | None = None  # run, RUN-STAGE@STEP, folder, or what import_checkpoint takes; None = random weights
     data: tuple[str, ...] = ("tinyshakespeare",)  # a text file, whose last tenth is for validation, or as in base_train
-    tokenizer: str | None = "characters"  # characters, gpt2, a tokenizer.json, None = the run's; with init-from its own
+    tokenizer: str | None = "characters"  # characters, gpt2, a file or folder, None = the run's; with init-from its own
     n_layer: int = 4  # layers; with init-from its own, as are heads and width
     n_head: int = 4  # heads of attention
     n_embd: int = 128  # width
@@ -126,8 +126,13 @@ def run_of(args: Args) -> str:
 
 
 def parent_of(args: Args) -> str | None:
-    """Return the checkpoint to start from. Raises ValueError where there is none, or not one of a GPT-2."""
+    """Return the checkpoint to start from, which becomes a run of its own where it is another project's.
+
+    Raises:
+        ValueError: There is none, or not one of a GPT-2.
+    """
     from raychat import checkpoint, paths, runs
+    from raychat.interchange.importing import import_run
 
     if args.init_from is None:
         return None
@@ -135,10 +140,9 @@ def parent_of(args: Args) -> str | None:
     named = (runs.checkpoint_named(storage, id) for id in (f"{args.init_from}-base", args.init_from))
     found = next((found.path for found in named if found), paths.absolute(args.init_from))
     if not paths.exists(paths.join(found, paths.LAST_FILE)):
-        raise ValueError(
-            f"--init-from is {args.init_from!r}; expected a run in {storage} or the folder of a checkpoint. Published "
-            "weights are imported first (jobs/import_checkpoint.py)"
-        )
+        if args.dry_run:
+            raise ValueError(f"--dry-run writes nothing: import {args.init_from} first (jobs/import_checkpoint.py)")
+        found = import_run(args.init_from, storage, paths.name(args.init_from).removesuffix(".pt"), "base")
     model = checkpoint.read_meta(found).recipe.model
     if model["class"] != "GPT2" or args.sequence_len > model["sequence_len"]:
         raise ValueError(
@@ -164,9 +168,7 @@ def tokenizer_of(args: Args, parent: str | None) -> "Tokenizer":
         if not corpus.one_text(shards):
             raise ValueError(f"--tokenizer characters needs --data of one text file, got {', '.join(args.data)}")
         return Tokenizer.of_characters(*reading.part_of_text(shards[0], 0.0, 1.0))
-    if args.tokenizer == "gpt2":
-        return gpt2_tokenizer()
-    return read_tokenizer(paths.absolute(args.tokenizer))
+    return gpt2_tokenizer() if args.tokenizer == "gpt2" else read_tokenizer(paths.absolute(args.tokenizer))
 
 
 def stage_of(args: Args, tokenizer: "Tokenizer", parent: str | None) -> "Stage":

@@ -86,13 +86,6 @@ class Tokenizer:
         """Make a tokenizer of the characters that a text holds, and a BOS; it refuses other text."""
         return cls([c.encode() for c in sorted(set(text))], SPECIAL_TOKENS[:1], CHARACTER_PATTERN)
 
-    @classmethod
-    def from_tiktoken(cls, encoding: tiktoken.Encoding) -> Self:
-        """Take over a `tiktoken.Encoding` with its ids, such as GPT-2's, whose special tokens come last."""
-        special = encoding._special_tokens
-        ranks = encoding._mergeable_ranks
-        return cls(sorted(ranks, key=ranks.__getitem__), sorted(special, key=special.__getitem__), encoding._pat_str)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.tokens, self.specials, self.pattern)
 

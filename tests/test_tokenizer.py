@@ -159,7 +159,6 @@ def test_tiktoken_export_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     exported = tokenizer.to_tiktoken()
     assert exported.encode_ordinary(SAMPLE) == tokenizer.encode(SAMPLE)
     assert exported.encode("<|bos|>", allowed_special="all") == [tokenizer.bos]
-    assert Tokenizer.from_tiktoken(exported).fingerprint == tokenizer.fingerprint
 
 
 def test_fingerprint_tells_tokenizers_apart(tokenizer: Tokenizer) -> None:

@@ -48,7 +48,7 @@ def gpt2_tokenizer() -> Tokenizer:
             f"tiktoken could not fetch GPT-2's tokenizer ({error!r:.200}); pass --tokenizer with a folder of "
             "transformers' GPT-2 (tokenizer.json, or vocab.json and merges.txt)"
         ) from error
-    return Tokenizer.from_tiktoken(encoding)
+    return _of_ranks(encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens, "tiktoken's gpt2")
 
 
 def write_tiktoken(tokenizer: Tokenizer, path: str) -> None:
