@@ -2,6 +2,8 @@
 
 python jobs/sample.py --run tiny --start "Once upon a time"
 
+python jobs/sample.py --run gpt2-xl --start "What is the answer?"  (OpenAI's, imported from the hub the first time)
+
 python jobs/sample.py --run d12 --stage base --step 2000 --start FILE:prompt.txt --num-samples 3 --seed 1
 """
 
@@ -15,7 +17,7 @@ from raychat.settings import MAX_SEED, at_least, at_most
 
 @dataclass(frozen=True)
 class Args:
-    run: str = "tiny"  # name of the run
+    run: str = "tiny"  # name of the run, or gpt2, gpt2-medium, gpt2-large, gpt2-xl
     stage: Literal["base", "mid", "sft", "rl"] = "base"  # which model of the run
     step: int | None = None  # which of its checkpoints; None = the newest
     start: str = ""  # the text to continue; FILE:<path> = what a file holds
@@ -41,9 +43,13 @@ def run(args: Args) -> list[str]:
     from raychat.engine.sampling import SamplingParams
     from raychat.evals.evaluation import LoadedModel
     from raychat.evals.samples import sampled
+    from raychat.interchange.importing import import_run
+    from raychat.model.gpt2 import SIZES
 
     is_file = args.start.startswith("FILE:")
     start = paths.read_text(args.start.removeprefix("FILE:")) if is_file else args.start
+    if args.run in SIZES and not paths.exists(args.cluster.run_folder(args.run)):
+        import_run(args.run, args.cluster.storage(), args.run)
     found = runs.find_checkpoint(args.cluster.storage(), args.run, args.stage, args.step)
     params = SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens, seed=args.seed)
     texts = sampled(LoadedModel.load(found.path), start, args.num_samples, params)

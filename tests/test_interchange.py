@@ -494,6 +494,15 @@ def test_a_model_of_the_hub_is_fetched_without_anything_that_could_run(hub: Hub,
     assert not {"modeling.py", "pytorch_model.bin"} & hub.read
 
 
+def test_sample_imports_openais_gpt2_the_first_time(hub: Hub, tmp_path: Path) -> None:
+    transformers_folder(hub.folder, tiny.gpt2())
+    settings = sample.Args("gpt2", num_samples=1, max_new_tokens=2, seed=1, cluster=Cluster(storage_path=str(tmp_path)))
+    first = sample.run(settings)
+    hub.read.clear()
+    assert sample.run(settings) == first
+    assert not hub.read
+
+
 def test_what_the_hub_has_not_is_refused(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nobody/nothing is no folder here, and could not be fetched"):
         import_run("nobody/nothing", str(tmp_path), "x")
