@@ -12,7 +12,7 @@ from test_serve import wait_until
 from raychat.tokenizer import Tokenizer
 
 __all__ = ["trained_tokenizer"]  # a fixture
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 NUM_TOKENS = 100  # few, as a process that stops waits for two minutes, and the machine may be busy
 
 
