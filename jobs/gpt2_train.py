@@ -88,8 +88,9 @@ def run(args: Args) -> dict[str, Any]:
     """Train the model, or find that it is trained, and print what it writes; return the stage's summary.
 
     Raises:
-        ValueError: a setting does not fit the data or the checkpoint to start from, or the run has other settings.
-        ConnectionError: the data or GPT-2's tokenizer could not be downloaded.
+        ValueError: a setting does not fit the data or the checkpoint to start from, the run has other settings, or
+            GPT-2's tokenizer could not be downloaded.
+        ConnectionError: the data could not be downloaded.
     """
     from raychat.cluster.launch import train_on_tokens
     from raychat.data import corpus

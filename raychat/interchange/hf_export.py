@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raychat import huggingface, paths
 from raychat.model.base import Model
-from raychat.model.convert import gpt2_to_transformers, nanochat_to_transformers
+from raychat.model.convert import gpt2_to_transformers, nanochat_to_transformers, unpadded
 from raychat.model.gpt import GPTConfig
 from raychat.model.registry import architecture_of
 from raychat.runs import CHAT_STAGES
@@ -25,7 +25,6 @@ from raychat.tokenizer import CHARACTER_PATTERN, SPECIAL_TOKENS, Tokenizer
 
 MODELING = "modeling_raychat"  # the module that a folder of a later generation holds a copy of
 TEMPLATE = "chat_template.jinja"
-_SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
 
 class Exported(NamedTuple):
@@ -45,10 +44,10 @@ def exported(model: Model) -> Exported:
     config, name = model.config, architecture_of(model)["class"]
     if name == "GPT2":
         form = Exported(_gpt2_config(config), _with_biases(gpt2_to_transformers(model)))
-    elif config == GPTConfig.october_2025(**{size: getattr(config, size) for size in _SIZES}):
+    elif config == GPTConfig.october_2025(**config.sizes()):
         form = Exported(_nanochat_config(config), nanochat_to_transformers(model))
     else:
-        form = Exported(_raychat_config(config), _unpadded(model))
+        form = Exported(_raychat_config(config), unpadded(model))
     weights = {key: tensor.detach().float().cpu().contiguous() for key, tensor in form.weights.items()}
     return Exported(form.config | {"dtype": "float32"}, weights)
 
@@ -192,13 +191,6 @@ def _raychat_config(config: GPTConfig) -> dict[str, Any]:
         **asdict(config),
         "windows": config.windows(),
     }
-
-
-def _unpadded(model: Model) -> dict[str, Tensor]:
-    """Return a model's weights by their own names, without the rows that pad the vocabulary."""
-    by_token = ("wte.", "lm_head.", "value_embeds.")
-    V = model.config.vocab_size
-    return {name: t[:V] if name.startswith(by_token) else t for name, t in model.state_dict().items()}
 
 
 def _with_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:

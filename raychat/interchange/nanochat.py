@@ -18,7 +18,7 @@ from raychat.interchange.tokenizers import read_tokenizer, write_tiktoken
 from raychat.model import registry
 from raychat.model.base import Model
 from raychat.model.convert import nanochat_from_file, nanochat_to_file
-from raychat.model.gpt import GPTConfig
+from raychat.model.gpt import SIZES, GPTConfig
 from raychat.tokenizer import Tokenizer
 
 FOLDERS = {
@@ -28,7 +28,6 @@ FOLDERS = {
     "rl": "chatrl_checkpoints",
 }
 _MODEL = re.compile(r"model_(\d+)\.pt")
-_SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 # Weights that a generation has or has not: all, or none of them.
 _CURRENT = ("resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda")
 
@@ -73,7 +72,7 @@ def read(path: str, tokenizer: str | None = None) -> Foreign:
 
 def _architecture(where: str, config: Any, names: set[str], tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the architecture of a checkpoint with weights of these names."""
-    sizes = foreign.sizes_of(where, config, {name: name for name in _SIZES})
+    sizes = foreign.sizes_of(where, config, {name: name for name in SIZES})
     sizes["vocab_size"] = foreign.fitted(where, sizes["vocab_size"], tokenizer)
     has = [name for name in _CURRENT if name in names]
     if not has:
@@ -111,7 +110,7 @@ def write(
         name: tensor.bfloat16() if "wte" in name or "value_embeds" in name else tensor
         for name, tensor in nanochat_to_file(model, padded=config.smear).items()
     }
-    sizes = {name: getattr(config, name) for name in _SIZES}
+    sizes = config.sizes()
     windows = {"window_pattern": config.window_pattern} if config.smear else {}
     meta = {"step": step, "val_bpb": val_bpb, "model_config": sizes | windows, "user_config": {}}
     words = paths.join(folder, "tokenizer")
@@ -126,7 +125,7 @@ def _of_a_generation(model: Model) -> GPTConfig:
     config = model.config
     if not isinstance(config, GPTConfig):
         raise ValueError(f"nanochat has no {type(model).__name__}; export it --to hf")
-    sizes = {name: getattr(config, name) for name in _SIZES}
+    sizes = config.sizes()
     ours, theirs = registry.architecture_of(model), _generation(sizes, config.window_pattern if config.smear else None)
     if different := [f"{name} {ours[name]!r}, not {value!r}" for name, value in theirs.items() if ours[name] != value]:
         raise ValueError(f"nanochat has no such model: {', '.join(different)}; export it --to hf")

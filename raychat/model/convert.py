@@ -96,6 +96,12 @@ def nanochat_to_file(model: Model, *, padded: bool) -> dict[str, Tensor]:
     return _renamed(model, _nanochat_names(model), padded=padded)
 
 
+def unpadded(model: Model) -> dict[str, Tensor]:
+    """Return a model's weights by their own names, without the rows that pad the vocabulary."""
+    V = model.config.vocab_size
+    return {name: t[:V] if _has_vocabulary(name) else t for name, t in model.state_dict().items()}
+
+
 def _uncompiled(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return weights without the prefix that torch.compile puts before their names."""
     return {name.removeprefix("_orig_mod."): tensor for name, tensor in weights.items()}
@@ -149,11 +155,8 @@ def _theirs(name: str, names: Mapping[str, str]) -> str:
 
 def _renamed(model: Model, names: Mapping[str, str], padded: bool = False) -> dict[str, Tensor]:
     """Return copies of a model's weights by other names of its modules."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        value = tensor[: model.config.vocab_size] if _has_vocabulary(name) and not padded else tensor
-        weights[_theirs(name, names)] = value.detach().clone()
-    return weights
+    weights = model.state_dict() if padded else unpadded(model)
+    return {_theirs(name, names): tensor.detach().clone() for name, tensor in weights.items()}
 
 
 def _translated(

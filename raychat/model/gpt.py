@@ -20,6 +20,7 @@ from raychat.model.rates import rates_of
 
 SMEAR_CHANNELS = 24  # channels of the embedding that gate the smear
 GATE_CHANNELS = 12  # channels of the residual stream that gate the value embeddings
+SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")  # that both generations have
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class GPTConfig:
             smear=False,
             backout=False,
         )
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes by their names, as `october_2025` takes them."""
+        return {name: getattr(self, name) for name in SIZES}
 
     @property
     def head_dim(self) -> int:
