@@ -1,0 +1,40 @@
+"""Confidence intervals of figures that are means over items, by the bootstrap (Efron 1979).
+
+Draw the items with replacement, many times, and compute the figure from each draw: the middle 95% of these figures are
+the interval. A figure made of several means is computed from their draws, element by element.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000
+CONFIDENCE = 0.95
+
+Draws = NDArray[np.float64]  # (DRAWS,): the figure in each draw
+
+
+def draws_of_mean(outcomes: Sequence[float], seed: int = 0) -> Draws:
+    """Return the mean of `outcomes` in each draw. The same seed and number of outcomes draw the same items.
+
+    So the difference of two results on the same items is that of their draws: a paired bootstrap.
+
+    Raises:
+        ValueError: there are no outcomes.
+    """
+    if not outcomes:
+        raise ValueError("an interval needs at least one outcome, got none")
+    values, rng = np.asarray(outcomes, dtype=np.float64), np.random.default_rng(seed)
+    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(DRAWS)])
+
+
+def interval(draws: Draws) -> tuple[float, float]:
+    """Return the lower and the upper end of the figure's interval.
+
+    >>> interval(draws_of_mean([1.0, 0.0] * 50))
+    (0.4, 0.6)
+    """
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    return float(low), float(high)
