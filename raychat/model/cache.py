@@ -237,7 +237,8 @@ class Pass:
         # All that a pass needs, at once: on a GPU in 16 bit it moves nothing else.
         self.table = to_device(host, device) if table is None else table.copy_(to_device(host, device))
         # ids, before and positions are (N,) int64; before is -1 at a start.
-        self.ids, self.before, self.positions, self._slot_of, *rest = self.table.split_with_sizes([len(x) for x in sections])
+        columns = self.table.split_with_sizes([len(x) for x in sections])
+        self.ids, self.before, self.positions, self._slot_of, *rest = columns
         self._writes = slot_of, positions, ids
         packed = self._packed(rest.pop(), len(spans)) if cache.packed else [None] * len(spans)
         self._indices = {
