@@ -15,7 +15,7 @@ from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.map import actors_per_worker
 from raychat.evals import bpb, samples
-from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.evals.run import evaluate
 
 
@@ -38,12 +38,14 @@ def evaluations(folder: Path) -> list[Evaluation]:
 
 
 def joined(name: str, work: Sequence[Any]) -> Evaluation:
-    return Evaluation(name, work, lambda results: {name: results})
+    return Evaluation(name, [Call(name, run) for run in work], lambda results: {name: results})
 
 
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
-    assert found.keys() == {"val_bpb", "val_loss", "samples"}
+    assert found.keys() == {"val_bpb", "val_loss", "interval", "samples", "seconds"}
+    assert found["seconds"].keys() == {"bits per byte", "samples"}
+    assert min(found["seconds"].values()) > 0
     loaded = LoadedModel.load(path)
     assert found["val_bpb"] == evaluations[0].finish([call(loaded) for call in evaluations[0].calls])["val_bpb"]
     assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]
