@@ -20,7 +20,6 @@ from raychat.evals.scoring import predictions
 from raychat.tasks import Problem, Task
 from raychat.tokenizer import Tokenizer
 
-BATCH_TOKENS = 8192
 PROBLEMS_PER_CALL = 128  # of a multiple-choice task
 TOKENS_PER_QUESTION, GENERATED_TOKEN = 100, 10  # roughly, what they cost in tokens
 SPLIT = "test"
@@ -69,7 +68,7 @@ def is_choice(task: Task) -> bool:
     return bool(task.problems[0].letters)
 
 
-def choose(loaded: LoadedModel, problems: Sequence[Problem], batch_tokens: int = BATCH_TOKENS) -> list[str]:
+def choose(loaded: LoadedModel, problems: Sequence[Problem], batch_tokens: int | None = None) -> list[str]:
     """Return for each multiple-choice problem the likeliest of its letters as the first token of the answer."""
     for problem in problems:
         if (right := problem.messages[-1]["content"]) not in problem.letters:

@@ -26,7 +26,6 @@ from raychat.model.branches import shared_prefix
 from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
 
-BATCH_TOKENS = 8192
 ITEMS_PER_CALL = 128
 TOKENS_PER_EXAMPLE = 50  # roughly
 
@@ -84,7 +83,7 @@ def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer:
 
 
 def evaluate_items(
-    loaded: LoadedModel, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
+    loaded: LoadedModel, task: CoreTask, indices: Sequence[int], batch_tokens: int | None = None
 ) -> list[bool]:
     """Return for each of these items whether the model is right. Candidates longer than its context keep their tail."""
     items, context = read_items(task), loaded.model.config.sequence_len
