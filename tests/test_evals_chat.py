@@ -190,6 +190,40 @@ def test_evaluation_of_tasks_in_files(data: str) -> None:
     json.dumps(found)
 
 
+def test_answers_to_all_tasks_are_generated_in_one_call_and_graded_by_their_own(data: str) -> None:
+    """Each task has its own length and reward; a second call gets what is too much for the first."""
+    loaded, short = lively(), questions(3, max_new_tokens=3)
+    parts = [(short, [2, 0]), (questions(5, max_new_tokens=9), [1])]
+    alone = [evals_chat.generate(lively().engine, task, indices) for task, indices in parts]
+    assert evals_chat.generate_parts(loaded.engine, parts) == alone
+    assert len(alone[1][0].text) > len(alone[0][0].text)
+    names, sampling = ["gsm8k", "spelling-bee"], Sampling(num_samples=50, max_new_tokens=2)
+    calls = evals_chat.chat_evaluation(names, data, max_problems=6, sampling=sampling).calls
+    assert [call.part for call in calls] == ["gsm8k", "gsm8k, spelling-bee", "spelling-bee"]  # 5 problems, 250 answers
+    assert [len(graded) for graded in calls[1](loaded)] == [1, 4]
+
+
+def test_pass_at_k_counts_answers_of_the_whole_reward(data: str) -> None:
+    evaluation = evals_chat.chat_evaluation(
+        ["arc-easy", "gsm8k"], data, max_problems=2, sampling=Sampling(num_samples=2)
+    )
+    choices = [evals_chat.Graded((1.0,), "A"), evals_chat.Graded((0.0,), "B")]
+    answers = [evals_chat.Graded((1.0, 0.0), "x"), evals_chat.Graded((0.5, 0.0), "y")]
+    found = evaluation.finish([[choices], [answers]])
+    assert found["pass_at_k"] == {"gsm8k": {"1": 0.25, "2": 0.5}}
+    assert found["accuracy"] == {"arc-easy": 0.5, "gsm8k": 0.375}
+    assert found["outcomes"] == {"arc-easy": [1.0, 0.0], "gsm8k": [0.5, 0.25]}
+
+
+def test_what_is_looked_for_is_the_question_of_a_choice_and_question_and_answer_else(data: str) -> None:
+    texts = evals_chat.texts(["arc-easy", "gsm8k"], data, 3)
+    assert len(texts["arc-easy"]) == len(texts["gsm8k"]) == 3
+    assert all(text.startswith("Colour ") and text.endswith("?") for text in texts["arc-easy"])
+    first, *_ = texts["gsm8k"]
+    assert first.splitlines()[0].endswith("+ 0?")
+    assert "####" in first
+
+
 def test_fewer_problems_are_the_same_every_time(data: str) -> None:
     evaluate = functools.partial(evals_chat.chat_evaluation, ["arc-easy"], data, max_problems=10)
     found = results(evaluate(), lively())

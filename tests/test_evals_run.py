@@ -61,6 +61,21 @@ def test_two_figures_of_one_name_are_an_error(path: str, evaluations: list[Evalu
         evaluate(path, [evaluations[0], evaluations[0]], partial(actors_per_worker, Cluster(workers=0)))
 
 
+def test_long_calls_come_first_and_results_keep_their_order(path: str) -> None:
+    made: list[int] = []
+
+    def run(loaded: LoadedModel, number: int) -> int:
+        made.append(number)
+        return number
+
+    costs = [3.0, 1.0, 2.0, 3.0]
+    calls = [Call("numbers", partial(run, number=i), cost) for i, cost in enumerate(costs)]
+    evaluation = Evaluation("numbers", calls, lambda results: {"numbers": results})
+    found = evaluate(path, [evaluation], partial(actors_per_worker, Cluster(workers=0)))
+    assert found["numbers"] == [0, 1, 2, 3]
+    assert made == [0, 3, 2, 1]
+
+
 @pytest.mark.ray
 def test_number_of_actors_does_not_matter(path: str, evaluations: list[Evaluation], ray_cluster: None) -> None:
     here = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))

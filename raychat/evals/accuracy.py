@@ -38,7 +38,7 @@ def figures(name: str, outcomes: Mapping[str, Sequence[float]], chances: Mapping
     return {
         name: mean([centred(mean(of_task), chances[task]) for task, of_task in outcomes.items()]),
         "outcomes": {task: list(of_task) for task, of_task in outcomes.items()},
-        "interval": {task: interval(of_task) for task, of_task in draws.items()} | {name: interval(together)},
+        "interval": {key: list(interval(of_key)) for key, of_key in {**draws, name: together}.items()},
     }
 
 
@@ -57,3 +57,28 @@ def pass_rates(num_samples: int, right: Sequence[int]) -> dict[str, float]:
     """Return the mean pass@k of problems, for k = 1, 2, 4, ... and all samples. right: samples of each that are."""
     ks = sorted({2**i for i in range(num_samples.bit_length())} | {num_samples})
     return {str(k): mean([pass_at_k(num_samples, c, k) for c in right]) for k in ks}
+
+
+def between(found: Mapping[str, Any], name: str) -> str:
+    """Return the interval of a figure as text to put behind it; empty in an eval.json that has none.
+
+    >>> between({"interval": {"core": [0.1, 0.25]}}, "core")
+    ' [0.1000, 0.2500]'
+    """
+    low_high = found.get("interval", {}).get(name)
+    return f" [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
+
+
+def details(found: Mapping[str, Any]) -> list[str]:
+    """Return lines about pass@k, contamination and time, as far as an eval.json has them."""
+    lines = [
+        f"  {task:20} " + "  ".join(f"pass@{k} {rate:.4f}" for k, rate in rates.items())
+        for task, rates in found.get("pass_at_k", {}).items()
+    ]
+    for task, of_task in found.get("contamination", {}).items():
+        clean = of_task["clean_accuracy"]
+        rest = f"; {clean:.4f} on the others" if clean is not None else ""
+        lines.append(f"  {task:20} {of_task['hits']} of {of_task['checked']} items are in the training text{rest}")
+    if "seconds" in found:
+        lines.append("  seconds: " + "; ".join(f"{part} {seconds:.1f}" for part, seconds in found["seconds"].items()))
+    return lines

@@ -104,7 +104,7 @@ def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
     def finish(results: list[list[list[float]]]) -> dict[str, Any]:
         sums = torch.tensor([row for result in results for row in result], dtype=torch.float64)
         nats, bytes_ = (draws_of_mean(column) for column in sums.T[:2].tolist())  # of the same rows
-        return {**figures(sums.sum(0)), "interval": {"val_bpb": interval(nats / (math.log(2) * bytes_))}}
+        return {**figures(sums.sum(0)), "interval": {"val_bpb": list(interval(nats / (math.log(2) * bytes_)))}}
 
     return Evaluation("bits per byte", calls, finish)
 

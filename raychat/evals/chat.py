@@ -182,6 +182,26 @@ def _evaluate(
     return evaluate_problems(loaded, [(load(name, root), indices) for name, indices in parts], sampling)
 
 
+def texts(names: Sequence[str], root: str, max_problems: int | None = None) -> dict[str, list[str]]:
+    """Return by task what `contamination.find` looks for of the problems that `chat_evaluation` chooses.
+
+    It is question and answer, and of multiple choice the question alone: the rest is in no other text.
+    """
+    by_name = {name: load(name, root).problems for name in names}
+    return {
+        name: [_text(problems[index]) for index in chosen(len(problems), max_problems)]
+        for name, problems in by_name.items()
+    }
+
+
+def _text(problem: Problem) -> str:
+    question, answer = (message["content"] for message in problem.messages[-2:])
+    if problem.letters:
+        first: str = question.splitlines()[0]
+        return first.removeprefix("Question: ")
+    return f"{question}\n{answer if isinstance(answer, str) else ''.join(part['text'] for part in answer)}"
+
+
 def available(names: Sequence[str], root: str) -> tuple[str, ...]:
     """Return those of the tasks that have data at `root`; print the reason for each of the others."""
     found = []

@@ -7,17 +7,21 @@ Source: GPT-3, arXiv:2005.14165, appendix C.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raychat.actors import Actors
-from raychat.data import reading
+from raychat.data import corpus, reading
+from raychat.evals.accuracy import mean
+from raychat.evals.evaluation import Evaluation
 from raychat.log import Progress
+from raychat.recipe import Recipe
 
 MIN_WORDS = 8
 WORD = re.compile(r"\w+")
@@ -28,6 +32,53 @@ Hashes = NDArray[np.uint64]
 Hits = dict[
     str, list[bool | None]
 ]  # by task, for each item: whether it is contaminated; None = too short to be checked
+
+
+def training_shards(recipe: Recipe, storage: str) -> list[str]:
+    """Return the shards that a base stage was trained on. A corpus of one text is returned whole."""
+    num = recipe.num_shards or corpus.shards_needed(recipe.data, (recipe.steps or 0) * recipe.batch_tokens)
+    shards = corpus.shards(recipe.data, storage, num)
+    return shards if corpus.one_text(shards) else corpus.split(shards)[0]
+
+
+def checked(
+    evaluation: Evaluation,
+    texts: Mapping[str, Sequence[str]],
+    shards: Sequence[str],
+    open_actors: Callable[..., Actors],
+    n: int,
+) -> Evaluation:
+    """Look for the items of an evaluation in shards, now, and return it with `contamination` among its figures.
+
+    It has, by task, how many items were `checked`, how many were `hits`, their `share` of the checked, and
+    `clean_accuracy`: the mean outcome of those that were checked and not hit. None stands for a mean of no items.
+
+    Args:
+        evaluation: has the figure `outcomes`, of the same tasks and items as the texts.
+        open_actors: (num_calls, name=) -> actors that need not hold anything.
+        n: as in `find`.
+    """
+    blocks = reading.blocks(shards)
+    with closing(open_actors(len(blocks), name="contamination")) as actors:
+        hits = find(texts, blocks, actors, n)
+
+    def finish(results: list[Any]) -> dict[str, Any]:
+        found = evaluation.finish(results)
+        by_task = {name: _clean(found["outcomes"][name], of_task) for name, of_task in hits.items()}
+        return {**found, "contamination": by_task}
+
+    return evaluation._replace(finish=finish)
+
+
+def _clean(outcomes: Sequence[float], hits: Sequence[bool | None]) -> dict[str, Any]:
+    checked = [(outcome, hit) for outcome, hit in zip(outcomes, hits, strict=True) if hit is not None]
+    clean, num_hits = [outcome for outcome, hit in checked if not hit], sum(bool(hit) for _, hit in checked)
+    return {
+        "checked": len(checked),
+        "hits": num_hits,
+        "share": num_hits / len(checked) if checked else None,
+        "clean_accuracy": mean(clean) if clean else None,
+    }
 
 
 class Ngrams(NamedTuple):

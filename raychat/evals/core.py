@@ -97,7 +97,9 @@ def evaluate_items(
     ]
 
 
-def judge(model: Model, rows: Sequence[Rows], counts: Sequence[Sequence[int]], batch_tokens: int) -> list[list[Judged]]:
+def judge(
+    model: Model, rows: Sequence[Rows], counts: Sequence[Sequence[int]], batch_tokens: int | None = None
+) -> list[list[Judged]]:
     """Judge each item's candidates by the last `count` tokens of each."""
     judged: dict[tuple[int, int], Judged] = {}
     for sequences, logits in predictions(model, [[row[:-1] for row in r] for r in rows], counts, batch_tokens):
@@ -135,6 +137,14 @@ def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> 
     calls = [call for task in tasks for call in parts_of({task: items[task]}, ITEMS_PER_CALL)]
     label: Callable[[CoreTask], str] = attrgetter("label")
     return over_tasks("CORE", calls, _evaluate, figures, label=label, cost=_tokens_per_item)
+
+
+def texts(tasks: Sequence[CoreTask], max_items: int | None = None) -> dict[str, list[str]]:
+    """Return by task the right candidates of the items that `core_evaluation` chooses, without examples."""
+    return {
+        task.label: [_text(task, items[index], items[index].gold) for index in chosen(len(items), max_items)]
+        for task, items in ((task, read_items(task)) for task in tasks)
+    }
 
 
 def _evaluate(loaded: LoadedModel, parts: Sequence[tuple[CoreTask, Sequence[int]]]) -> list[list[bool]]:

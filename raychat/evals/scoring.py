@@ -9,7 +9,7 @@ from torch import Tensor
 from raychat.model.base import Model
 from raychat.model.branches import BranchedRow, hidden, row_of
 
-Tokens = Sequence[int]
+Tokens = list[int]
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # fastest; a CPU's cache holds the activations of few tokens
 
 

@@ -27,7 +27,7 @@ class BranchedRow(NamedTuple):
     paths: list[list[int]]  # of each sequence: where its tokens are in the row
 
 
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+def shared_prefix(rows: Sequence[list[int]]) -> int:
     """Return how many tokens all rows begin with.
 
     >>> shared_prefix([[1, 2, 3], [1, 2, 4]])
@@ -37,7 +37,7 @@ def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def row_of(sequences: Sequence[Sequence[int]]) -> BranchedRow:
+def row_of(sequences: Sequence[list[int]]) -> BranchedRow:
     """Lay sequences out as one row: what all of them begin with, then the rest of each.
 
     >>> row_of([[5, 6, 7], [5, 6, 8, 9]]).ids
