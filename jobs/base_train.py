@@ -36,6 +36,7 @@ class Args:
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
+    activation_budget: float = 1.0  # share of the activations that a compiled step keeps; less = more rows, slower
     fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     dry_run: bool = False  # only print what the run would take: parameters, FLOPs, steps, memory, time and cost

@@ -34,6 +34,7 @@ class Args:
     seed: int = 0  # seed of the order of the data
     parent: str | None = None  # checkpoint to start from; None = the run's latest base checkpoint
     compile: bool | None = None  # compile the model; None = on GPUs, and on CPUs where the stage is long enough
+    activation_budget: float = 1.0  # share of the activations that a compiled step keeps; less = more rows, slower
     fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)

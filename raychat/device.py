@@ -1,5 +1,8 @@
 """Device, dtypes and peak speed: resolved on first use, in the process that uses them, never at import."""
 
+import ctypes
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,12 +19,31 @@ _PEAK_BF16_FLOPS = {
     "4090": 165e12,
 }
 
+# mallopt's M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD: no block of its own from the system, nothing given back
+_MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+
 
 def default_device() -> torch.device:
     """Return the device to compute on: the current CUDA device, or the CPU without one."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
+    _keep_freed_memory()
     return torch.device("cpu")
+
+
+@functools.cache  # once per process
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones.
+
+    It would give back every large block, and get it again page by page: a quarter of a large training step on a CPU. In
+    a thread it only keeps blocks below 64 MB, unless the process began with MALLOC_ARENA_MAX=1.
+
+    Source: mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

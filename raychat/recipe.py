@@ -7,7 +7,7 @@ recipe alone.
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from raychat.settings import at_least
+from raychat.settings import above, at_least, at_most
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,15 @@ class Runtime:
     wandb: bool = False  # log to Weights & Biases
     tensorboard: bool = False  # log to TensorBoard
     compile: bool | None = None  # compile the model; None = where it pays
+    activation_budget: float = 1.0  # share of the activations that a compiled step keeps
     fp8: bool = False  # multiply in 8 bits in training
     profile: bool = False  # write a trace of a few steps
     workers: int | None = None  # data-parallel workers that wrote the checkpoint
 
     def __post_init__(self) -> None:
         at_least(self, device_rows=1, eval_every=0, save_every=0, keep=0)
+        above(self, activation_budget=0)
+        at_most(self, activation_budget=1)
 
     @classmethod
     def of(cls, job: object) -> Self:

@@ -1,5 +1,10 @@
 """What is asked of the device: of the one that is given, whichever is the current one."""
 
+import platform
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -17,3 +22,25 @@ def test_bf16_is_for_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch, in
 
 def test_a_cpu_computes_in_fp32() -> None:
     assert compute_dtype(torch.device("cpu")) == torch.float32
+
+
+FAULTS_OF_TENSORS = """
+import resource
+import torch
+from raychat.device import default_device
+def make_tensors():
+    for _ in range(20):
+        torch.zeros(100 << 20, dtype=torch.uint8)
+default_device()
+make_tensors()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+make_tensors()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory is kept where the CPU computes")
+def test_freed_tensors_stay_in_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS_OF_TENSORS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < (100 << 20) // resource.getpagesize()  # the pages of one of the 20 tensors

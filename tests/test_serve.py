@@ -35,7 +35,8 @@ PROMPT_TOKENS = 1 + 1 + 6 + 1 + 1  # bos, user_start, the bytes, user_end, assis
 
 
 def service(model: Any, name: str = "tiny-sft", max_sequences: int = 4) -> ChatService:
-    card = ModelCard(id=name, created=1, max_model_len=model.config.sequence_len)
+    length, ideas = model.config.sequence_len, ["What is 6 * 7?"]
+    card = ModelCard(id=name, created=1, max_model_len=length, suggestions=ideas)
     return ChatService(Engine(model, TOKENIZER, max_sequences=max_sequences), card)
 
 

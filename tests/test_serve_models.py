@@ -122,6 +122,21 @@ def test_every_checkpoint_has_a_card_the_default_first(tmp_path: Path) -> None:
     assert [card.id for card in only] == ["other-rl"]
 
 
+def test_cards_suggest_what_the_evaluation_of_their_stage_found_answered_well(tmp_path: Path) -> None:
+    write(tmp_path, "base", 100, "ab")
+    write(tmp_path, "sft", 100, "cd")
+    write(tmp_path, "sft", 200, "ef")
+    backend, evaluated = served(tmp_path)[0], str(tmp_path / "runs" / "tiny" / "sft" / "eval.json")
+
+    def suggested() -> dict[str, list[str]]:
+        return {card.id: card.suggestions for card in asyncio.run(backend.cards())}
+
+    assert suggested() == {"tiny-sft": [], "tiny-sft@100": [], "tiny-base": []}
+    for ideas in (["What is 2 + 2?"], ["Who are you?", "Spell fox."]):  # it may be evaluated anew
+        paths.write_json(evaluated, {"suggestions": ideas})
+        assert suggested() == {"tiny-sft": ideas, "tiny-sft@100": ideas, "tiny-base": []}
+
+
 def test_each_checkpoint_answers_with_its_own_weights(tmp_path: Path) -> None:
     write(tmp_path, "base", 100, "ab")
     write(tmp_path, "sft", 100, "cd")

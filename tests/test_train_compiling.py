@@ -24,6 +24,13 @@ def test_no_is_no() -> None:
     assert one_graph(model, tokens=10**12, compile=False) == model.nll
 
 
+def test_the_compiler_is_told_how_much_a_step_may_keep() -> None:
+    config = pytest.importorskip("torch._functorch.config")
+    with config.patch(activation_memory_budget=1.0):
+        one_graph(toy.model(), tokens=0, compile=True, activation_budget=0.5)
+        assert config.activation_memory_budget == pytest.approx(0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_loss_and_gradients_are_the_models(

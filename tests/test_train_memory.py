@@ -21,8 +21,8 @@ def on_meta(depth: int, **sizes: Any) -> Model:
         return registry.build(registry.architecture("GPT", **shape)).place(torch.device("meta"), torch.bfloat16)
 
 
-def kept_bytes_per_row(model: Model) -> int:
-    """Sum what the min-cut partitioner keeps of one row for the backward pass, weights and their casts left out."""
+def kept_bytes_per_row(model: Model, num_rows: int = 1) -> float:
+    """Sum what the min-cut partitioner keeps for the backward pass, weights and their casts left out."""
     aot = pytest.importorskip("torch._functorch.aot_autograd")
     partitioners = pytest.importorskip("torch._functorch.partitioners")
     fake = pytest.importorskip("torch._subclasses.fake_tensor")
@@ -33,8 +33,8 @@ def kept_bytes_per_row(model: Model) -> int:
     def forward(graph: Any, inputs: Any) -> Any:
         *_, output = graph.graph.nodes
         values = [node.meta["val"] for node in output.args[0][1:] if node.op != "placeholder"]
-        rows = [value for value in values if isinstance(value, Tensor) and T in value.shape]
-        found.append(sum(value.numel() * value.element_size() for value in rows))
+        rows = [x for x in values if isinstance(x, Tensor) and ({T, num_rows * T} & {*x.shape})]
+        found.append(sum(x.numel() * x.element_size() for x in rows))
         return graph
 
     with fake.FakeTensorMode(allow_non_fake_inputs=True):
@@ -42,7 +42,7 @@ def kept_bytes_per_row(model: Model) -> int:
         own = dict(model.named_parameters())
         names = [name for name, _ in plain.named_parameters()]
         params = [torch.nn.Parameter(torch.empty(p.shape, dtype=own[n].dtype)) for n, p in plain.named_parameters()]
-        idx = torch.zeros(1, T, dtype=torch.int64)
+        idx = torch.zeros(num_rows, T, dtype=torch.int64)
 
         def loss(idx: Tensor, *values: Tensor) -> Tensor:
             plain._rotary = None  # type: ignore[assignment]  # made inside the traced function, as all else
@@ -57,7 +57,7 @@ def kept_bytes_per_row(model: Model) -> int:
             decompositions=decompositions.select_decomp_table(),
         )
         compiled(idx, *params)
-    return found[0]
+    return found[0] / num_rows
 
 
 def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
@@ -66,6 +66,23 @@ def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
     logits_gradient = step.logits / 2
     counted, estimated = kept_bytes_per_row(model) + logits_gradient, step.activations + step.logits
     assert counted <= estimated <= 1.2 * counted
+
+
+@pytest.mark.parametrize("budget", [0.7, 0.5, 0.3])
+def test_a_budget_of_activations_keeps_no_more_than_its_share(budget: float) -> None:
+    model = on_meta(4, sequence_len=224, vocab_size=8192)
+    config = pytest.importorskip("torch._functorch.config")
+    with config.patch(activation_memory_budget=budget):
+        kept = kept_bytes_per_row(model, num_rows=64)
+    step = memory.step_bytes(model, 1, 1, torch.bfloat16, budget)
+    logits = step.logits / 2  # the other half is their gradient
+    assert budget / 2 * kept_bytes_per_row(model, num_rows=64) < kept < step.activations + logits
+
+
+def test_a_budget_makes_room_for_more_rows() -> None:
+    model = on_meta(20)
+    rows = [memory.rows_that_fit(model, 24 * GIB, 8, torch.bfloat16, budget) for budget in (1.0, 0.3)]
+    assert rows[1] > rows[0]
 
 
 @pytest.mark.parametrize("preset", ["d20", "d24", "d32"])

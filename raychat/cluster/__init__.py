@@ -16,12 +16,14 @@ _ENVIRONMENT = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # glibc hands tensors of up to 32 MB back to the system one by one otherwise: 7% of a training step on a CPU
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    # Freed tensors stay in the process, also those of the thread that trains: see device.py
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
 }
 # The driver's variables that a cluster gets as well; the last three open buckets
-_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_", "AWS_", "FSSPEC_", "GOOGLE_")
+_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_", "MALLOC_", "AWS_", "FSSPEC_", "GOOGLE_")
 _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 

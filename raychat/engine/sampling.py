@@ -206,7 +206,8 @@ def _invert(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     The sums run over blocks first, and then inside of one block, in fp64: one pass over the weights (B, V).
     """
-    blocks = F.pad(weights, (0, -weights.size(-1) % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    missing = -weights.size(-1) % _BLOCK
+    blocks = (F.pad(weights, (0, missing)) if missing else weights).unflatten(-1, (-1, _BLOCK))
     block, rest = _search(*_shares(blocks.sum(-1).double(), uniforms))
     inside = blocks[torch.arange(len(block), device=block.device), block[:, 0]].double().cumsum(-1)
     token, _ = _search(inside, rest)

@@ -81,13 +81,20 @@ class KVCache:
         self.spans = spans
         for tensors in (self.keys, self.values):
             for layer, window in enumerate(self.windows):
-                new = self._like.new_zeros(num_slots, spans[window].capacity, *self._shape)
+                new = self._new_tensor(num_slots, spans[window].capacity)
                 if layer < len(tensors):
                     old = tensors[layer]
                     new[:kept, : old.size(1)] = old[:kept, : new.size(1)]
                     tensors[layer] = new
                 else:
                     tensors.append(new)
+
+    def _new_tensor(self, num_slots: int, capacity: int) -> Tensor:
+        """Return zeros (S, capacity, K, D), laid out as what attends reads them: a head alone reads one place on."""
+        n_kv_head, head_dim = self._shape
+        if self.packed:
+            return self._like.new_zeros(num_slots, capacity, n_kv_head, head_dim)
+        return self._like.new_zeros(num_slots, n_kv_head, capacity, head_dim).transpose(1, 2)
 
     @property
     def max_chunk(self) -> int:
@@ -185,7 +192,7 @@ class KVCache:
 class _Index(NamedTuple):
     """Where a pass writes in the layers of one span, and what its tokens see there."""
 
-    entries: Tensor  # (N,) int64, entry of each token, counted through all slots
+    entries: Tensor  # (N,) int64, of each token in its slot
     seen: list[int]  # (B + chunks,) entries up to the last token of each sequence
     mask: Tensor | None = None  # (B, 1, 1, S) 0 at the entries that each of the first B slots sees, else -inf
     packed: PackedSequences | None = None  # what the one kernel of a packed pass reads in place of seen and mask
@@ -220,9 +227,9 @@ class Pass:
         before[1:] = ids[:-1]
         before[first] = np.where(held > 0, cache.tokens[slots, held - 1], -1)
         spans = cache.spans.values()
-        entries = [slot_of * span.capacity + positions - span.starts[slot_of] for span in spans]
+        entries = [positions - span.starts[slot_of] for span in spans]
         seen = [held + sizes - span.starts[slots] for span in spans]
-        sections = [ids, before, positions, *entries]
+        sections = [ids, before, positions, slot_of, *entries]
         if cache.packed:
             offsets = [np.append(slots, 0) * span.capacity for span in spans]
             sections.append(_as_int64([np.append(0, self._ends), *offsets, *seen]))
@@ -230,7 +237,8 @@ class Pass:
         # All that a pass needs, at once: on a GPU in 16 bit it moves nothing else.
         self.table = to_device(host, device) if table is None else table.copy_(to_device(host, device))
         # ids, before and positions are (N,) int64; before is -1 at a start.
-        self.ids, self.before, self.positions, *rest = self.table.split_with_sizes([len(x) for x in sections])
+        columns = self.table.split_with_sizes([len(x) for x in sections])
+        self.ids, self.before, self.positions, self._slot_of, *rest = columns
         self._writes = slot_of, positions, ids
         packed = self._packed(rest.pop(), len(spans)) if cache.packed else [None] * len(spans)
         self._indices = {
@@ -241,8 +249,8 @@ class Pass:
         """Store k and v (N, K, D), and attend with q (N, H, D) over what each token's sequence holds: (N, H, D)."""
         window, keys, values = self._cache.windows[layer], self._cache.keys[layer], self._cache.values[layer]
         index = self._indices[window]
-        keys.flatten(0, 1).index_copy_(0, index.entries, k)
-        values.flatten(0, 1).index_copy_(0, index.entries, v)
+        keys.index_put_((self._slot_of, index.entries), k)
+        values.index_put_((self._slot_of, index.entries), v)
         if index.packed is not None:
             return attend_packed(q, keys, values, index.packed, window)
         B, out = self._num_single, []

@@ -90,7 +90,7 @@ def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: fl
         assert peak is not None
         wall_s = tokens * flops_per_token / (UTILISATION * peak * (1 if device == CPU else num_workers))
         paid = cost({"wall_s": wall_s, "eval_wall_s": None, "workers": num_workers, "device": device}, price_per_hour)
-        step = step_bytes(model, rows[num_workers], num_workers, dtype)
+        step = step_bytes(model, rows[num_workers], num_workers, dtype, runtime.activation_budget)
         devices[device] = Estimate(peak, rows, step, GPUS.get(device), wall_s, paid)
     return Figures(recipe, groups, recipe.steps, tokens, flops_per_token, num_workers, devices)
 
@@ -112,7 +112,7 @@ def rows_of(model: Model, device: str, num_workers: int, rows_per_step: int, run
     if device == CPU:
         rows = device_rows(model, torch.device("cpu"), num_workers)
     else:
-        rows = rows_that_fit(model, GPUS[device], num_workers, torch.bfloat16)
+        rows = rows_that_fit(model, GPUS[device], num_workers, torch.bfloat16, runtime.activation_budget)
     return min(runtime.device_rows or rows, share(rows_per_step, num_workers))
 
 

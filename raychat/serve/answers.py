@@ -23,6 +23,7 @@ class ModelCard(BaseModel):
     stage: str | None = None  # base, mid, sft or rl
     step: int | None = None
     latest: bool = True  # the newest checkpoint of its stage
+    suggestions: list[str] = []  # what the model answered well when its stage was evaluated
 
 
 class ModelList(BaseModel):

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from raychat import paths
 from raychat.runs import Found, checkpoint_named, every_checkpoint, written
 from raychat.serve.answers import ModelCard, no_such_model
 from raychat.serve.service import card_of
@@ -95,10 +96,22 @@ class Catalog:
 def _card(found: Found) -> ModelCard | None:
     """Return a checkpoint's card; None where it cannot be read, or was removed a moment ago."""
     try:
-        return _card_of_version(found, written(found.path))
+        card = _card_of_version(found, written(found.path))
+        return card.model_copy(update={"suggestions": suggestions(paths.parent(found.path))})
     except (OSError, ValueError) as e:
         log.warning("%s is not offered: %s", found.path, e)
         return None
+
+
+def suggestions(stage_folder: str) -> list[str]:
+    """Return the first questions that the evaluation of a stage found its model to answer well; none before it."""
+    path = paths.join(stage_folder, "eval.json")
+    return _suggestions_of_version(path, paths.version(path)) if paths.exists(path) else []
+
+
+@lru_cache(maxsize=1000)
+def _suggestions_of_version(path: str, version: str) -> list[str]:
+    return list(paths.read_json(path).get("suggestions", []))
 
 
 @lru_cache(maxsize=10_000)

@@ -119,7 +119,7 @@ class EventStream:
         self.ids: list[int] = []  # of the work in the engine, in its order, once the engine has it
         self._loop = asyncio.get_running_loop()
         self._items: deque[tuple[int, Event | Exception]] = deque()
-        self._some = asyncio.Event()
+        self._some, self._ended = asyncio.Event(), asyncio.Event()
 
     def put(self, index: int, item: Event | Exception) -> None:
         """Add an event, or the error that ends the stream, from the engine's thread.
@@ -128,9 +128,19 @@ class EventStream:
         there.
         """
         self._items.append((index, item))
-        if not self._some.is_set():
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody reads it
+        ended = isinstance(item, Exception) or item.finish is not None
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody reads it
+            if not self._some.is_set():
                 self._loop.call_soon_threadsafe(self._some.set)
+            if ended:
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def gather(self, seconds: float) -> None:
+        """Let events gather for some time, or until work ends: nobody waits for the last tokens of an answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        self._ended.clear()
 
     async def take(self) -> list[tuple[int, Event]]:
         """Wait for at least one event and return all that came since the last call, each with the index of its work.

@@ -106,7 +106,7 @@ class ChatService:
                         yield delta
                 if all(choice.done for choice in choices):
                     return
-                await asyncio.sleep(max(FLUSH_S, self._num_streams / MESSAGES_PER_S))
+                await events.gather(max(FLUSH_S, self._num_streams / MESSAGES_PER_S))
         except ValueError as e:
             yield Failure(400, str(e))
         except RuntimeError as e:

@@ -4,6 +4,7 @@ import os
 import shutil
 
 import torch
+import torch._functorch.config as functorch
 
 from raychat import dist, paths
 from raychat.model.base import Model
@@ -16,7 +17,7 @@ SAVED = 0.25
 WORTH = 2.0  # times its cost, for it to be begun
 
 
-def one_graph(model: Model, tokens: int, compile: bool | None = None) -> Nll:
+def one_graph(model: Model, tokens: int, compile: bool | None = None, activation_budget: float = 1.0) -> Nll:
     """Return a model's `nll`, compiled whole for batches of one shape where that pays.
 
     Compiled code is kept below RAYCHAT_HOME, so that workers, stages and runs of the same shapes compile once.
@@ -24,12 +25,14 @@ def one_graph(model: Model, tokens: int, compile: bool | None = None) -> Nll:
     Args:
         tokens: that this worker trains on.
         compile: whether to compile; None = by the device and the length of the training.
+        activation_budget: share of the activations that is kept for the backward pass; it computes the rest anew.
     """
     if compile is False or (compile is None and not pays(model, tokens)):
         return model.nll
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(paths.home(), "compiled"))
     if dist.world().rank == 0:
         print("compiling the model; the first step takes a minute or two (--compile False: none of it)", flush=True)
+    functorch.activation_memory_budget = activation_budget
     nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True)
     return nll
 

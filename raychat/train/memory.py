@@ -25,26 +25,34 @@ class StepBytes(NamedTuple):
     logits: float  # and their gradient
 
 
-def device_rows(model: Model, device: torch.device, num_workers: int) -> int:
+def device_rows(model: Model, device: torch.device, num_workers: int, activation_budget: float = 1.0) -> int:
     """Return the rows of `sequence_len` tokens that a micro-batch on this device should have."""
     if device.type == "cpu":
         return max(1, CPU_TOKENS // model.config.sequence_len)
     memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    return rows_that_fit(model, memory_bytes, num_workers, compute_dtype(device))
+    return rows_that_fit(model, memory_bytes, num_workers, compute_dtype(device), activation_budget)
 
 
-def rows_that_fit(model: Model, memory_bytes: int, num_workers: int, dtype: torch.dtype) -> int:
+def rows_that_fit(
+    model: Model, memory_bytes: int, num_workers: int, dtype: torch.dtype, activation_budget: float = 1.0
+) -> int:
     """Return the largest power of two of rows that train in `memory_bytes`, computing in `dtype`; at least 1.
 
     The model may be on any device, also on `meta`.
     """
-    fixed, with_a_row = (sum(step_bytes(model, rows, num_workers, dtype)) for rows in (0, 1))
+    fixed, with_a_row = (sum(step_bytes(model, rows, num_workers, dtype, activation_budget)) for rows in (0, 1))
     rows = int((USABLE * memory_bytes - fixed) // (with_a_row - fixed))
     return 1 << max(rows, 1).bit_length() - 1
 
 
-def step_bytes(model: Model, rows: int, num_workers: int, dtype: torch.dtype) -> StepBytes:
-    """Count the bytes that training on micro-batches of `rows` rows, computing in `dtype`, keeps on a device."""
+def step_bytes(
+    model: Model, rows: int, num_workers: int, dtype: torch.dtype, activation_budget: float = 1.0
+) -> StepBytes:
+    """Count the bytes that training on micro-batches of `rows` rows, computing in `dtype`, keeps on a device.
+
+    Args:
+        activation_budget: share of the activations that is kept (`one_graph`); the rest is computed anew.
+    """
     config, rates, params = model.config, model.optimizer_rates(), dict(model.named_parameters())
     tokens = rows * config.sequence_len
     weights = sum(p.numel() * p.element_size() for p in params.values())
@@ -54,6 +62,6 @@ def step_bytes(model: Model, rows: int, num_workers: int, dtype: torch.dtype) ->
         casts=sum(p.numel() * dtype.itemsize for p in params.values() if p.dtype != dtype),
         gradients=weights,
         optimizer=state / num_workers,
-        activations=tokens * LAYER_WIDTHS * config.n_layer * config.n_embd * dtype.itemsize,
+        activations=activation_budget * tokens * LAYER_WIDTHS * config.n_layer * config.n_embd * dtype.itemsize,
         logits=tokens * LOGIT_COPIES * config.vocab_size * dtype.itemsize,
     )

@@ -39,10 +39,13 @@ class TokenFeed:
         self._learner, self._source, self._recipe = learner, source, recipe
         self.tokens_per_step = recipe.rows_per_step * recipe.sequence_len
         stage, tokens = learner.stage, learner.stage.steps * self.tokens_per_step // dist.world().size
-        self.nll = one_graph(learner.model, tokens, stage.runtime.compile)
+        runtime = stage.runtime
+        self.nll = one_graph(learner.model, tokens, runtime.compile, runtime.activation_budget)
         self._rows, self._val_rows = training_rows(source.train, recipe.seed), TokenRows(source.val)
         self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
-        rows = learner.stage.runtime.device_rows or device_rows(learner.model, learner.device, dist.world().size)
+        rows = runtime.device_rows or device_rows(
+            learner.model, learner.device, dist.world().size, runtime.activation_budget
+        )
         self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
 

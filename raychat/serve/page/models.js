@@ -111,27 +111,12 @@ function stageRows({ stage, cards }, current, choose) {
   );
 }
 
-const IDEAS = {
-  base: [
-    "The fox lives in the",
-    "Mia lives in",
-    "Once there was a sailor called",
-    "Question: What colour is the bear?\nAnswer:",
-  ],
-  chat: [
-    "Hello! Who are you?",
-    "What colour is the fox?",
-    "Tell me a story about a fox.",
-    "Tom has 9 apples and buys 8 more. How many apples does Tom have now?",
-  ],
-};
-
-// Return what an empty conversation shows: first questions that a model of this stage has been trained to answer.
+// Return what an empty conversation shows, with the first questions that this model is known to answer.
 export function welcome(card, ask) {
-  const [title, about, ideas] = isBase(card)
-    ? ["Begin a text.", "A base model continues what you write.", IDEAS.base]
-    : ["What shall we talk about?", "A model trained from scratch with raychat.", IDEAS.chat];
-  const buttons = ideas.map((idea) => element("button", { type: "button", onclick: () => ask(idea) }, idea));
+  const [title, about] = isBase(card)
+    ? ["Begin a text.", "A base model continues what you write."]
+    : ["What shall we talk about?", "A model trained from scratch with raychat."];
+  const buttons = card.suggestions.map((idea) => element("button", { type: "button", onclick: () => ask(idea) }, idea));
   const mark = element("img", { src: "page/mark.svg", width: 56, height: 56, alt: "" });
   return element(
     "div",
