@@ -23,7 +23,7 @@ class Args:
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     max_problems: int | None = None  # problems of each task, the same ones every time; None = all
     temperature: float = 0.0  # of sampling answers; 0 = always the most likely token
-    num_samples: int = 1  # answers to each problem; their mean reward counts
+    num_samples: int = 1  # answers to each problem; their mean reward counts, and pass@k is reported
     max_new_tokens: int | None = None  # longest answer, in tokens; None = the task's own: 512 for HumanEval, else 256
     contamination: int | None = None  # words of an n-gram, such as 13, by which problems are found in pretraining text
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
