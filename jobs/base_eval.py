@@ -7,10 +7,14 @@ The run's newest base checkpoint is evaluated; the figures go to runs/<run>/base
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raychat.cluster import Cluster
 from raychat.settings import at_least
+
+if TYPE_CHECKING:
+    from raychat.evals.evaluation import Evaluation
+    from raychat.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,14 @@ class Args:
     bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all, empty = no CORE
     max_items: int | None = None  # items of each task, the same ones every time; None = all
+    contamination: int | None = None  # words of an n-gram, such as 13, by which items are found in the training text
     data: tuple[str, ...] | None = None  # corpus whose last shard is read, or a text file; None = what was trained on
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
-        at_least(self, max_items=1, eval_tokens=1)
+        at_least(self, max_items=1, eval_tokens=1, contamination=8)
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -37,15 +42,13 @@ def run(args: Args) -> dict[str, Any]:
     """
     from functools import partial
 
-    from raychat import checkpoint, paths
+    from raychat import checkpoint
     from raychat.cluster.map import actors_per_worker
     from raychat.cluster.prepare import prepare
-    from raychat.data import corpus
     from raychat.data.pack import pretraining
     from raychat.evals import samples
+    from raychat.evals.accuracy import between, details
     from raychat.evals.bpb import bpb_evaluation
-    from raychat.evals.bundle import load_bundle
-    from raychat.evals.core import core_evaluation
     from raychat.evals.evaluation import Evaluation
     from raychat.evals.run import evaluate_stage
 
@@ -59,16 +62,7 @@ def run(args: Args) -> dict[str, Any]:
         if (prompts := args.prompts) is None:
             prompts = samples.beginnings(map(str, val.read(val.blocks[0])), tokenizer)
         bpb = bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len))
-        return [bpb, *core(), samples.continuations(prompts)]
-
-    def core() -> list[Evaluation]:
-        if args.tasks == ():
-            return []
-        if args.bundle == "tinyworld":
-            bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
-        else:  # actors have another working folder
-            bundle = paths.absolute(args.bundle)
-        return [core_evaluation(load_bundle(bundle, args.tasks), args.max_items)]
+        return [bpb, *core_of(args, recipe), samples.continuations(prompts)]
 
     settings = {
         "bundle": args.bundle,
@@ -78,15 +72,46 @@ def run(args: Args) -> dict[str, Any]:
         "eval_tokens": args.eval_tokens,
         "prompts": args.prompts,
     }
+    if args.contamination is not None:  # an eval.json from before this setting still counts
+        settings["contamination"] = args.contamination
     found = evaluate_stage(
         args.cluster.run_folder(args.run, "base"), settings, describe, partial(actors_per_worker, args.cluster)
     )
     for label, task in found.get("core_tasks", {}).items():
         accuracy, centred = task["accuracy"], task["centred"]
-        print(f"  {label:40} accuracy {accuracy:.4f}  centred {centred:+.4f}  ({task['num_items']} items)")
-    figures = " ".join(f"{name} {found[name]:.4f}" for name in ("val_bpb", "val_loss", "core") if name in found)
+        items = f"({task['num_items']} items)"
+        print(f"  {label:40} accuracy {accuracy:.4f}{between(found, label)}  centred {centred:+.4f}  {items}")
+    print(*details(found), sep="\n")
+    names = [name for name in ("val_bpb", "val_loss", "core") if name in found]
+    figures = " ".join(f"{name} {found[name]:.4f}{between(found, name)}" for name in names)
     print(f"base_eval: {args.run} {figures} in {found['wall_s']:.0f} s")
     return found
+
+
+def core_of(args: Args, recipe: "Recipe") -> list["Evaluation"]:
+    """Describe CORE on a model of this recipe, with the check of its items if asked for; nothing without tasks."""
+    from functools import partial
+
+    from raychat import paths
+    from raychat.cluster.map import actors_per_core
+    from raychat.data import corpus
+    from raychat.evals import contamination
+    from raychat.evals.bundle import load_bundle
+    from raychat.evals.core import core_evaluation, texts
+
+    if args.tasks == ():
+        return []
+    storage = args.cluster.storage()
+    if args.bundle == "tinyworld":
+        bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
+    else:  # actors have another working folder
+        bundle = paths.absolute(args.bundle)
+    tasks = load_bundle(bundle, args.tasks)
+    evaluation = core_evaluation(tasks, args.max_items)
+    if args.contamination is None:
+        return [evaluation]
+    shards, scan = contamination.training_shards(recipe, storage), partial(actors_per_core, args.cluster)
+    return [contamination.checked(evaluation, texts(tasks, args.max_items), shards, scan, args.contamination)]
 
 
 if __name__ == "__main__":

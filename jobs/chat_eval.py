@@ -23,13 +23,14 @@ class Args:
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     max_problems: int | None = None  # problems of each task, the same ones every time; None = all
     temperature: float = 0.0  # of sampling answers; 0 = always the most likely token
-    num_samples: int = 1  # answers to each problem; their mean reward counts
+    num_samples: int = 1  # answers to each problem; their mean reward counts, and pass@k is reported
     max_new_tokens: int | None = None  # longest answer, in tokens; None = the task's own: 512 for HumanEval, else 256
+    contamination: int | None = None  # words of an n-gram, such as 13, by which problems are found in pretraining text
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
-        at_least(self, max_problems=1, temperature=0, num_samples=1, max_new_tokens=1)
+        at_least(self, max_problems=1, temperature=0, num_samples=1, max_new_tokens=1, contamination=8)
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -40,20 +41,33 @@ def run(args: Args) -> dict[str, Any]:
     """
     from functools import partial
 
-    from raychat.cluster.map import actors_per_worker
+    from raychat import checkpoint
+    from raychat.cluster.map import actors_per_core, actors_per_worker
     from raychat.data import corpus
-    from raychat.evals import chat, samples
+    from raychat.evals import chat, contamination, samples
+    from raychat.evals.accuracy import between, details
     from raychat.evals.evaluation import Evaluation
     from raychat.evals.run import evaluate_stage
+    from raychat.recipe import Recipe
+
+    storage = args.cluster.storage()
+
+    def base() -> Recipe:
+        folder = args.cluster.run_folder(args.run, "base")
+        if (path := checkpoint.latest(folder)) is None:
+            raise ValueError(f"--contamination needs the text of the base stage, but {folder} has no checkpoint")
+        return checkpoint.read_meta(path).recipe
 
     def describe(path: str) -> list[Evaluation]:
-        root = corpus.task_root(args.task_data, args.cluster.storage())
+        root = corpus.task_root(args.task_data, storage)
         names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
         sampling = chat.Sampling(args.temperature, args.num_samples, args.max_new_tokens)
-        return [
-            chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling),
-            samples.replies(args.questions),
-        ]
+        evaluation = chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling)
+        if args.contamination is not None:
+            texts, shards = chat.texts(names, root, args.max_problems), contamination.training_shards(base(), storage)
+            scan = partial(actors_per_core, args.cluster)
+            evaluation = contamination.checked(evaluation, texts, shards, scan, args.contamination)
+        return [evaluation, samples.replies(args.questions)]
 
     settings = {
         "tasks": args.tasks,
@@ -63,15 +77,18 @@ def run(args: Args) -> dict[str, Any]:
         "num_samples": args.num_samples,
         "questions": args.questions,
     }
-    if args.max_new_tokens is not None:  # an eval.json from before this setting still counts
-        settings["max_new_tokens"] = args.max_new_tokens
+    for name in ("max_new_tokens", "contamination"):  # an eval.json from before these settings still counts
+        if (value := getattr(args, name)) is not None:
+            settings[name] = value
     found = evaluate_stage(
         args.cluster.run_folder(args.run, args.stage), settings, describe, partial(actors_per_worker, args.cluster)
     )
     for name, accuracy in found["accuracy"].items():
         chance, num = found["chance"][name], found["num_problems"][name]
-        print(f"  {name:20} {accuracy:.4f}  (guessing {chance:.2f}, {num} problems)")
-    print(f"chat_eval: {args.run}/{args.stage} ChatCORE {found['chatcore']:.4f} in {found['wall_s']:.0f} s")
+        print(f"  {name:20} {accuracy:.4f}{between(found, name)}  (guessing {chance:.2f}, {num} problems)")
+    print(*details(found), sep="\n")
+    core = f"{found['chatcore']:.4f}{between(found, 'chatcore')}"
+    print(f"chat_eval: {args.run}/{args.stage} ChatCORE {core} in {found['wall_s']:.0f} s")
     return found
 
 

@@ -18,7 +18,9 @@ Draws = NDArray[np.float64]  # (DRAWS,): the figure in each draw
 def draws_of_mean(outcomes: Sequence[float], seed: int = 0) -> Draws:
     """Return the mean of `outcomes` in each draw. The same seed and number of outcomes draw the same items.
 
-    So the difference of two results on the same items is that of their draws: a paired bootstrap.
+    So the difference of two results on the same items is that of their draws: a paired bootstrap. Where all items are
+    right (1) or all are wrong (0), drawing them says nothing: the draws are then of a share with one more right and one
+    more wrong item (Laplace's rule of succession).
 
     Raises:
         ValueError: there are no outcomes.
@@ -26,6 +28,8 @@ def draws_of_mean(outcomes: Sequence[float], seed: int = 0) -> Draws:
     if not outcomes:
         raise ValueError("an interval needs at least one outcome, got none")
     values, rng = np.asarray(outcomes, dtype=np.float64), np.random.default_rng(seed)
+    if (values == 0).all() or (values == 1).all():
+        return rng.binomial(len(values), (values.sum() + 1) / (len(values) + 2), size=DRAWS) / len(values)
     return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(DRAWS)])
 
 

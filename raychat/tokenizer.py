@@ -185,12 +185,17 @@ class Tokenizer:
         Raises:
             ValueError: If an id is outside the vocabulary.
         """
-        parts = []
+        parts, tokens = [], self._bytes
         for i in map(int, ids):
-            if not 0 <= i < self.vocab_size:
+            if not 0 <= i < len(tokens):
                 raise ValueError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
-            parts.append(self.tokens[i] if i < self.bos else self.specials[i - self.bos].encode())
+            parts.append(tokens[i])
         return b"".join(parts)
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """The bytes of every id, a special token's name included."""
+        return [*self.tokens, *(name.encode() for name in self.specials)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids. A special token gives its name, bytes that are not UTF-8 give U+FFFD."""

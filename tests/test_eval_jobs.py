@@ -130,6 +130,55 @@ def test_answers_are_as_long_as_asked(made: Path, storage: Cluster, capsys: pyte
     assert "evaluated already" in capsys.readouterr().out
 
 
+def test_items_in_the_training_text_are_told(made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the two tasks' items only one is in the first shard; the second shard is not trained on."""
+    root = Path(storage.storage()) / "own"
+    shutil.copytree(made / "bundle", root / "bundle")
+    hit, other = "the cat sat on the mat and the mat was", "nine other words that nobody ever has written here"
+    rows = [{"query": text, "choices": ["flat", "red"], "gold": 0} for text in (hit, other)]
+    rows.append({"query": "a short one", "choices": ["flat", "red"], "gold": 0})
+    (root / "bundle" / "eval_data" / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = replace(base_args(made, storage, contamination=9, prompts=("a",)), bundle=str(root / "bundle"))
+    found = base_eval.run(args)
+    right = found["outcomes"]["colours"]
+    expected = {"checked": 2, "hits": 1, "share": 0.5, "clean_accuracy": right[1]}
+    assert found["contamination"] == {"colours": expected}
+    assert "1 of 2 items are in the training text" in capsys.readouterr().out
+    assert base_eval.run(replace(args, contamination=10))["contamination"]["colours"]["hits"] == 1
+    assert "evaluated already" not in capsys.readouterr().out
+
+
+def test_problems_are_looked_for_in_the_base_stages_text(made: Path, storage: Cluster) -> None:
+    arc = Path(storage.storage()) / "tasks" / "ai2_arc" / "ARC-Easy" / "test.jsonl"
+    arc.parent.mkdir(parents=True)
+    choices = {"text": ["red", "blue"], "label": ["A", "B"]}
+    questions = ("Cat sat on the mat, and the mat was flat?", "Which colour does nobody here like at all today?")
+    rows = [{"id": str(i), "question": q, "choices": choices, "answerKey": "A"} for i, q in enumerate(questions)]
+    arc.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = str(arc.parent.parent.parent)
+    args = chat_eval.Args(run="t", tasks=("arc-easy",), task_data=data, contamination=8, questions=(), cluster=storage)
+    found = chat_eval.run(args)["contamination"]["arc-easy"]
+    assert (found["checked"], found["hits"]) == (2, 1)
+    shutil.rmtree(storage.run_folder("t", "base"))
+    with pytest.raises(ValueError, match=r"text of the base stage, but .*base has no checkpoint"):
+        chat_eval.run(replace(args, contamination=9))
+
+
+def test_several_answers_give_pass_at_k_and_every_figure_an_interval(
+    made: Path, storage: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"max_problems": 4, "num_samples": 4, "temperature": 1.0, "max_new_tokens": 5, "questions": ()}
+    found = chat_eval.run(chat_eval.Args(run="t", task_data=str(made / "tasks"), cluster=storage, **settings))
+    assert list(found["pass_at_k"]) == ["spelling-bee"]
+    assert list(found["pass_at_k"]["spelling-bee"]) == ["1", "2", "4"]
+    assert found["interval"].keys() == {"arc-easy", "spelling-bee", "chatcore"}
+    assert {name: len(of_task) for name, of_task in found["outcomes"].items()} == {"arc-easy": 4, "spelling-bee": 4}
+    assert found["seconds"].keys() == {"arc-easy", "spelling-bee", "samples"}
+    shown = capsys.readouterr().out
+    assert "pass@4" in shown
+    assert f"ChatCORE {found['chatcore']:.4f} [{found['interval']['chatcore'][0]:.4f}, " in shown
+
+
 @pytest.mark.parametrize("job", [base_eval, chat_eval])
 def test_help_shows_every_command_on_a_line(
     job: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -18,7 +18,6 @@ from raychat.evals import samples
 from raychat.evals.chat import Sampling
 from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.evals.generate import prompt
-from raychat.evals.scoring import logits_of
 from raychat.model.gpt import GPTConfig
 from raychat.tasks import Problem, Task
 from raychat.tasks.choices import choice_problem
@@ -72,7 +71,7 @@ def results(evaluation: Evaluation, loaded: LoadedModel) -> dict[str, Any]:
 
 def test_one_track_model_is_right_where_its_letter_is() -> None:
     task = choices("ABCDBBA")
-    answers = evals_chat.evaluate_problems(one_track("B"), task, range(7))
+    (answers,) = evals_chat.evaluate_problems(one_track("B"), [(task, range(7))])
     assert [a.text for a in answers] == ["B"] * 7
     assert [a.reward for a in answers] == [0, 1, 0, 0, 1, 1, 0]
 
@@ -97,21 +96,6 @@ def test_choices_equal_those_of_one_prompt_at_a_time(batch_tokens: int) -> None:
         expected.append(max("ABCD", key=lambda letter: logits[ord(letter)].item()))
     assert len(set(expected)) > 1
     assert evals_chat.choose(loaded, task.problems, batch_tokens) == expected
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
-def test_logits_are_those_of_a_row_alone(batch_tokens: int) -> None:
-    model = lively().model
-    rows = [list(range(n)) for n in (5, 100, 1, 128, 33, 33)]
-    found = dict(logits_of(model, rows, batch_tokens))
-    assert sorted(found) == list(range(6))
-    for number, logits in found.items():
-        with torch.no_grad():
-            torch.testing.assert_close(logits, model(torch.tensor([rows[number]]))[0], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="1 to 128 tokens, got 0 to 129"):
-        list(logits_of(model, [[], [0] * 129], 100))
-    with pytest.raises(ValueError, match="1 to 128 tokens, got 0 to 1"):
-        list(logits_of(model, [[], [0]], 100))
 
 
 def test_bad_letters_are_named() -> None:
@@ -150,7 +134,8 @@ def test_answers_equal_those_of_the_engine_alone() -> None:
 def test_reward_is_the_mean_over_samples() -> None:
     loaded, task = one_track("z"), questions(max_new_tokens=5)
     (answer,) = evals_chat.generate(loaded.engine, task, [0], Sampling(temperature=0.1, num_samples=3))
-    assert answer == (pytest.approx(0.05), "zzzzz")
+    assert answer == (pytest.approx((0.05,) * 3), "zzzzz")
+    assert answer.reward == pytest.approx(0.05)
 
 
 def test_samples_do_not_depend_on_how_problems_are_divided() -> None:
@@ -168,12 +153,6 @@ def test_prompt_leaves_room_for_the_answer() -> None:
     problem = Problem([{"role": "user", "content": "x" * 500}, {"role": "assistant", "content": "A"}])
     task = Task("long", [problem], 0.0, lambda problem, text: float(len(text) == 20), max_new_tokens=20)
     assert evals_chat.generate(loaded.engine, task, [0])[0].reward == 1
-
-
-def test_chatcore_is_the_mean_centred_accuracy() -> None:
-    assert evals_chat.chatcore({"a": 0.625, "b": 0.1}, {"a": 0.25, "b": 0.0}) == pytest.approx((0.5 + 0.1) / 2)
-    assert evals_chat.chatcore({"a": 0.25}, {"a": 0.25}) == 0
-    assert evals_chat.chatcore({"a": 1.0}, {"a": 0.25}) == 1
 
 
 @pytest.fixture
@@ -195,7 +174,7 @@ def data(tmp_path: Path) -> str:
 
 def test_evaluation_of_tasks_in_files(data: str) -> None:
     evaluation = evals_chat.chat_evaluation(["arc-easy", "gsm8k"], data, sampling=Sampling(max_new_tokens=4))
-    assert len(evaluation.calls) == 3  # 32 + 8 questions, 6 problems
+    assert [call.part for call in evaluation.calls] == ["arc-easy", "gsm8k"]
     found = results(evaluation, one_track("C"))
     assert found["accuracy"] == {"arc-easy": 0.25, "gsm8k": 0.0}
     assert found["num_problems"] == {"arc-easy": 40, "gsm8k": 6}
@@ -209,6 +188,40 @@ def test_evaluation_of_tasks_in_files(data: str) -> None:
         "text": "C",
     }
     json.dumps(found)
+
+
+def test_answers_to_all_tasks_are_generated_in_one_call_and_graded_by_their_own(data: str) -> None:
+    """Each task has its own length and reward; a second call gets what is too much for the first."""
+    loaded, short = lively(), questions(3, max_new_tokens=3)
+    parts = [(short, [2, 0]), (questions(5, max_new_tokens=9), [1])]
+    alone = [evals_chat.generate(lively().engine, task, indices) for task, indices in parts]
+    assert evals_chat.generate_parts(loaded.engine, parts) == alone
+    assert len(alone[1][0].text) > len(alone[0][0].text)
+    names, sampling = ["gsm8k", "spelling-bee"], Sampling(num_samples=50, max_new_tokens=2)
+    calls = evals_chat.chat_evaluation(names, data, max_problems=6, sampling=sampling).calls
+    assert [call.part for call in calls] == ["gsm8k", "gsm8k, spelling-bee", "spelling-bee"]  # 5 problems, 250 answers
+    assert [len(graded) for graded in calls[1](loaded)] == [1, 4]
+
+
+def test_pass_at_k_counts_answers_of_the_whole_reward(data: str) -> None:
+    evaluation = evals_chat.chat_evaluation(
+        ["arc-easy", "gsm8k"], data, max_problems=2, sampling=Sampling(num_samples=2)
+    )
+    choices = [evals_chat.Graded((1.0,), "A"), evals_chat.Graded((0.0,), "B")]
+    answers = [evals_chat.Graded((1.0, 0.0), "x"), evals_chat.Graded((0.5, 0.0), "y")]
+    found = evaluation.finish([[choices], [answers]])
+    assert found["pass_at_k"] == {"gsm8k": {"1": 0.25, "2": 0.5}}
+    assert found["accuracy"] == {"arc-easy": 0.5, "gsm8k": 0.375}
+    assert found["outcomes"] == {"arc-easy": [1.0, 0.0], "gsm8k": [0.5, 0.25]}
+
+
+def test_what_is_looked_for_is_the_question_of_a_choice_and_question_and_answer_else(data: str) -> None:
+    texts = evals_chat.texts(["arc-easy", "gsm8k"], data, 3)
+    assert len(texts["arc-easy"]) == len(texts["gsm8k"]) == 3
+    assert all(text.startswith("Colour ") and text.endswith("?") for text in texts["arc-easy"])
+    first, *_ = texts["gsm8k"]
+    assert first.splitlines()[0].endswith("+ 0?")
+    assert "####" in first
 
 
 def test_fewer_problems_are_the_same_every_time(data: str) -> None:

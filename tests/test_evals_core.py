@@ -225,7 +225,7 @@ def test_language_modelling_is_right_where_the_letter_is_the_first_choice(bundle
         model.lm_head.register_forward_pre_hook(lambda _, args: state.update(x=args[0]))
         model(torch.tensor([rows[0][:-1]]))
         model.lm_head.weight[ord("c")] = state["x"][0, -1]
-    _, greedy = core._score_rows(model, rows, [1] * len(rows), 1000)
+    greedy = [judged.greedy for (judged,) in core.judge(model, [[row] for row in rows], [[1]] * len(rows), 1000)]
     assert greedy[1]  # "c" is what it says after such a context
     assert sum(greedy) == 1
 
@@ -265,8 +265,8 @@ def test_long_prompts_keep_their_tail(bundle: str) -> None:
     assert len(row) > 120
     short = GPT(GPTConfig(**{**vars(CONFIG), "sequence_len": 64}))
     short.load_state_dict(model.state_dict())
-    _, expected = core._score_rows(short, [row[-64:]], [2], 1000)
-    assert core.evaluate_items(LoadedModel(short, tokenizer), t, [0]) == expected
+    ((expected,),) = core.judge(short, [[row[-64:]]], [[2]], 1000)
+    assert core.evaluate_items(LoadedModel(short, tokenizer), t, [0]) == [expected.greedy]
 
 
 def test_chosen_items_are_fixed_and_nested() -> None:

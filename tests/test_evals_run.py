@@ -15,7 +15,7 @@ from raychat import checkpoint
 from raychat.cluster import Cluster
 from raychat.cluster.map import actors_per_worker
 from raychat.evals import bpb, samples
-from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.evals.run import evaluate
 
 
@@ -38,12 +38,14 @@ def evaluations(folder: Path) -> list[Evaluation]:
 
 
 def joined(name: str, work: Sequence[Any]) -> Evaluation:
-    return Evaluation(name, work, lambda results: {name: results})
+    return Evaluation(name, [Call(name, run) for run in work], lambda results: {name: results})
 
 
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
-    assert found.keys() == {"val_bpb", "val_loss", "samples"}
+    assert found.keys() == {"val_bpb", "val_loss", "interval", "samples", "seconds"}
+    assert found["seconds"].keys() == {"bits per byte", "samples"}
+    assert min(found["seconds"].values()) > 0
     loaded = LoadedModel.load(path)
     assert found["val_bpb"] == evaluations[0].finish([call(loaded) for call in evaluations[0].calls])["val_bpb"]
     assert [s["prompt"] for s in found["samples"]] == ["ab", "cd"]
@@ -57,6 +59,21 @@ def test_no_checkpoint_is_an_error(tmp_path: Path, evaluations: list[Evaluation]
 def test_two_figures_of_one_name_are_an_error(path: str, evaluations: list[Evaluation]) -> None:
     with pytest.raises(ValueError, match="two evaluations give val_bpb"):
         evaluate(path, [evaluations[0], evaluations[0]], partial(actors_per_worker, Cluster(workers=0)))
+
+
+def test_long_calls_come_first_and_results_keep_their_order(path: str) -> None:
+    made: list[int] = []
+
+    def run(loaded: LoadedModel, number: int) -> int:
+        made.append(number)
+        return number
+
+    costs = [3.0, 1.0, 2.0, 3.0]
+    calls = [Call("numbers", partial(run, number=i), cost) for i, cost in enumerate(costs)]
+    evaluation = Evaluation("numbers", calls, lambda results: {"numbers": results})
+    found = evaluate(path, [evaluation], partial(actors_per_worker, Cluster(workers=0)))
+    assert found["numbers"] == [0, 1, 2, 3]
+    assert made == [0, 3, 2, 1]
 
 
 @pytest.mark.ray

@@ -35,3 +35,13 @@ def test_paired_draws_take_the_same_items() -> None:
 def test_no_outcomes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one outcome"):
         draws_of_mean([])
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+@pytest.mark.parametrize("num", [1, 20, 1000])
+def test_all_right_or_all_wrong_is_not_certain(outcome: float, num: int) -> None:
+    """About as wide as Wilson's interval, whose other end is at z^2 / (n + z^2)."""
+    low, high = interval(draws_of_mean([outcome] * num))
+    assert low <= outcome <= high
+    wilson = 1.96**2 / (num + 1.96**2)
+    assert 0.6 * wilson < high - low <= 1.3 * wilson

@@ -6,6 +6,7 @@ Only targets with bytes of their own count: neither special tokens nor masked on
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 from raychat import dist
 from raychat.data.batches import Batch, next_token
 from raychat.data.shards import TokenRows
-from raychat.evals.evaluation import Evaluation, LoadedModel, chunks
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel, chunks
+from raychat.intervals import draws_of_mean, interval
 
 ROWS_PER_CALL = 64
 DEVICE_ROWS = 8
@@ -39,15 +41,20 @@ def losses(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str,
     return figures(dist.sum_(sums_of(nll, batches, token_bytes)))
 
 
-@torch.no_grad()
 def sums_of(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
     """Sum nats and bytes of the targets that have bytes, and count them, over these batches only: (3,) float64."""
     sums = torch.zeros(3, dtype=torch.float64, device=token_bytes.device)
     for batch in batches:
-        bytes_ = token_bytes[batch.targets.clamp(min=0)].masked_fill(batch.targets < 0, 0)  # (B, T)
-        nats = nll(batch.inputs, batch.targets).masked_fill(bytes_ == 0, 0)
-        sums += torch.stack((nats.sum(dtype=torch.float64), bytes_.sum().double(), (bytes_ > 0).sum().double()))
+        sums += row_sums(nll, batch, token_bytes).sum(0)
     return sums
+
+
+@torch.no_grad()
+def row_sums(nll: Nll, batch: Batch, token_bytes: Tensor) -> Tensor:
+    """Sum nats and bytes of the targets that have bytes, and count them, in each row of a batch: (B, 3) float64."""
+    bytes_ = token_bytes[batch.targets.clamp(min=0)].masked_fill(batch.targets < 0, 0)  # (B, T)
+    nats = nll(batch.inputs, batch.targets).masked_fill(bytes_ == 0, 0)
+    return torch.stack([x.double().sum(-1) for x in (nats, bytes_, bytes_ > 0)], -1)
 
 
 def figures(sums: Tensor) -> dict[str, float]:
@@ -82,22 +89,30 @@ def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
 
 
 def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
-    """Describe bits per byte over the first rows of a complete folder of token shards; the figures are `losses`'.
+    """Describe bits per byte over the first rows of a complete folder of token shards.
+
+    The figures are `losses`', and under `interval` how sure `val_bpb` is, by rows.
 
     folder: readable by every process that makes a call.
     """
-    rows = range(min(TokenRows(folder).num_rows(), max_rows))
-    calls = [partial(_call, folder=folder, rows=part) for part in chunks(rows, ROWS_PER_CALL)]
+    rows, T = range(min(TokenRows(folder).num_rows(), max_rows)), TokenRows(folder).plan.sequence_len
+    calls = [
+        Call("bits per byte", partial(_call, folder=folder, rows=part), len(part) * T)
+        for part in chunks(rows, ROWS_PER_CALL)
+    ]
 
-    def finish(results: list[list[float]]) -> dict[str, float]:
-        return figures(torch.tensor(results, dtype=torch.float64).sum(0))
+    def finish(results: list[list[list[float]]]) -> dict[str, Any]:
+        sums = torch.tensor([row for result in results for row in result], dtype=torch.float64)
+        nats, bytes_ = (draws_of_mean(column) for column in sums.T[:2].tolist())  # of the same rows
+        return {**figures(sums.sum(0)), "interval": {"val_bpb": list(interval(nats / (math.log(2) * bytes_)))}}
 
     return Evaluation("bits per byte", calls, finish)
 
 
-def _call(loaded: LoadedModel, folder: str, rows: Sequence[int]) -> list[float]:
+def _call(loaded: LoadedModel, folder: str, rows: Sequence[int]) -> list[list[float]]:
+    """Return the nats, bytes and tokens of each of the rows."""
     store, device = TokenRows(folder), loaded.model.device
     token_bytes = torch.from_numpy(loaded.tokenizer.token_bytes()).to(device)
     batches = (next_token(*store.rows(part), 1.0, device) for part in chunks(rows, DEVICE_ROWS))
-    sums: list[float] = sums_of(loaded.model.nll, batches, token_bytes).tolist()
+    sums: list[list[float]] = torch.cat([row_sums(loaded.model.nll, b, token_bytes) for b in batches]).tolist()
     return sums

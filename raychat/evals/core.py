@@ -10,37 +10,39 @@ Source: DCLM, arXiv:2406.11794.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 
+from raychat.evals import accuracy
 from raychat.evals.bundle import CoreTask, Item, read_items
-from raychat.evals.evaluation import SEED, Evaluation, LoadedModel, chosen, over_tasks
-from raychat.evals.scoring import logits_of
+from raychat.evals.evaluation import SEED, Evaluation, LoadedModel, chosen, over_tasks, parts_of
+from raychat.evals.scoring import predictions
 from raychat.model.base import Model
+from raychat.model.branches import shared_prefix
 from raychat.model.loss import token_nll
 from raychat.tokenizer import Tokenizer
 
-BATCH_TOKENS = 8192
+ITEMS_PER_CALL = 128
+TOKENS_PER_EXAMPLE = 50  # roughly
 
 Rows = list[list[int]]  # one candidate's token ids each
+
+
+class Judged(NamedTuple):
+    """What the model makes of a candidate; the one with the lowest loss is its choice."""
+
+    loss: float  # nats per token
+    greedy: bool  # whether greedy decoding gives these tokens
 
 
 class Score(NamedTuple):
     accuracy: float
     centred: float  # 0 = guessing, 1 = perfect
     num_items: int
-
-
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all rows begin with.
-
-    >>> shared_prefix([[1, 2, 3], [1, 2, 4]])
-    2
-    """
-    shortest = min(len(row) for row in rows)
-    return next((i for i in range(shortest) if len({row[i] for row in rows}) > 1), shortest)
 
 
 def _num_scored(kind: str, rows: Rows, contexts: Rows) -> list[int]:
@@ -81,60 +83,73 @@ def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer:
 
 
 def evaluate_items(
-    loaded: LoadedModel, task: CoreTask, indices: Sequence[int], batch_tokens: int = BATCH_TOKENS
+    loaded: LoadedModel, task: CoreTask, indices: Sequence[int], batch_tokens: int | None = None
 ) -> list[bool]:
     """Return for each of these items whether the model is right. Candidates longer than its context keep their tail."""
     items, context = read_items(task), loaded.model.config.sequence_len
     candidates = [candidate_rows(task, items, index, loaded.tokenizer) for index in indices]
-    rows = [row[-context:] for of_item, _ in candidates for row in of_item]
-    counts = [min(count, context - 1) for _, of_item in candidates for count in of_item]
-    losses, greedy = _score_rows(loaded.model, rows, counts, batch_tokens)
-    correct, start = [], 0
-    for index in indices:
-        end = start + len(items[index].contexts)
-        best = losses.index(min(losses[start:end]), start)
-        correct.append(best == start + items[index].gold if end - start > 1 else greedy[start])
-        start = end
-    return correct
+    rows = [[row[-context:] for row in of_item] for of_item, _ in candidates]
+    counts = [[min(count, context - 1) for count in of_item] for _, of_item in candidates]
+    judged = judge(loaded.model, rows, counts, batch_tokens)
+    return [
+        of_item.index(min(of_item)) == items[index].gold if len(of_item) > 1 else of_item[0].greedy
+        for index, of_item in zip(indices, judged, strict=True)
+    ]
 
 
-def _score_rows(model: Model, rows: Rows, counts: list[int], batch_tokens: int) -> tuple[list[float], list[bool]]:
-    """Return each row's mean loss over its last `count` tokens, and whether greedy decoding gives them."""
-    losses, greedy = [0.0] * len(rows), [False] * len(rows)
-    for number, logits in logits_of(model, rows, batch_tokens):
-        count = counts[number]
-        predictions = logits[-count - 1 : -1].unsqueeze(0)  # (1, count, V)
-        targets = torch.tensor([rows[number][-count:]], device=predictions.device)
-        losses[number] = token_nll(predictions, targets).mean().item()
-        greedy[number] = bool((predictions.argmax(-1) == targets).all())
-    return losses, greedy
-
-
-def centred(accuracy: float, chance: float) -> float:
-    """Scale an accuracy so that guessing is 0 and perfection 1."""
-    return (accuracy - chance) / (1 - chance)
+def judge(
+    model: Model, rows: Sequence[Rows], counts: Sequence[Sequence[int]], batch_tokens: int | None = None
+) -> list[list[Judged]]:
+    """Judge each item's candidates by the last `count` tokens of each."""
+    judged: dict[tuple[int, int], Judged] = {}
+    for sequences, logits in predictions(model, [[row[:-1] for row in r] for r in rows], counts, batch_tokens):
+        ends = [rows[item][i][-counts[item][i] :] for item, i in sequences]
+        targets, sizes = torch.tensor(list(chain.from_iterable(ends))).to(logits.device), [len(end) for end in ends]
+        losses = torch.stack([x.mean() for x in token_nll(logits[None], targets[None])[0].split(sizes)])
+        greedy = torch.stack([x.all() for x in (logits.argmax(-1) == targets).split(sizes)])
+        judged |= dict(zip(sequences, map(Judged, losses.tolist(), greedy.tolist()), strict=True))
+    return [[judged[item, i] for i in range(len(of_item))] for item, of_item in enumerate(rows)]
 
 
 def score(task: CoreTask, correct: Sequence[bool]) -> Score:
     """Score a task by which of its items are correct."""
     if not correct:
         raise ValueError(f"task {task.label}: no items to score in {task.file}")
-    accuracy = sum(correct) / len(correct)
-    return Score(accuracy, centred(accuracy, task.chance), len(correct))
+    share = accuracy.mean(correct)
+    return Score(share, accuracy.centred(share, task.chance), len(correct))
 
 
 def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> Evaluation:
     """Describe CORE, the mean centred accuracy, over these tasks, each over at most `max_items` of its items.
 
-    The figures are `core`, and under `core_tasks` every task's `Score`. All files are read before the first call.
+    The figures are those of `accuracy.figures`, for `core`, and under `core_tasks` every task's `Score`. All files are
+    read before the first call.
     """
     if not tasks:
         raise ValueError("CORE needs at least one task")
 
     def figures(correct: dict[CoreTask, list[bool]]) -> dict[str, Any]:
-        scores = {task.label: score(task, correct[task]) for task in tasks}
-        core = sum(s.centred for s in scores.values()) / len(scores)
-        return {"core": core, "core_tasks": {label: s._asdict() for label, s in scores.items()}}
+        scores = {task.label: score(task, correct[task])._asdict() for task in tasks}
+        outcomes = {task.label: [int(right) for right in correct[task]] for task in tasks}
+        return {"core_tasks": scores, **accuracy.figures("core", outcomes, {task.label: task.chance for task in tasks})}
 
     items = {task: chosen(len(read_items(task)), max_items) for task in tasks}
-    return over_tasks("CORE", items, evaluate_items, figures)
+    calls = [call for task in tasks for call in parts_of({task: items[task]}, ITEMS_PER_CALL)]
+    label: Callable[[CoreTask], str] = attrgetter("label")
+    return over_tasks("CORE", calls, _evaluate, figures, label=label, cost=_tokens_per_item)
+
+
+def texts(tasks: Sequence[CoreTask], max_items: int | None = None) -> dict[str, list[str]]:
+    """Return by task the right candidates of the items that `core_evaluation` chooses, without examples."""
+    return {
+        task.label: [_text(task, items[index], items[index].gold) for index in chosen(len(items), max_items)]
+        for task, items in ((task, read_items(task)) for task in tasks)
+    }
+
+
+def _evaluate(loaded: LoadedModel, parts: Sequence[tuple[CoreTask, Sequence[int]]]) -> list[list[bool]]:
+    return [evaluate_items(loaded, task, indices) for task, indices in parts]
+
+
+def _tokens_per_item(task: CoreTask) -> float:
+    return TOKENS_PER_EXAMPLE * (task.num_fewshot + 1)

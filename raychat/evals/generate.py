@@ -39,8 +39,7 @@ def answer(
 
     An answer depends on its question, its seed and the weights alone. The seed of `params` is not used.
     """
-    room = max(engine.context - params.max_new_tokens, engine.context // 2)  # for the prompt, whose tail counts most
-    prompts = [prompt(engine.tokenizer, question.problem, room) for question in questions]
+    prompts = [question_prompt(engine, question, params) for question in questions]
     samples = [(i, seed) for i, question in enumerate(questions) for seed in question.seeds]
     completions = engine.generate([prompts[i] for i, _ in samples], [replace(params, seed=seed) for _, seed in samples])
     groups: list[Group] = [[] for _ in questions]
@@ -49,6 +48,12 @@ def answer(
         earned = float(reward(questions[i].problem, text))
         groups[i].append(Rollout(prompts[i], made.ids, made.sampled, made.logprobs, text, earned))
     return groups
+
+
+def question_prompt(engine: Engine, question: Question, params: SamplingParams) -> list[int]:
+    """Render a question's prompt, cut so that an answer fits behind it, but to no less than half of the context."""
+    room = max(engine.context - params.max_new_tokens, engine.context // 2)  # the prompt's tail counts most
+    return prompt(engine.tokenizer, question.problem, room)
 
 
 def prompt(tokenizer: Tokenizer, problem: Problem, max_tokens: int) -> list[int]:

@@ -9,31 +9,51 @@ from typing import Any
 
 from raychat import checkpoint, paths
 from raychat.actors import Actors
-from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.log import Progress
 
 OpenActors = Callable[..., Actors]  # (build, num_calls, name=) -> actors that hold what `build()` returns
 
 
 def evaluate(path: str, evaluations: Sequence[Evaluation], open_actors: OpenActors) -> dict[str, Any]:
-    """Evaluate the checkpoint at `path`; return the figures of all evaluations, joined.
+    """Evaluate the checkpoint at `path`; return the figures of all evaluations, joined, and `seconds` by part.
 
-    The calls are spread over actors, which must all be able to read `path`.
+    The calls are spread over actors, which must all be able to read `path`; the longest are made first.
+
+    Raises:
+        ValueError: two evaluations give the same figure.
     """
     checkpoint.read_meta(path)
     calls = [call for evaluation in evaluations for call in evaluation.calls]
+    order = sorted(range(len(calls)), key=lambda i: -calls[i].cost)
     name = f"evaluate {', '.join(evaluation.name for evaluation in evaluations)}"
     actors = open_actors(partial(LoadedModel.load, path), len(calls), name=name)
     with closing(actors), Progress(name, len(calls)) as progress:
-        results = list(progress.track(actors.map(lambda loaded, call: call(loaded), calls)))
-    found: dict[str, Any] = {}
+        made = progress.track(actors.map(_timed, [calls[i] for i in order]))
+        timed = dict(zip(order, made, strict=True))
+    seconds = dict.fromkeys((call.part for call in calls), 0.0)
+    for i, call in enumerate(calls):
+        seconds[call.part] = round(seconds[call.part] + timed[i][0], 3)
+    results, found = [timed[i][1] for i in range(len(calls))], {"seconds": seconds}
     for evaluation in evaluations:
         mine, results = results[: len(evaluation.calls)], results[len(evaluation.calls) :]
-        figures = evaluation.finish(mine)
-        if twice := found.keys() & figures.keys():
-            raise ValueError(f"two evaluations give {', '.join(sorted(twice))}")
-        found |= figures
+        found = _joined(found, evaluation.finish(mine))
     return found
+
+
+def _timed(loaded: LoadedModel, call: Call) -> tuple[float, Any]:
+    """Return the seconds of a call, and its result."""
+    started = time.perf_counter()
+    result = call(loaded)
+    return time.perf_counter() - started, result
+
+
+def _joined(some: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Join figures; those that are dicts of figures by name are joined, too."""
+    both = some.keys() & more.keys()
+    if twice := [name for name in sorted(both) if not isinstance(some[name], dict)]:
+        raise ValueError(f"two evaluations give {', '.join(twice)}")
+    return some | more | {name: _joined(some[name], more[name]) for name in both}
 
 
 def evaluate_stage(

@@ -7,7 +7,7 @@ from itertools import islice
 
 from raychat.chat import template
 from raychat.engine.sampling import SamplingParams
-from raychat.evals.evaluation import Evaluation, LoadedModel
+from raychat.evals.evaluation import Call, Evaluation, LoadedModel
 from raychat.tokenizer import Tokenizer
 
 NUM_BEGINNINGS = 6
@@ -63,7 +63,8 @@ def _samples(call: Callable[..., list[str]], prompts: Sequence[str], max_new_tok
     def finish(results: list[list[str]]) -> dict[str, object]:
         return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, results[0], strict=True)]}
 
-    return Evaluation("samples", [partial(call, prompts=prompts, max_new_tokens=max_new_tokens)], finish)
+    run = partial(call, prompts=prompts, max_new_tokens=max_new_tokens)
+    return Evaluation("samples", [Call("samples", run, len(prompts) * max_new_tokens)], finish)
 
 
 def _continue(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:

@@ -1,32 +1,71 @@
-"""Logits of rows of different lengths, padded and batched, for CORE and multiple choice."""
+"""What a model predicts at the ends of token sequences, batched by length, for CORE and multiple choice."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from raychat.model.base import Model
+from raychat.model.branches import BranchedRow, hidden, row_of
+
+Tokens = list[int]
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}  # fastest; a CPU's cache holds the activations of few tokens
+
+
+class Predictions(NamedTuple):
+    """The predictions of one batch."""
+
+    sequences: list[tuple[int, int]]  # (group, number in the group) of each sequence
+    logits: Tensor  # (sum of their counts, V) fp32, one sequence after the other
+
+
+class _Unit(NamedTuple):
+    """Sequences that are computed as one row."""
+
+    row: BranchedRow
+    members: list[tuple[int, int]]  # (group, number in the group) of each
 
 
 @torch.inference_mode()
-def logits_of(model: Model, rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (row number, its logits (len(row), V) fp32), the longest rows first.
+def predictions(
+    model: Model,
+    groups: Sequence[Sequence[Tokens]],
+    counts: Sequence[Sequence[int]],
+    batch_tokens: int | None = None,
+) -> Iterator[Predictions]:
+    """Yield what the model predicts after each of the last `counts` tokens of sequences, the longest first.
 
-    Rows are padded on the right, where causal attention does not look. A batch has at least one row, and beyond that at
-    most `batch_tokens` tokens with the padding.
+    Args:
+        groups: sequences whose common beginning is computed once, as far as they fit into the context side by side.
+        counts: at least 1 and at most its length, for each sequence.
+        batch_tokens: of one forward pass at most, with the padding, unless one row is longer; None = by the device.
+
+    Raises:
+        ValueError: a sequence is empty or longer than the context.
     """
-    device, context = model.device, model.config.sequence_len
-    lengths = [len(row) for row in rows]
-    if rows and not 1 <= min(lengths) <= max(lengths) <= context:
-        raise ValueError(f"rows must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")
-    order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    while order:
-        width = lengths[order[0]]
-        height = max(1, batch_tokens // width)
-        batch, order = order[:height], order[height:]
-        padded = torch.zeros(len(batch), width, dtype=torch.int64)
-        for i, row in enumerate(batch):
-            padded[i, : lengths[row]] = torch.tensor(rows[row])
-        logits = model(padded.to(device))
-        for i, row in enumerate(batch):
-            yield row, logits[i, : lengths[row]]
+    context = model.config.sequence_len
+    lengths = [len(sequence) for group in groups for sequence in group]
+    if lengths and not 1 <= min(lengths) <= max(lengths) <= context:
+        raise ValueError(f"sequences must have 1 to {context} tokens, got {min(lengths)} to {max(lengths)}")
+    units = [unit for number, group in enumerate(groups) for unit in _units(number, group, context)]
+    units.sort(key=lambda unit: -len(unit.row.ids))
+    batch_tokens = batch_tokens or _BATCH_TOKENS.get(model.device.type, 1024)
+    while units:
+        height = max(1, batch_tokens // len(units[0].row.ids))
+        batch, units = units[:height], units[height:]
+        x = hidden(model, [row for row, _ in batch])
+        ends = [
+            number * x.size(1) + place
+            for number, (row, members) in enumerate(batch)
+            for (i, j), path in zip(members, row.paths, strict=True)
+            for place in path[-counts[i][j] :]
+        ]
+        yield Predictions([member for _, members in batch for member in members], model.logits(x.flatten(0, 1)[ends]))
+
+
+def _units(number: int, group: Sequence[Tokens], context: int) -> list[_Unit]:
+    row = row_of(group)
+    if len(row.ids) <= context:
+        return [_Unit(row, [(number, i) for i in range(len(group))])]
+    return [_Unit(row_of([sequence]), [(number, i)]) for i, sequence in enumerate(group)]

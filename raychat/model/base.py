@@ -1,12 +1,12 @@
 """What loop, engine, evaluations and checkpoints need of a model, and the learning rates that a model brings along."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from raychat.model.cache import KVCache, Pass
+from raychat.model.cache import KVCache
 from raychat.model.loss import token_nll
 
 
@@ -44,6 +44,17 @@ class Muon(NamedTuple):
         return self._replace(lr=self.lr * lr_scale)
 
 
+class Past(Protocol):
+    """What a model asks of a pass over N tokens, each of which has a past of its own."""
+
+    before: Tensor  # (N,) int64, the token before each one; -1 at a start
+    positions: Tensor  # (N,) int64
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with q (N, H, D) over what each token sees, itself included; k and v (N, K, D) are of the N tokens."""
+        ...
+
+
 class Model(nn.Module, ABC):
     """A language model. Everything outside raychat/model uses this face alone; see `registry` for the classes."""
 
@@ -59,11 +70,11 @@ class Model(nn.Module, ABC):
         """Compute fp32 logits (B, T, V) of every next token from whole sequences of ids (B, T) int64."""
 
     @abstractmethod
-    def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, past: Past | None = None) -> Tensor:
         """Compute the normalised last hidden states (B, T, C).
 
         Args:
-            past: a pass over a KVCache: idx is (1, N), its tokens, which continue what the cache's slots hold.
+            past: of a pass over N tokens of any sequences; idx is (1, N). None = the rows are whole sequences.
         """
 
     @abstractmethod

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from raychat.model import flops
 from raychat.model.attention import attend, rotary_table, rotate, use_fastest_kernel
-from raychat.model.base import AdamW, Model, Muon, padded
-from raychat.model.cache import KVCache, Pass
+from raychat.model.base import AdamW, Model, Muon, Past, padded
+from raychat.model.cache import KVCache
 from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
 from raychat.model.rates import rates_of
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         projections = [self.q, self.k, self.v, *([self.ve_gate] if self.ve_gate else [])]
         self.packed = PackedWeights([projection.weight for projection in projections])
 
-    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Pass | None) -> Tensor:
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Past | None) -> Tensor:
         """x: (B, T, C) normalised; ve: (B, T, K * D) or None -> (B, T, C)."""
         B, T, _ = x.shape
         config = self.config
@@ -149,7 +149,7 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Pass | None) -> Tensor:
+    def forward(self, x: Tensor, ve: Tensor | None, rotary: tuple[Tensor, Tensor], past: Past | None) -> Tensor:
         x = x + self.attn(norm(x), ve, rotary, past)
         return x + self.mlp(norm(x))
 
@@ -249,7 +249,7 @@ class GPT(Model):
             return softcap * torch.tanh(logits / softcap)
         return logits.mul_(2 / softcap).sigmoid_().mul_(2 * softcap).sub_(softcap)  # PyTorch's tanh is slow on a CPU
 
-    def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, past: Past | None = None) -> Tensor:
         config = self.config
         T = idx.size(1)
         cos, sin = self._rotary_table(max(T, config.sequence_len), idx.device)
@@ -272,7 +272,7 @@ class GPT(Model):
             x = x - self.backout_lambda.to(x.dtype) * middle
         return norm(x)
 
-    def _smear(self, x: Tensor, past: Pass | None) -> Tensor:
+    def _smear(self, x: Tensor, past: Past | None) -> Tensor:
         """Add to every embedding a gated share of the one before it (B, T, C)."""
         if past is None:
             before = F.pad(x[:, :-1], (0, 0, 1, 0))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from raychat.model import flops
 from raychat.model.attention import attend, use_fastest_kernel
-from raychat.model.base import AdamW, Model, Muon, padded
-from raychat.model.cache import KVCache, Pass
+from raychat.model.base import AdamW, Model, Muon, Past, padded
+from raychat.model.cache import KVCache
 from raychat.model.linear import Linear
 from raychat.model.packed import PackedWeights
 
@@ -78,7 +78,7 @@ class GPT2Attention(nn.Module):
         self.qkv = Linear(config.n_embd, 3 * config.n_embd, config.bias)
         self.proj = Linear(config.n_embd, config.n_embd, config.bias)
 
-    def forward(self, x: Tensor, past: Pass | None) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None) -> Tensor:
         """x: (B, T, C) normalised -> (B, T, C)."""
         B, T, _ = x.shape
         config = self.config
@@ -111,7 +111,7 @@ class GPT2Block(nn.Module):
         self.attn = GPT2Attention(config, layer)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, past: Pass | None) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None) -> Tensor:
         x = x + F.dropout(self.attn(self.ln_1(x), past), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
@@ -185,7 +185,7 @@ class GPT2(Model):
             logits = F.linear(x, self.wte.weight.to(x.dtype))
         return logits[..., : self.config.vocab_size].float()
 
-    def hidden(self, idx: Tensor, past: Pass | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, past: Past | None = None) -> Tensor:
         positions = torch.arange(idx.size(1), device=idx.device) if past is None else past.positions
         x = (self.wte(idx) + self.wpe(positions)).to(self._dtype)
         x = F.dropout(x, self.config.dropout, self.training)
