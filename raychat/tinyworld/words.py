@@ -2,7 +2,9 @@
 
 from functools import cache
 
-from raychat.tinyworld.phrases import words
+from raychat.tasks import spelling
+from raychat.tasks.source import HUB
+from raychat.tinyworld.phrases import sections, words
 
 # the lists in words.txt whose words are worth spelling: everything in lower case
 SPELLED = (
@@ -23,14 +25,29 @@ def spelling_words() -> tuple[str, ...]:
     return tuple(sorted({word for group in (*map(words, SPELLED), *opposites()) for word in group}))
 
 
-def number_name(n: int) -> str:
-    """Return a number from 0 to 199 in words.
+@cache
+def strangers() -> dict[str, tuple[str, ...]]:
+    """Return the lists of strangers.txt."""
+    return {name: tuple(" ".join(group).split(", ")) for name, (group,) in sections("strangers").items()}
 
-    >>> number_name(7), number_name(42), number_name(115)
-    ('seven', 'forty-two', 'one hundred and fifteen')
+
+@cache
+def spelled_words(*, test: bool) -> tuple[str, ...]:
+    """Return the words of the small world, of its strangers and of the spelling tasks, held out or not, sorted."""
+    named = (*words("people"), *(name for names in strangers().values() for name in names))
+    found = {*spelling_words(), *(name.lower() for name in named if name.isalpha())}
+    found |= {*spelling.words(HUB, "test" if test else "train")}
+    return tuple(sorted(word for word in found if spelling.is_test_word(word) == test))
+
+
+def number_name(n: int) -> str:
+    """Return a number from 0 to 999 in words.
+
+    >>> number_name(7), number_name(42), number_name(215)
+    ('seven', 'forty-two', 'two hundred and fifteen')
     """
     if n >= 100:
-        return "one hundred" + (f" and {number_name(n - 100)}" if n > 100 else "")
+        return f"{words('ones')[n // 100]} hundred" + (f" and {number_name(n % 100)}" if n % 100 else "")
     if n < 20:
         return words("ones")[n]
     return words("tens")[n // 10 - 2] + (f"-{words('ones')[n % 10]}" if n % 10 else "")
