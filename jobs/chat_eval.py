@@ -44,7 +44,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat import checkpoint
     from raychat.cluster.map import actors_per_core, actors_per_worker
     from raychat.data import corpus
-    from raychat.evals import chat, contamination, samples
+    from raychat.evals import chat, contamination, samples, suggestions
     from raychat.evals.accuracy import between, details
     from raychat.evals.evaluation import Evaluation
     from raychat.evals.run import evaluate_stage
@@ -67,7 +67,7 @@ def run(args: Args) -> dict[str, Any]:
             texts, shards = chat.texts(names, root, args.max_problems), contamination.training_shards(base(), storage)
             scan = partial(actors_per_core, args.cluster)
             evaluation = contamination.checked(evaluation, texts, shards, scan, args.contamination)
-        return [evaluation, samples.replies(args.questions)]
+        return [evaluation, samples.replies(args.questions), suggestions.suggestions(root, args.questions)]
 
     settings = {
         "tasks": args.tasks,

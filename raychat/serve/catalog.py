@@ -15,6 +15,7 @@ from raychat.serve.service import card_of
 from raychat.serve.types import DEFAULT_NAMES, Failure
 
 REFRESH_S = 2.0  # how old an answer about the storage may be
+NUM_SUGGESTED = 4
 _REMEMBERED = 1000  # ids: whoever asks for many that do not exist fills no memory
 
 log = logging.getLogger(__name__)
@@ -104,14 +105,16 @@ def _card(found: Found) -> ModelCard | None:
 
 
 def suggestions(stage_folder: str) -> list[str]:
-    """Return the first questions that the evaluation of a stage found its model to answer well; none before it."""
+    """Return the first questions that a stage's evaluation found its model to answer well; none before it."""
     path = paths.join(stage_folder, "eval.json")
     return _suggestions_of_version(path, paths.version(path)) if paths.exists(path) else []
 
 
 @lru_cache(maxsize=1000)
 def _suggestions_of_version(path: str, version: str) -> list[str]:
-    return list(paths.read_json(path).get("suggestions", []))
+    evaluation = paths.read_json(path)
+    texts = [sample["prompt"] for sample in evaluation.get("samples", [])]  # what a base model has continued
+    return list(evaluation.get("suggestions", texts[:NUM_SUGGESTED]))
 
 
 @lru_cache(maxsize=10_000)
