@@ -50,19 +50,29 @@ def extract_code(completion: str) -> str:
 
 
 def program(problem: Problem, completion: str) -> str:
-    """Return the program that tests a completion.
+    """Return the program that a completion makes.
 
     The completion is a whole function, or the lines that continue the prompt. A whole function follows the prompt's
     imports and other definitions.
     """
-    prompt, name, test = (problem.reference[key] for key in ("prompt", "entry_point", "test"))
     code = extract_code(completion)
-    start = prompt.find(f"def {name}")
-    whole = re.search(rf"^def {re.escape(name)}\b", code, re.MULTILINE) is not None
-    solution = prompt[:start] + code if whole else prompt + code
-    return f"{solution}\n\n{test}\n\ncheck({name})\n"
+    whole = re.search(rf"^def {re.escape(problem.reference['entry_point'])}\b", code, re.MULTILINE) is not None
+    return (_before_function(problem) if whole else problem.reference["prompt"]) + code
+
+
+def checks(problem: Problem) -> str:
+    """Return the program that tests the function. Some tests call what the prompt defines before it."""
+    reference = problem.reference
+    return f"{_before_function(problem)}\n\n{reference['test']}\n\ncheck({reference['entry_point']})\n"
+
+
+def _before_function(problem: Problem) -> str:
+    prompt: str = problem.reference["prompt"]
+    return prompt[: prompt.find(f"def {problem.reference['entry_point']}")]
 
 
 def code_reward(problem: Problem, completion: str) -> float:
     """Return 1 if the completion's function passes the problem's tests in the sandbox."""
-    return float(sandbox.run(program(problem, completion), timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES).passed)
+    name = problem.reference["entry_point"]
+    code = program(problem, completion)
+    return float(sandbox.judge(code, checks(problem), name, timeout_s=TIMEOUT_S, memory_bytes=MEMORY_BYTES).passed)
