@@ -43,7 +43,10 @@ def guarded() -> None:
 
 
 def error_of(program: str, timeout_s: float = PATIENT_S) -> str | None:
-    return judge(program, TESTS, "f", timeout_s=timeout_s).error
+    error = judge(program, TESTS, "f", timeout_s=timeout_s).error
+    if error is not None:
+        error.encode()  # it can be written down
+    return error
 
 
 def call(x86_64: int, aarch64: int, *arguments: Any) -> str:
@@ -70,18 +73,8 @@ FORGERIES = {
     "an int that equals all": "class E(int):\n  __eq__ = lambda a, b: True\n  __hash__ = None\ndef f(n): return E(1)",
     "a str that equals all": "class E(str):\n  __eq__ = lambda a, b: True\n  __hash__ = None\ndef f(n): return E('1')",
     "a list that equals all": "class E(list):\n  __eq__ = lambda a, b: True\n  __hash__ = None\ndef f(n): return E()",
-    "a verdict on every file": """
-import os
-for fd in range(64):
-    try: os.write(fd, b'{"guards": [], "error": null}\\n')
-    except OSError: pass
-os._exit(0)""",
-    "answers ahead of the calls": """
-import os
-for fd in range(3, 64):
-    try: os.write(fd, b'{"value": 49}\\n' * 2 + b'{"error": ["ValueError", ""]}\\n' * 9)
-    except OSError: pass
-os._exit(0)""",
+    "a verdict on every file": to_all_files(b'{"guards": [], "error": null}\n') + "os._exit(0)",
+    "answers ahead of the calls": to_all_files(b'{"value": 49}\n' * 3 + b'{"error": ["KeyError", ""]}\n'),
     "other assertions": "import builtins; builtins.AssertionError = ValueError\ndef f(n): raise ValueError",
     "another judge": """
 import sys, os
@@ -99,12 +92,8 @@ def f(n): return 0""",
     "bytes that are not text": to_all_files(b"\xff\x00\n"),
     "nested brackets": to_all_files(b"[" * 50_000 + b"\n"),
     "not an answer": to_all_files(b"[1, 2]\n"),
-    "an unknown type": """
-import os
-for fd in range(3, 64):
-    try: os.write(fd, b'{"value": null}\\n{"value": {"eval": "EXPECTED"}}\\n')
-    except OSError: pass""",
-    "a surrogate in an exception": "def f(n): raise KeyError('\\ud800')",
+    "an unknown type": to_all_files(b'{"value": null}\n{"value": {"eval": "EXPECTED"}}\n'),
+    "a surrogate in an exception": "def f(n): raise RuntimeError('\\ud800')",
     "an exception without text": "class E(Exception):\n  __str__ = None\ndef f(n): raise E",
     "an exception without a name": """
 class M(type): __name__ = property(lambda c: 1 / 0)

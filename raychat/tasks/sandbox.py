@@ -98,7 +98,7 @@ def _judge(program: str, tests: str, name: str, timeout_s: float, memory_bytes: 
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            env={"MALLOC_ARENA_MAX": "1"},  # else every thread reserves 64 MiB
+            env={},
             pass_fds=(checks.fileno(),),
             start_new_session=True,  # a process group of its own, which is killed as a whole
         ) as process:
