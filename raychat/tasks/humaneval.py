@@ -15,12 +15,14 @@ MEMORY_BYTES = 512 * 2**20
 def humaneval(root: str, split: str = "test") -> Task:
     """Return HumanEval, which has only a test split. A completion earns 1 if its function passes all tests.
 
+    Raises ValueError where the sandbox refuses to run programs: before any answer is generated.
+
     Source: Chen et al., arXiv:2107.03374; hub data set openai/openai_humaneval.
     """
     one_of(split, ("test",), "HumanEval")
     hub = ("openai/openai_humaneval", None, split)
     problems = load_problems(root, hub, "humaneval/HumanEval.jsonl.gz", LAYOUT, _problem)
-    return Task("HumanEval", problems, 0.0, code_reward, max_new_tokens=512)
+    return Task("HumanEval", problems, 0.0, code_reward, max_new_tokens=512, guards=sandbox.guards())
 
 
 def code_request(prompt: str) -> str:
