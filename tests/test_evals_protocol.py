@@ -81,9 +81,9 @@ def test_multiple_choice_is_worded_as_in_nanochat(tmp_path: Path) -> None:
     arc = tmp_path / "ai2_arc" / "ARC-Easy" / "test.jsonl"
     arc.parent.mkdir(parents=True)
     choices = {"text": ["stone", "fox", "hat"], "label": ["A", "B", "C"]}
-    rows = [{"id": "0", "question": f"{i} animals?", "choices": choices, "answerKey": "ABC"[i % 3]} for i in range(24)]
+    rows = [{"id": "0", "question": f"{i} animals?", "choices": choices, "answerKey": "ABC"[i % 3]} for i in range(6)]
     arc.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = LoadedModel(lively(), byte_tokenizer())
+    loaded = LoadedModel(lively(6), byte_tokenizer())  # answers B in our words, C in nanochat's
     found = results(chat.chat_evaluation(["arc-easy"], str(tmp_path), wording=NANOCHAT.wording), loaded)
     assert found["answers"][0]["question"] == (
         "Multiple Choice question: 0 animals?\n- stone=A\n- fox=B\n- hat=C\n\n"
@@ -91,7 +91,7 @@ def test_multiple_choice_is_worded_as_in_nanochat(tmp_path: Path) -> None:
     )
     worded, own = (chat.load("arc-easy", str(tmp_path), wording=p.wording) for p in (NANOCHAT, OWN))
     assert [problem.messages[-1]["content"] for problem in worded.problems[:3]] == ["A", "B", "C"]
-    rewards = [[g.reward for g in chat.evaluate_problems(loaded, [(t, range(24))])[0]] for t in (worded, own)]
+    rewards = [[g.reward for g in chat.evaluate_problems(loaded, [(t, range(6))])[0]] for t in (worded, own)]
     assert found["outcomes"]["arc-easy"] == rewards[0] != rewards[1]
 
 
