@@ -8,7 +8,7 @@ from raychat.tasks.task import Problem, Task, exchange
 
 LAYOUT = "{task_id, prompt, entry_point, canonical_solution, test}"
 FENCED = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-TIMEOUT_S = 5.0
+TIMEOUT_S = 15.0  # of which six seconds of CPU time
 MEMORY_BYTES = 512 * 2**20
 
 

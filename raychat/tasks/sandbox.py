@@ -53,7 +53,7 @@ def judge(program: str, tests: str, name: str, *, timeout_s: float = 5.0, memory
     Args:
         program: source code, not trusted; it has no access to `tests`.
         tests: source code, trusted; passes if it runs to its end.
-        timeout_s: wall time; CPU time of each process is limited to the next whole second above it.
+        timeout_s: wall time; CPU time of each process is limited to the next whole second above a third of it.
         memory_bytes: address space of each process, including the interpreter's own ~30 MB.
 
     Raises:

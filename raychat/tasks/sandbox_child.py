@@ -205,7 +205,7 @@ def main() -> None:
     del sys.argv[1:], sys.path[0]  # the program imports the standard library alone
     locks.die_with_parent()
     tests, timeout_s = int(tests_fd), float(timeout)
-    limits = int(memory_bytes), math.ceil(timeout_s) + 1
+    limits = int(memory_bytes), math.ceil(timeout_s / 3) + 1  # a busy machine still gives a third of a core
     calls, answers = os.pipe(), os.pipe()
     program = fork((tests, calls[1], answers[0]), answer_calls, name, calls[0], answers[1], limits)
     report = os.pipe()  # A has been forked without it

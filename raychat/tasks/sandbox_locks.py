@@ -77,7 +77,8 @@ def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
     taken = []
     for name, value in limits.items():
         try:
-            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+            hard = value + (name == "CPU")  # SIGXCPU a second before SIGKILL, so that the reason shows
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, hard))
             taken.append("rlimit_" + name.lower())
         except (AttributeError, OSError, ValueError):  # not on this system, or already lower
             pass
