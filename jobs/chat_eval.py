@@ -65,7 +65,9 @@ def run(args: Args) -> dict[str, Any]:
         names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
         wording = PROTOCOLS[args.protocol].wording
         sampling = chat.Sampling(args.temperature, args.num_samples, args.max_new_tokens)
-        evaluation = chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling, wording=wording)
+        evaluation = chat.chat_evaluation(
+            names, root, max_problems=args.max_problems, sampling=sampling, wording=wording
+        )
         if args.contamination is not None:
             texts, shards = chat.texts(names, root, args.max_problems), contamination.training_shards(base(), storage)
             scan = partial(actors_per_core, args.cluster)

@@ -154,9 +154,7 @@ def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None, pro
     return over_tasks("CORE", calls, run, figures, label=label, cost=_tokens_per_item)
 
 
-def texts(
-    tasks: Sequence[CoreTask], max_items: int | None = None, protocol: Protocol = OWN
-) -> dict[str, list[str]]:
+def texts(tasks: Sequence[CoreTask], max_items: int | None = None, protocol: Protocol = OWN) -> dict[str, list[str]]:
     """Return by task the right candidates of the items that `core_evaluation` chooses, without examples."""
     return {
         task.label: [_text(task, items[index], items[index].gold) for index in chosen(len(items), max_items)]
