@@ -82,11 +82,8 @@ def run(args: Args) -> dict[str, Any]:
         "num_samples": args.num_samples,
         "questions": args.questions,
     }
-    for name in ("max_new_tokens", "contamination"):  # an eval.json from before these settings still counts
-        if (value := getattr(args, name)) is not None:
-            settings[name] = value
-    if args.protocol != "raychat":
-        settings["protocol"] = args.protocol
+    newer = {"max_new_tokens": None, "contamination": None, "protocol": "raychat"}  # an older eval.json still counts
+    settings |= {name: getattr(args, name) for name, default in newer.items() if getattr(args, name) != default}
     found = evaluate_stage(
         args.cluster.run_folder(args.run, args.stage), settings, describe, partial(actors_per_worker, args.cluster)
     )
