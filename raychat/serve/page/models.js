@@ -116,7 +116,7 @@ export function welcome(card, ask) {
   const [title, about] = isBase(card)
     ? ["Begin a text.", "A base model continues what you write."]
     : ["What shall we talk about?", "A model trained from scratch with raychat."];
-  const buttons = card.suggestions.map((idea) => element("button", { type: "button", onclick: () => ask(idea) }, idea));
+  const buttons = (card?.suggestions ?? []).map((idea) => element("button", { type: "button", onclick: () => ask(idea) }, idea));
   const mark = element("img", { src: "page/mark.svg", width: 56, height: 56, alt: "" });
   return element(
     "div",
