@@ -7,7 +7,7 @@ The run's newest base checkpoint is evaluated; the figures go to runs/<run>/base
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raychat.cluster import Cluster
 from raychat.settings import at_least
@@ -24,6 +24,7 @@ class Args:
     tasks: tuple[str, ...] | None = None  # labels of the bundle's tasks; None = all, empty = no CORE
     max_items: int | None = None  # items of each task, the same ones every time; None = all
     contamination: int | None = None  # words of an n-gram, such as 13, by which items are found in the training text
+    protocol: Literal["raychat", "nanochat"] = "raychat"  # how CORE's items and examples are drawn
     data: tuple[str, ...] | None = None  # corpus whose last shard is read, or a text file; None = what was trained on
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
@@ -74,6 +75,8 @@ def run(args: Args) -> dict[str, Any]:
     }
     if args.contamination is not None:  # an eval.json from before this setting still counts
         settings["contamination"] = args.contamination
+    if args.protocol != "raychat":
+        settings["protocol"] = args.protocol
     found = evaluate_stage(
         args.cluster.run_folder(args.run, "base"), settings, describe, partial(actors_per_worker, args.cluster)
     )
@@ -98,6 +101,7 @@ def core_of(args: Args, recipe: "Recipe") -> list["Evaluation"]:
     from raychat.evals import contamination
     from raychat.evals.bundle import load_bundle
     from raychat.evals.core import core_evaluation, texts
+    from raychat.evals.protocol import PROTOCOLS
 
     if args.tasks == ():
         return []
@@ -106,12 +110,13 @@ def core_of(args: Args, recipe: "Recipe") -> list["Evaluation"]:
         bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
     else:  # actors have another working folder
         bundle = paths.absolute(args.bundle)
-    tasks = load_bundle(bundle, args.tasks)
-    evaluation = core_evaluation(tasks, args.max_items)
+    tasks, protocol = load_bundle(bundle, args.tasks), PROTOCOLS[args.protocol]
+    evaluation = core_evaluation(tasks, args.max_items, protocol)
     if args.contamination is None:
         return [evaluation]
     shards, scan = contamination.training_shards(recipe, storage), partial(actors_per_core, args.cluster)
-    return [contamination.checked(evaluation, texts(tasks, args.max_items), shards, scan, args.contamination)]
+    of_items = texts(tasks, args.max_items, protocol)
+    return [contamination.checked(evaluation, of_items, shards, scan, args.contamination)]
 
 
 if __name__ == "__main__":

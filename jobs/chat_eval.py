@@ -26,6 +26,7 @@ class Args:
     num_samples: int = 1  # answers to each problem; their mean reward counts, and pass@k is reported
     max_new_tokens: int | None = None  # longest answer, in tokens; None = the task's own: 512 for HumanEval, else 256
     contamination: int | None = None  # words of an n-gram, such as 13, by which problems are found in pretraining text
+    protocol: Literal["raychat", "nanochat"] = "raychat"  # how multiple choice is worded; nanochat for its checkpoints
     questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
     cluster: Cluster = field(default_factory=Cluster)
 
@@ -47,6 +48,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.evals import chat, contamination, samples, suggestions
     from raychat.evals.accuracy import between, details
     from raychat.evals.evaluation import Evaluation
+    from raychat.evals.protocol import PROTOCOLS
     from raychat.evals.run import evaluate_stage
     from raychat.recipe import Recipe
 
@@ -61,8 +63,11 @@ def run(args: Args) -> dict[str, Any]:
     def describe(path: str) -> list[Evaluation]:
         root = corpus.task_root(args.task_data, storage)
         names = args.tasks if args.tasks is not None else chat.available(TASKS, root)
+        wording = PROTOCOLS[args.protocol].wording
         sampling = chat.Sampling(args.temperature, args.num_samples, args.max_new_tokens)
-        evaluation = chat.chat_evaluation(names, root, max_problems=args.max_problems, sampling=sampling)
+        evaluation = chat.chat_evaluation(
+            names, root, max_problems=args.max_problems, sampling=sampling, wording=wording
+        )
         if args.contamination is not None:
             texts, shards = chat.texts(names, root, args.max_problems), contamination.training_shards(base(), storage)
             scan = partial(actors_per_core, args.cluster)
@@ -77,9 +82,8 @@ def run(args: Args) -> dict[str, Any]:
         "num_samples": args.num_samples,
         "questions": args.questions,
     }
-    for name in ("max_new_tokens", "contamination"):  # an eval.json from before these settings still counts
-        if (value := getattr(args, name)) is not None:
-            settings[name] = value
+    newer = {"max_new_tokens": None, "contamination": None, "protocol": "raychat"}  # an older eval.json still counts
+    settings |= {name: getattr(args, name) for name, default in newer.items() if getattr(args, name) != default}
     found = evaluate_stage(
         args.cluster.run_folder(args.run, args.stage), settings, describe, partial(actors_per_worker, args.cluster)
     )

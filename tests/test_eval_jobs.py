@@ -195,3 +195,11 @@ def test_help_shows_every_command_on_a_line(
 def test_stage_without_checkpoint_is_an_error(storage: Cluster) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint in .*runs/t/rl to evaluate"):
         chat_eval.run(chat_eval.Args(run="t", stage="rl", cluster=storage))
+
+
+def test_protocol_is_a_setting_of_both(made: Path, storage: Cluster) -> None:
+    own = base_eval.run(base_args(made, storage, prompts=()))
+    other = base_eval.run(base_args(made, storage, prompts=(), protocol="nanochat"))
+    assert other["outcomes"] != own["outcomes"]
+    args = chat_eval.Args(run="t", task_data=str(made / "tasks"), questions=(), protocol="nanochat", cluster=storage)
+    assert chat_eval.run(args)["answers"][0]["question"].startswith("Multiple Choice question: Q0?\n- red=A\n")

@@ -18,6 +18,7 @@ from raychat.evals.evaluation import MAX_SEQUENCES, Evaluation, LoadedModel, cho
 from raychat.evals.generate import Question, prompt, question_prompt
 from raychat.evals.scoring import predictions
 from raychat.tasks import Problem, Task
+from raychat.tasks.choices import Wording, own_wording
 from raychat.tokenizer import Tokenizer
 
 PROBLEMS_PER_CALL = 128  # of a multiple-choice task
@@ -36,7 +37,8 @@ class Sampling(NamedTuple):
 
 GREEDY = Sampling()
 
-load = lru_cache(maxsize=16)(partial(tasks.load, split=SPLIT))  # (name, root) -> the task, loaded once per process
+# (name, root, wording=) -> the task, loaded once per process
+load = lru_cache(maxsize=16)(partial(tasks.load, split=SPLIT))
 
 
 class Graded(NamedTuple):
@@ -126,15 +128,21 @@ def _grade(task: Task, index: int, texts: Sequence[str]) -> Graded:
 
 
 def chat_evaluation(
-    names: Sequence[str], root: str, *, max_problems: int | None = None, sampling: Sampling = GREEDY
+    names: Sequence[str],
+    root: str,
+    *,
+    max_problems: int | None = None,
+    sampling: Sampling = GREEDY,
+    wording: Wording = own_wording,
 ) -> Evaluation:
     """Describe the evaluation of chat tasks (of `tasks.TASKS`), each over at most `max_problems` of its problems.
 
     The figures are `accuracy`, `chance` and `num_problems` by task, those of `accuracy.figures` for `chatcore`,
-    `pass_at_k` of the tasks that are answered several times, and under `answers` a few of each task.
+    `pass_at_k` of the tasks that are answered several times, `guards` of those whose answers are programs, and under
+    `answers` a few of each task.
     Every process that makes a call must be able to read `root`, where the tasks' data is.
     """
-    by_name = {name: load(name, root) for name in names}
+    by_name = {name: load(name, root, wording=wording) for name in names}
     empty = [name for name, task in by_name.items() if not task.problems]
     if empty or not by_name:
         raise ValueError(f"no problems to evaluate: {', '.join(empty) or 'no tasks'} (split {SPLIT} of {root})")
@@ -147,6 +155,7 @@ def chat_evaluation(
             "accuracy": {name: mean(of_task) for name, of_task in outcomes.items()},
             "chance": chances,
             "num_problems": {name: len(of_task) for name, of_task in outcomes.items()},
+            "guards": {name: list(task.guards) for name, task in by_name.items() if task.guards},
             **accuracy.figures("chatcore", outcomes, chances),
             **_pass_at_k(graded, sampling.num_samples),
             "answers": [
@@ -162,11 +171,12 @@ def chat_evaluation(
             return TOKENS_PER_QUESTION
         return GENERATED_TOKEN * sampling.num_samples * (sampling.max_new_tokens or task.max_new_tokens)
 
+    run = partial(_evaluate, root=root, sampling=sampling, wording=wording)
     choices = {name: of_task for name, of_task in indices.items() if is_choice(by_name[name])}
     others = {name: of_task for name, of_task in indices.items() if name not in choices}
     calls = [call for name in choices for call in parts_of({name: choices[name]}, PROBLEMS_PER_CALL)]
     calls += parts_of(others, max(1, MAX_SEQUENCES // sampling.num_samples))
-    return over_tasks("chat tasks", calls, partial(_evaluate, root=root, sampling=sampling), figures, cost=cost)
+    return over_tasks("chat tasks", calls, run, figures, cost=cost)
 
 
 def _pass_at_k(graded: Mapping[str, Sequence[Graded]], num_samples: int) -> dict[str, Any]:
@@ -177,9 +187,14 @@ def _pass_at_k(graded: Mapping[str, Sequence[Graded]], num_samples: int) -> dict
 
 
 def _evaluate(
-    loaded: LoadedModel, parts: Sequence[tuple[str, Sequence[int]]], root: str, sampling: Sampling
+    loaded: LoadedModel,
+    parts: Sequence[tuple[str, Sequence[int]]],
+    root: str,
+    sampling: Sampling,
+    wording: Wording,
 ) -> list[list[Graded]]:
-    return evaluate_problems(loaded, [(load(name, root), indices) for name, indices in parts], sampling)
+    named = [(load(name, root, wording=wording), indices) for name, indices in parts]
+    return evaluate_problems(loaded, named, sampling)
 
 
 def texts(names: Sequence[str], root: str, max_problems: int | None = None) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ Source: DCLM, arXiv:2406.11794.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ import torch
 
 from raychat.evals import accuracy
 from raychat.evals.bundle import CoreTask, Item, read_items
-from raychat.evals.evaluation import SEED, Evaluation, LoadedModel, chosen, over_tasks, parts_of
+from raychat.evals.evaluation import Evaluation, LoadedModel, chosen, over_tasks, parts_of
+from raychat.evals.protocol import OWN, Protocol
 from raychat.evals.scoring import predictions
 from raychat.model.base import Model
 from raychat.model.branches import shared_prefix
@@ -56,13 +58,13 @@ def _num_scored(kind: str, rows: Rows, contexts: Rows) -> list[int]:
     return continuations
 
 
-def prompts(task: CoreTask, items: Sequence[Item], index: int) -> tuple[list[str], list[str]]:
+def prompts(task: CoreTask, items: Sequence[Item], index: int, protocol: Protocol = OWN) -> tuple[list[str], list[str]]:
     """Return the texts of an item's candidates with their few-shot examples, and the same without the continuation.
 
     The examples are drawn from all other items, with a seed of the item's own.
     """
     others = range(len(items) - 1)
-    drawn = random.Random(f"{SEED}/{task.label}/{index}").sample(others, min(task.num_fewshot, len(others)))
+    drawn = random.Random(protocol.seed(task.label, index)).sample(others, min(task.num_fewshot, len(others)))
     examples = [items[i + (i >= index)] for i in drawn]  # steps over the item itself
     shots = "".join(_text(task, example, example.gold) + "\n\n" for example in examples)
     item = items[index]
@@ -75,19 +77,31 @@ def _text(task: CoreTask, item: Item, candidate: int) -> str:
     return f"{item.contexts[candidate]}{task.delimiter}{item.continuations[candidate]}"
 
 
-def candidate_rows(task: CoreTask, items: Sequence[Item], index: int, tokenizer: Tokenizer) -> tuple[Rows, list[int]]:
+def candidate_rows(
+    task: CoreTask, items: Sequence[Item], index: int, tokenizer: Tokenizer, protocol: Protocol = OWN
+) -> tuple[Rows, list[int]]:
     """Return the token ids of an item's candidates, and how many at the end of each to score (at least one)."""
-    full, bare = ([[tokenizer.bos, *tokenizer.encode(text)] for text in texts] for texts in prompts(task, items, index))
+    both = prompts(task, items, index, protocol)
+    full, bare = ([[tokenizer.bos, *tokenizer.encode(text)] for text in texts] for texts in both)
     counts = _num_scored(task.kind, full, bare)
     return full, [min(max(count, 1), len(row) - 1) for count, row in zip(counts, full, strict=True)]
 
 
 def evaluate_items(
-    loaded: LoadedModel, task: CoreTask, indices: Sequence[int], batch_tokens: int | None = None
+    loaded: LoadedModel,
+    task: CoreTask,
+    indices: Sequence[int],
+    batch_tokens: int | None = None,
+    protocol: Protocol = OWN,
+    max_items: int | None = None,
 ) -> list[bool]:
-    """Return for each of these items whether the model is right. Candidates longer than its context keep their tail."""
-    items, context = read_items(task), loaded.model.config.sequence_len
-    candidates = [candidate_rows(task, items, index, loaded.tokenizer) for index in indices]
+    """Return for each of these items whether the model is right. Candidates longer than its context keep their tail.
+
+    Args:
+        indices: in the protocol's pool of at most `max_items` items.
+    """
+    items, context = protocol.pool(read_items(task), max_items), loaded.model.config.sequence_len
+    candidates = [candidate_rows(task, items, index, loaded.tokenizer, protocol) for index in indices]
     rows = [[row[-context:] for row in of_item] for of_item, _ in candidates]
     counts = [[min(count, context - 1) for count in of_item] for _, of_item in candidates]
     judged = judge(loaded.model, rows, counts, batch_tokens)
@@ -119,7 +133,7 @@ def score(task: CoreTask, correct: Sequence[bool]) -> Score:
     return Score(share, accuracy.centred(share, task.chance), len(correct))
 
 
-def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> Evaluation:
+def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None, protocol: Protocol = OWN) -> Evaluation:
     """Describe CORE, the mean centred accuracy, over these tasks, each over at most `max_items` of its items.
 
     The figures are those of `accuracy.figures`, for `core`, and under `core_tasks` every task's `Score`. All files are
@@ -133,22 +147,25 @@ def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None) -> 
         outcomes = {task.label: [int(right) for right in correct[task]] for task in tasks}
         return {"core_tasks": scores, **accuracy.figures("core", outcomes, {task.label: task.chance for task in tasks})}
 
-    items = {task: chosen(len(read_items(task)), max_items) for task in tasks}
+    items = {task: chosen(len(protocol.pool(read_items(task), max_items)), max_items) for task in tasks}
     calls = [call for task in tasks for call in parts_of({task: items[task]}, ITEMS_PER_CALL)]
     label: Callable[[CoreTask], str] = attrgetter("label")
-    return over_tasks("CORE", calls, _evaluate, figures, label=label, cost=_tokens_per_item)
+    run = partial(_evaluate, protocol=protocol, max_items=max_items)
+    return over_tasks("CORE", calls, run, figures, label=label, cost=_tokens_per_item)
 
 
-def texts(tasks: Sequence[CoreTask], max_items: int | None = None) -> dict[str, list[str]]:
+def texts(tasks: Sequence[CoreTask], max_items: int | None = None, protocol: Protocol = OWN) -> dict[str, list[str]]:
     """Return by task the right candidates of the items that `core_evaluation` chooses, without examples."""
     return {
         task.label: [_text(task, items[index], items[index].gold) for index in chosen(len(items), max_items)]
-        for task, items in ((task, read_items(task)) for task in tasks)
+        for task, items in ((task, protocol.pool(read_items(task), max_items)) for task in tasks)
     }
 
 
-def _evaluate(loaded: LoadedModel, parts: Sequence[tuple[CoreTask, Sequence[int]]]) -> list[list[bool]]:
-    return [evaluate_items(loaded, task, indices) for task, indices in parts]
+def _evaluate(
+    loaded: LoadedModel, parts: Sequence[tuple[CoreTask, Sequence[int]]], protocol: Protocol, max_items: int | None
+) -> list[list[bool]]:
+    return [evaluate_items(loaded, task, i, protocol=protocol, max_items=max_items) for task, i in parts]
 
 
 def _tokens_per_item(task: CoreTask) -> float:

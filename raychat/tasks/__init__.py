@@ -5,7 +5,7 @@ To add one, write a function of (root, split) that returns a `Task`, and name it
 
 from collections.abc import Callable
 
-from raychat.tasks.choices import arc, mmlu
+from raychat.tasks.choices import Wording, arc, mmlu, own_wording
 from raychat.tasks.gsm8k import gsm8k
 from raychat.tasks.humaneval import humaneval
 from raychat.tasks.source import HUB
@@ -15,9 +15,10 @@ from raychat.tasks.task import Problem, Task, hold_out, mixture
 
 __all__ = ["HUB", "TASKS", "Problem", "Task", "find", "hold_out", "load", "mixture"]
 
-TASKS: dict[str, Callable[[str, str], Task]] = {
-    "arc-easy": lambda root, split: arc(root, "ARC-Easy", split),
-    "arc-challenge": lambda root, split: arc(root, "ARC-Challenge", split),
+CHOICES = ("arc-easy", "arc-challenge", "mmlu")  # these also take a wording
+TASKS: dict[str, Callable[..., Task]] = {
+    "arc-easy": lambda root, split, wording=own_wording: arc(root, "ARC-Easy", split, wording),
+    "arc-challenge": lambda root, split, wording=own_wording: arc(root, "ARC-Challenge", split, wording),
     "mmlu": mmlu,
     "gsm8k": gsm8k,
     "humaneval": humaneval,
@@ -28,21 +29,23 @@ TASKS: dict[str, Callable[[str, str], Task]] = {
 }
 
 
-def load(name: str, root: str, split: str) -> Task:
+def load(name: str, root: str, split: str, wording: Wording = own_wording) -> Task:
     """Return a task by its name in `TASKS`.
 
     Args:
         name: in any case, with hyphens or underscores.
         root: the folder or URL of the data sets, or "hub".
         split: such as "train" or "test".
+        wording: of multiple-choice questions.
 
     Raises:
         ValueError: there is no such task or split, or `root` holds no data in the expected layout.
     """
-    return find(name)(root, split)
+    make = find(name)
+    return make(root, split, wording) if make in map(find, CHOICES) else make(root, split)
 
 
-def find(name: str) -> Callable[[str, str], Task]:
+def find(name: str) -> Callable[..., Task]:
     """Return the function of (root, split) that loads a task. Raises ValueError where there is no such task."""
     key = name.lower().replace("_", "-")
     if key not in TASKS:

@@ -1,172 +1,134 @@
-"""Run Python that a model wrote in a process of its own, with limits. Standard library only.
+"""Judge Python that a model wrote, by tests that it cannot see. Standard library only.
 
-What holds on Linux (`Outcome.guards` lists what was in force):
-- time: the parent limits wall clock, the kernel limits CPU seconds; the whole process group is killed;
-- memory: address space (RLIMIT_AS);
-- files: 1 MiB per file, 64 open, 64 MiB and 1,000 names in total (checked every 50 ms);
-- system calls (seccomp): only what plain Python needs, so no sockets, no second process or thread, no signals;
-- paths (Landlock): the program reads the libraries of Python and the system, and writes to an empty folder of its own,
-  which is removed afterwards; it reads neither your home nor /etc nor /proc;
-- inheritance: an empty environment, no standard input, no other file descriptors, no capabilities, no site-packages.
+The program runs in process A, the tests in process B (`sandbox_child.py`). B calls A's function; only literals cross,
+so a result is a number, a string, a list, ..., never an object that claims to equal everything. A holds no tests, no
+expected values and no way to report that they passed.
 
-What does not hold: it is not a virtual machine, so a kernel bug is a way out. The program shares its interpreter with
-the few lines that judge it: a program that ends early never passes, but one written against this file could forge its
-verdict. Without seccomp (macOS, some containers) the network is open, and a warning says so.
+What holds on Linux for both processes (`sandbox_locks.py`; `guards()` lists what is in force):
+- time: wall clock and CPU seconds; memory: address space; at most 64 threads and 64 open files;
+- system calls (seccomp): only what plain Python needs, so no sockets, no other process, no signals;
+- paths (Landlock): both read the libraries of Python and the system; neither reads your home, /etc or /proc;
+- writes: A has a tmpfs of 16 MiB of its own where the system permits the mount, else no place to write to;
+- inheritance: an empty environment, no other file descriptors, no capabilities, no site-packages.
+
+What does not hold: it is not a virtual machine, so a kernel bug is a way out. Where Landlock or seccomp is missing
+(macOS, Linux before 6.2, some containers), `judge` refuses, unless the variable RAYCHAT_ALLOW_OPEN_SANDBOX is set.
 """
 
 import contextlib
 import functools
-import math
+import json
 import os
-import secrets
-import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-MAX_OUTPUT_BYTES = 64 << 10
-MAX_FOLDER_BYTES = 64 << 20
-MAX_FOLDER_NAMES = 1000
-POLL_S = 0.05
-CHILD = Path(__file__).with_name("sandbox_child.py")
+REQUIRED = frozenset({"landlock", "seccomp"})
+ALLOW_OPEN = "RAYCHAT_ALLOW_OPEN_SANDBOX"  # a property of a machine, such as one in a network of its own
+START = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sandbox_child; sandbox_child.main()"
+GRACE_S = 60.0  # for the processes to start and end on a busy machine
 
 
 class Outcome(NamedTuple):
-    """The result of a program; `error` is None exactly when it passed."""
+    """The result of the tests; `error` is None exactly when all passed."""
 
-    passed: bool  # it ran to its last line without an exception
-    stdout: str  # its first 64 KiB
-    error: str | None = None  # "AssertionError: ...", "timed out after 5 s", "killed by SIGXCPU", ...
-    guards: tuple[str, ...] = ()  # protections in force: rlimit_*, no_new_privs, landlock, seccomp
+    error: str | None = None  # "AssertionError: ...", "timed out after 5 s", "the program was killed by SIGSEGV", ...
+    guards: tuple[str, ...] = ()  # protections in force: rlimit_*, no_new_privs, landlock, seccomp, tmpfs
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None
 
 
-def run(code: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 << 20) -> Outcome:
-    """Run `code` as a program; it passes if it runs to its last line without an exception.
+def judge(program: str, tests: str, name: str, *, timeout_s: float = 5.0, memory_bytes: int = 256 << 20) -> Outcome:
+    """Run tests that call a program's function `name`; never raise for what the program did.
 
-    A program that exits early fails, also by `sys.exit(0)`.
+    Arguments and results keep their built-in types (1 is not True, a tuple is not a list), but an argument that the
+    function changes stays as it was for the tests. An exception keeps its type if it is a built-in one.
 
     Args:
-        timeout_s: wall time; CPU time is limited to the next whole second above it.
-        memory_bytes: address space, including the interpreter's own ~30 MB.
+        program: source code, not trusted; it has no access to `tests`.
+        tests: source code, trusted; passes if it runs to its end.
+        timeout_s: wall time; CPU time of each process is limited to the next whole second above a third of it.
+        memory_bytes: address space of each process, including the interpreter's own ~30 MB.
 
-    >>> run("print(6 * 7)").stdout
-    '42\\n'
-    >>> run("assert 1 + 1 == 3, 'sum'").error
-    'AssertionError: sum'
+    Raises:
+        ValueError: this machine lacks protections.
+
+    >>> judge("def double(x): return 2 * x", "assert double(4) == 8", "double").passed
+    True
+    >>> judge("def double(x): return x", "assert double(4) == 8, 'wrong'", "double").error
+    'AssertionError: wrong'
     """
-    with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
-        return _run_in(Path(folder), code, timeout_s, memory_bytes)
-
-
-def _run_in(folder: Path, code: str, timeout_s: float, memory_bytes: int) -> Outcome:
-    program = folder / "program.py"
-    try:
-        program.write_text(code, encoding="utf-8")
-    except UnicodeEncodeError as problem:  # lone surrogates, which Python source cannot hold
-        return Outcome(False, "", f"SyntaxError: {problem}")
-    nonce = secrets.token_hex(8)
-    report_read, report_write = os.pipe()
-    # fmt: off
-    command = [
-        sys.executable, "-I", "-S", "-B", "-X", "utf8", str(CHILD),
-        str(program), str(report_write), nonce, str(memory_bytes), str(math.ceil(timeout_s) + 1),
-    ]
-    # fmt: on
-    with os.fdopen(report_read, "rb", buffering=0) as report:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={},
-                pass_fds=(report_write,),
-                start_new_session=True,  # a process group of its own, which is killed as a whole
-                bufsize=0,
-            )
-        finally:
-            os.close(report_write)
-        assert process.stdout is not None
-        with process.stdout:
-            try:
-                output, verdict, stopped = _watch(process.stdout, report, folder, timeout_s)
-            finally:
-                _kill_group(process)
-    return _judge(output, verdict, stopped, nonce.encode(), process.returncode)
-
-
-def _watch(stdout: IO[bytes], report: IO[bytes], folder: Path, timeout_s: float) -> tuple[bytes, bytes, str | None]:
-    """Collect both pipes until they end or a limit is hit; return (output, report, why it was stopped or None)."""
-    deadline = time.monotonic() + timeout_s
-    output, verdict = bytearray(), bytearray()
-    stopped = None
-    with selectors.DefaultSelector() as selector:
-        selector.register(stdout, selectors.EVENT_READ, (stdout, output))
-        selector.register(report, selectors.EVENT_READ, (report, verdict))
-        checked = time.monotonic()
-        while selector.get_map():
-            now = time.monotonic()
-            if now >= deadline:
-                stopped = f"timed out after {timeout_s:g} s"
-                break
-            if now >= checked + POLL_S:
-                checked = now
-                if _too_full(folder):
-                    stopped = "wrote too much to its folder"
-                    break
-            for key, _ in selector.select(min(POLL_S, deadline - now)):
-                pipe, kept = key.data
-                chunk = pipe.read(1 << 16)
-                if not chunk:
-                    selector.unregister(pipe)
-                kept += chunk[: MAX_OUTPUT_BYTES - len(kept)]
-    return bytes(output), bytes(verdict), stopped
-
-
-def _too_full(folder: Path) -> bool:
-    total = names = 0
-    for root, folders, files in os.walk(folder):
-        names += len(folders) + len(files)
-        for name in files:
-            with contextlib.suppress(OSError):  # the program has removed it
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512
-        if total > MAX_FOLDER_BYTES or names > MAX_FOLDER_NAMES:
-            return True
-    return False
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill the group, then reap its leader: until then no other process can have its id."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _judge(output: bytes, verdict: bytes, stopped: str | None, nonce: bytes, returncode: int) -> Outcome:
-    first, _, rest = verdict.partition(b"\n")  # the child writes its guards, then, after the program, nonce and error
-    guards = tuple(first.decode().split())
-    if guards and "seccomp" not in guards:
-        _warn_open()
-    if rest.startswith(nonce):
-        error = rest.removeprefix(nonce).decode("utf-8", errors="replace") or None
-    elif stopped is None and returncode < 0 and returncode != -signal.SIGKILL:
-        error = f"killed by {signal.Signals(-returncode).name}"
-    else:
-        error = stopped or "ended before its last line"
-    return Outcome(error is None, output.decode("utf-8", errors="replace"), error, guards)
+    guards()
+    return _judge(program, tests, name, timeout_s, memory_bytes)
 
 
 @functools.cache  # once per process
-def _warn_open() -> None:
-    warnings.warn(
-        "this system has no seccomp filter for the sandbox: programs that a model wrote can open sockets and start "
-        "processes; run such evaluations in a container without network",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+def guards() -> tuple[str, ...]:
+    """Return the protections that hold on this machine. Raises ValueError if they are too few to run programs."""
+    outcome = _judge("def nothing(): pass", "nothing()", "nothing", GRACE_S, 256 << 20)
+    if not outcome.passed:
+        raise RuntimeError(f"the sandbox does not work on this machine: {outcome.error}")
+    missing = sorted(REQUIRED.difference(outcome.guards))
+    if missing and not os.environ.get(ALLOW_OPEN):
+        raise ValueError(
+            f"programs that a model wrote run only behind {' and '.join(sorted(REQUIRED))}, and this machine lacks "
+            f"{' and '.join(missing)} (it has {', '.join(outcome.guards)}); use Linux 6.2 or newer with both, or, on a "
+            f"machine that has nothing to lose, set {ALLOW_OPEN}=1"
+        )
+    return outcome.guards
+
+
+def _judge(program: str, tests: str, name: str, timeout_s: float, memory_bytes: int) -> Outcome:
+    with _file(program) as source, _file(tests) as checks:
+        # fmt: off
+        command = [
+            sys.executable, "-I", "-S", "-X", "utf8", "-c", START,
+            name, str(checks.fileno()), str(memory_bytes), str(timeout_s),
+        ]
+        # fmt: on
+        with subprocess.Popen(
+            command,
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={},
+            pass_fds=(checks.fileno(),),
+            start_new_session=True,  # a process group of its own, which is killed as a whole
+        ) as process:
+            output = b""
+            try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, _ = process.communicate(timeout=timeout_s + GRACE_S)
+            finally:
+                _kill_group(process)
+    return _outcome(output)
+
+
+@contextlib.contextmanager
+def _file(text: str) -> Iterator[IO[bytes]]:
+    """Yield an open file without a name that holds a text, from its start."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+        file.seek(0)
+        yield file
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _outcome(output: bytes) -> Outcome:
+    report: dict[str, Any] = {"guards": [], "error": "the sandbox was killed"}
+    with contextlib.suppress(ValueError):
+        report = json.loads(output)
+    error = report["error"]
+    # lone surrogates would stop whoever writes the error down
+    return Outcome(error and error.encode("utf-8", "backslashreplace").decode(), tuple(report["guards"]))

@@ -31,6 +31,7 @@ class Task:
     chance: float  # expected reward of a blind guess
     reward: Callable[[Problem, str], float]  # of a completion's text
     max_new_tokens: int = 256
+    guards: tuple[str, ...] = ()  # protections of this machine from the programs that answers are
 
 
 class Lazy(Sequence[Problem]):
