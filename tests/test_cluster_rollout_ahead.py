@@ -11,7 +11,7 @@ import pytest
 import tiny_rl
 import torch
 from ray import cloudpickle
-from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
+from tiny_rl import PARAMS, ascii_reward, ascii_task, once, parent, stage_of
 
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
@@ -31,15 +31,6 @@ cloudpickle.register_pickle_by_value(tiny_rl)  # Ray's workers do not find the m
 WEIGHTS = tiny_rl.model().state_dict()
 OTHER_WEIGHTS = {name: tensor * 1.1 for name, tensor in WEIGHTS.items()}
 QUESTIONS = {place: question_at(ascii_task().problems, place, samples=4, seed=0) for place in range(8)}
-
-
-def once(marker: Path) -> bool:
-    """Tell whether nobody has come here before."""
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
 
 
 def drain(answers: Answers, number: int) -> dict[int, Group]:
@@ -152,7 +143,7 @@ def test_deaths_of_actors_and_of_the_learner_lose_no_question_and_use_none_twice
 
         return usual._replace(lr=lr)
 
-    cluster = Cluster(workers=1, gpus_per_worker=0)
+    cluster = Cluster(workers=2, gpus_per_worker=0)
     build = partial(Sampler.load, path, deadly_reward, PARAMS, source.max_sequences)
     with rollout_pool(build, cluster, 2) as pool:
         work = replace(work, schedule=deadly_schedule, source=replace(source, pool=pool, ahead=1))
