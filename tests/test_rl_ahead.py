@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from tiny_rl import ascii_reward, ascii_task, parent, stage_of
 from raychat import checkpoint, paths
 from raychat.log import read_metrics
 from raychat.recipe import Runtime
-from raychat.rl.algorithms import find_algorithm
+from raychat.rl.algorithms import Algorithm, find_algorithm
 from raychat.tasks import Problem
 from raychat.train.run import run_stage
 from raychat.train.stage import Stage
@@ -52,6 +53,16 @@ def test_reward_rises_with_stale_rollouts_and_every_question_is_used_once(tmp_pa
     assert all(0.5 < row.get("ratio", 1) < 2 for row in rows)
     assert {"pass_at_k", "entropy", "waiting", "tok_per_s"} <= rows[0].keys()
     assert rows[0]["waiting"] == 1
+
+
+def test_the_factor_of_the_algorithm_weighs_stale_rollouts_and_no_others(tmp_path: Path) -> None:
+    parent(tmp_path)
+    nothing = Algorithm(factor=lambda ratio, advantage: np.zeros_like(ratio))
+    ahead, in_step = (stage_of(tmp_path, f"by-{n}", steps=2, ahead=n, algorithm=nothing) for n in (1, 0))
+    for work in (ahead, in_step):
+        run(work)
+    assert [row["loss"] for row in rows_of(ahead)] == [0.0, 0.0]
+    assert all(row["loss"] != 0 for row in rows_of(in_step))
 
 
 def test_killed_stage_asks_every_question_once(tmp_path: Path) -> None:
