@@ -96,7 +96,7 @@ def describe(row: dict[str, Any]) -> str:
     """
     parts = []
     for key, value in row.items():
-        if key in ("step", "t", "lr") or value is None:
+        if key in ("step", "t", "lr") or value is None or isinstance(value, list):
             continue
         if key == "tok_per_s":
             parts.append(f"tok/s {value:,.0f}")

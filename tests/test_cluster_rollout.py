@@ -25,7 +25,7 @@ from raychat.optim.schedule import Schedule, linear_to_zero
 from raychat.recipe import Runtime
 from raychat.rl.feed import RolloutSource
 from raychat.rl.sampler import Sampler
-from raychat.rl.step import questions_of
+from raychat.rl.step import question_at
 from raychat.tasks import Problem
 from raychat.train.run import run_stage
 
@@ -38,8 +38,7 @@ OTHER_WEIGHTS = {name: tensor * 1.1 for name, tensor in WEIGHTS.items()}
 
 def calls() -> list[list[Question]]:
     """All six problems, one a call."""
-    ask = partial(questions_of, ascii_task().problems, questions_per_step=1, samples=4, seed=0)
-    return [ask(step) for step in range(6)]
+    return [[question_at(ascii_task().problems, place, samples=4, seed=0)] for place in range(6)]
 
 
 @pytest.fixture(autouse=True)

@@ -21,11 +21,12 @@ from raychat import checkpoint, paths
 from raychat.data.batches import Batch
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
-from raychat.evals.generate import Rollout
+from raychat.evals.generate import Question, Rollout
 from raychat.log import read_metrics
 from raychat.recipe import Runtime
+from raychat.rl.algorithms import REINFORCE
 from raychat.rl.sampler import Sampler
-from raychat.rl.step import advantages, questions_of, to_batches, weigh
+from raychat.rl.step import Padding, Weighed, question_at, to_batches, weigh, weights_of
 from raychat.tasks import Problem
 from raychat.train.loop import accumulate
 from raychat.train.run import run_stage
@@ -66,8 +67,18 @@ GROUPS = [
 NUM_SAMPLED = 3 + 2 + 1 + 3 + 9 + 2 + 3
 
 
-def batches(weighed: list[tuple[Rollout, float]], device_tokens: int = 30) -> list[Batch]:
-    return list(to_batches(weighed, pad=0, device_tokens=device_tokens, multiple=4, device=CPU))
+def batches(weighed: list[Weighed], device_tokens: int = 30) -> list[Batch]:
+    rollouts = [weighed.rollout for weighed in weighed]
+    return list(to_batches(rollouts, weights_of(weighed, REINFORCE), Padding(0, device_tokens, 4, CPU)))
+
+
+def reinforce(groups: list[list[Rollout]]) -> list[Weighed]:
+    return weigh(groups, REINFORCE, max_new_tokens=16)
+
+
+def questions(step: int, *, number: int, samples: int = 4, seed: int = 0) -> list[Question]:
+    problems = ascii_task().problems
+    return [question_at(problems, step * number + i, samples=samples, seed=seed) for i in range(number)]
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -89,7 +100,7 @@ def test_gradient_is_reinforce_with_group_baseline() -> None:
     expected = gradients(model)
     model.zero_grad()
 
-    made = batches(weigh(GROUPS))
+    made = batches(reinforce(GROUPS))
     assert len(made) > 1
     loss = accumulate(model.nll, made, model.device)
     torch.testing.assert_close(loss, -expected_reward.detach() / NUM_SAMPLED)
@@ -99,7 +110,7 @@ def test_gradient_is_reinforce_with_group_baseline() -> None:
 
 def test_tool_tokens_and_prompt_carry_no_loss() -> None:
     r = GROUPS[1][0]
-    (batch,) = batches([(r, 0.5)])
+    (batch,) = batches([Weighed(r, 1.0, 2.0)])
     inputs = r.prompt + r.completion[:-1]
     assert batch.inputs[0].tolist() == inputs + [0] * (12 - len(inputs))
     assert batch.targets[0].tolist() == [-1] * 4 + [8, -1, -1, 2, 3] + [-1] * 3
@@ -107,32 +118,27 @@ def test_tool_tokens_and_prompt_carry_no_loss() -> None:
 
 
 def test_micro_batches_hold_every_rollout_once_within_the_budget() -> None:
-    weighed = weigh(GROUPS)
+    weighed = reinforce(GROUPS)
     made = batches(weighed, device_tokens=24)
     assert all(b.inputs.shape == b.targets.shape == b.weights.shape for b in made)
     assert all(b.inputs.numel() <= 24 and b.inputs.size(1) % 4 == 0 for b in made)
     assert sum(b.inputs.size(0) for b in made) == len(weighed)
-    total = sum(weight * sum(r.sampled) for r, weight in weighed)
+    total = sum(advantage / divisor * sum(r.sampled) for r, advantage, divisor in weighed)
     assert sum(float(b.weights.sum()) for b in made) == pytest.approx(total, abs=1e-6)
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3])
 def test_equal_rewards_give_no_gradient(reward: float) -> None:
-    assert advantages([reward] * 7) == [0.0] * 7
     groups = [[r._replace(reward=reward) for r in group] for group in GROUPS]
     model = tiny_rl.model()
-    loss = accumulate(model.nll, batches(weigh(groups)), model.device)
+    loss = accumulate(model.nll, batches(reinforce(groups)), model.device)
     assert loss == 0
     assert not gradients(model)
 
 
-def test_advantages_of_a_group_sum_to_zero() -> None:
-    assert sum(advantages([0.3, 0.9, 0.1, 0.4])) == pytest.approx(0, abs=1e-12)
-
-
 def test_questions_depend_on_the_step_only_and_every_epoch_asks_all() -> None:
     problems = ascii_task().problems
-    ask = partial(questions_of, problems, questions_per_step=4, samples=2, seed=3)
+    ask = partial(questions, number=4, samples=2, seed=3)
     steps = [ask(step) for step in range(6)]
     assert [ask(step) for step in range(6)] == steps
     asked = [question.problem.messages[0]["content"] for step in steps for question in step]
@@ -144,13 +150,13 @@ def test_questions_depend_on_the_step_only_and_every_epoch_asks_all() -> None:
 
 
 def test_rollouts_depend_on_question_and_weights_only() -> None:
-    questions = questions_of(ascii_task().problems, 0, questions_per_step=3, samples=4, seed=0)
+    asked = questions(0, number=3)
     first = sampler()
-    groups = [first.rollout([question])[0] for question in questions]
+    groups = [first.rollout([question])[0] for question in asked]
     other = sampler()
-    assert [other.rollout([question])[0] for question in reversed(questions)] == groups[::-1]
+    assert [other.rollout([question])[0] for question in reversed(asked)] == groups[::-1]
     assert len({tuple(r.completion) for group in groups for r in group}) == 12
-    for question, group in zip(questions, groups, strict=True):
+    for question, group in zip(asked, groups, strict=True):
         for r in group:
             text = other.engine.tokenizer.decode(r.completion)
             assert r.sampled == [True] * len(r.completion)
@@ -159,13 +165,13 @@ def test_rollouts_depend_on_question_and_weights_only() -> None:
 
 
 def test_new_weights_change_the_rollouts() -> None:
-    questions = questions_of(ascii_task().problems, 0, questions_per_step=1, samples=4, seed=0)
+    asked = questions(0, number=1)
     one = sampler()
-    before = one.rollout(questions)
+    before = one.rollout(asked)
     one.load_weights({name: tensor + 0.1 for name, tensor in tiny_rl.model().state_dict().items()})
-    assert one.rollout(questions) != before
+    assert one.rollout(asked) != before
     one.load_weights(tiny_rl.model().state_dict())
-    assert one.rollout(questions) == before
+    assert one.rollout(asked) == before
 
 
 def test_reward_rises(tmp_path: Path) -> None:

@@ -92,6 +92,28 @@ def test_a_new_task_needs_problems_and_a_reward_only(args: rl_train.Args, monkey
     assert 0 <= summary["reward_first"] <= 1
 
 
+def long_answers(problem: Problem, text: str) -> float:
+    return len(text) / 10
+
+
+def test_own_reward_another_algorithm_and_rollouts_ahead(args: rl_train.Args) -> None:
+    own = replace(args, reward=f"{__name__}:long_answers", algorithm="dapo", kl=0.01, ahead=1)
+    summary = rl_train.run(own)
+    assert summary["reward_first"] > 0
+    sampling = checkpoint.read_meta(summary["checkpoint"]).recipe.sampling
+    assert sampling is not None
+    assert {key: sampling[key] for key in ("reward", "algorithm", "kl", "ahead")} == {
+        "reward": f"{__name__}:long_answers",
+        "algorithm": "dapo",
+        "kl": 0.01,
+        "ahead": 1,
+    }
+    with pytest.raises(ValueError, match="ahead: there 1, now None"):
+        rl_train.run(replace(own, ahead=0))
+    with pytest.raises(ValueError, match="cannot be imported"):
+        rl_train.run(replace(own, reward="absent:reward"))
+
+
 def test_run_without_a_chat_model_is_an_error(args: rl_train.Args) -> None:
     with pytest.raises(ValueError, match="no checkpoint of sft or mid"):
         rl_train.run(replace(args, run="absent"))

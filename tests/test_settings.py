@@ -34,7 +34,8 @@ from raychat.tokenizer import SPECIAL_TOKENS
 JOBS = (base_eval, base_train, chat_cli, chat_eval, infer_bench, mid_train, report)
 JOBS += (rl_train, sample, serve, sft_train, speedrun, tok_eval, tok_train)
 ANY = {("chat_cli", "seed"), ("chat_cli", "top_k")}  # -1 has a meaning
-ZERO = "eval_every save_every keep seed num_eval rollout_workers min_replicas temperature price_per_hour port min_p"
+ZERO = "eval_every save_every keep seed num_eval rollout_workers min_replicas temperature price_per_hour port min_p "
+ZERO += "kl ahead"
 LEAST = dict.fromkeys(ZERO.split(), 0) | {"head_dim": 2, "samples": 2, "new_tokens": 2}
 LEAST |= {"vocab_size": 256 + len(SPECIAL_TOKENS)}  # the least value of a setting, 1 where nothing is said
 LARGE = {"seed": 2**64, "port": 2**16, "top_p": 1.5, "min_p": 1.5}

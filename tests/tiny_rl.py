@@ -1,5 +1,6 @@
 """A small real model to reinforce, and a task that it can learn in seconds: to answer in ASCII."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -57,6 +58,15 @@ def ascii_task(num_problems: int = 6, reward: Callable[[Problem, str], float] = 
         for i in range(num_problems)
     ]
     return Task("ascii", problems, 0.0, reward)
+
+
+def once(marker: Path) -> bool:
+    """Tell whether nobody has come here before."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def stage_of(root: Path, name: str = "rl", *, steps: int = 4, peak: float = 0.5, **changes: object) -> Stage:

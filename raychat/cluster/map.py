@@ -12,9 +12,9 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from raychat.actors import Actors, InProcess, Item, Result
 from raychat.cluster import Cluster
 
-_SILENCE_S = 30.0  # without any result, before a message says what is awaited
+SILENCE_S = 30.0  # without any result, before a message says what is awaited
 _CALLS_AHEAD = 16  # per actor: how far calls run ahead of the oldest unfinished one
-_DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError)  # the process or node ended, or a result was lost with it
+DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError)  # the process or node ended, or a result was lost with it
 
 
 class FanOut:
@@ -35,10 +35,10 @@ class FanOut:
             name: what messages call the fan-out.
             max_failures: deaths in a row, without a finished call, before the fan-out gives up.
         """
-        self._build, self._num_actors, self._name = build, num_actors, name
+        self._build, self.num_actors, self._name = build, num_actors, name
         self._gpus, self._max_failures = gpus, max_failures
         self._starting = [self._start() for _ in range(num_actors)]
-        self._idle: list[Any] = []
+        self.idle: list[Any] = []
         self._running: dict[Any, tuple[Any, int | None]] = {}  # reference: (actor, call; None = no result awaited)
 
     def map(self, call: Callable[[Any, Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
@@ -50,24 +50,24 @@ class FanOut:
             RuntimeError: actors keep dying; the last death is its cause.
             Exception: whatever a call raises.
         """
-        assert self._starting or self._running or self._idle, f"{self._name} is closed"
+        assert self._starting or self._running or self.idle, f"{self._name} is closed"
         shipped = ray.put(call)
         waiting, results, failures = deque(range(len(items))), dict[int, Result](), 0
         try:
             for head in range(len(items)):
                 while True:
-                    for actor, number, outcome in self._finished(0 if head in results else _SILENCE_S):
-                        if isinstance(outcome, _DEATHS):
+                    for actor, number, outcome in self.finished(0 if head in results else SILENCE_S):
+                        if isinstance(outcome, DEATHS):
                             failures += 1
-                            self._replace(actor, outcome, failures)
+                            self.replace(actor, outcome, failures)
                             waiting.extendleft([] if number is None else [number])
                             continue
-                        self._idle.append(actor)
+                        self.idle.append(actor)
                         if number is not None:
                             results[number], failures = outcome, 0
-                    while self._idle and waiting and waiting[0] < head + _CALLS_AHEAD * self._num_actors:
-                        actor, number = self._idle.pop(), waiting.popleft()
-                        self._running[actor.call.remote(shipped, items[number])] = (actor, number)
+                    while self.idle and waiting and waiting[0] < head + _CALLS_AHEAD * self.num_actors:
+                        actor, number = self.idle.pop(), waiting.popleft()
+                        self.begin(actor, shipped, items[number], number)
                     if head in results:
                         break
                 yield results.pop(head)
@@ -76,14 +76,18 @@ class FanOut:
 
     def close(self) -> None:
         """End the actors that this process knows."""
-        for actor in [*self._starting, *self._idle, *(actor for actor, _ in self._running.values())]:
+        for actor in [*self._starting, *self.idle, *(actor for actor, _ in self._running.values())]:
             ray.kill(actor)
-        self._starting, self._idle, self._running = [], [], {}
+        self._starting, self.idle, self._running = [], [], {}
 
     def _start(self) -> Any:
         return ray.remote(num_cpus=1, num_gpus=self._gpus)(_Holder).remote(self._build)
 
-    def _finished(self, timeout_s: float) -> Generator[tuple[Any, int | None, Any], None, None]:
+    def begin(self, actor: Any, call: Any, item: Any, number: int) -> None:
+        """Let an idle actor make a call; `finished` will tell its number."""
+        self._running[actor.call.remote(call, item)] = (actor, number)
+
+    def finished(self, timeout_s: float) -> Generator[tuple[Any, int | None, Any], None, None]:
         """Yield (actor, call, result or death) of what has finished; wait for the first at most `timeout_s`."""
         # Queue calls only on ready actors: one still waiting for resources would hold its call forever.
         for actor in self._starting:
@@ -100,7 +104,7 @@ class FanOut:
             actor, number = self._running[reference]
             try:
                 outcome = ray.get(reference)
-            except _DEATHS as death:
+            except DEATHS as death:
                 outcome = death
             except Exception as error:
                 if number is not None:
@@ -109,7 +113,8 @@ class FanOut:
             del self._running[reference]
             yield actor, number, outcome
 
-    def _replace(self, actor: Any, death: Exception, failures: int) -> None:
+    def replace(self, actor: Any, death: Exception, failures: int) -> None:
+        """Start another actor in place of a dead one. Raises RuntimeError after too many failures in a row."""
         ray.kill(actor)  # it may only be unreachable, and must stop then
         if failures > self._max_failures:
             raise RuntimeError(f"{self._name}: actors keep dying, {failures} in a row: {death}") from death

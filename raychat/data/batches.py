@@ -6,7 +6,7 @@ over the whole step, so the loop divides by nothing, and any number of ranks tak
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     """One optimizer step, as this worker sees it."""
 
     batches: Iterable[Batch]  # its micro-batches, possibly none
-    metrics: Mapping[str, float] = {}  # more figures for its row of metrics
+    metrics: Mapping[str, Any] = {}  # more figures for its row of metrics
     teaches: bool = True  # False = no worker has a gradient: the weights must stay as they are
 
 

@@ -139,8 +139,8 @@ class Engine:
             preemptions=s.preemptions,
         )
 
-    def load_weights(self, weights: Mapping[str, Tensor | np.ndarray]) -> None:
-        """Copy new weights into the model, in place. Running requests continue with them, from what they have so far.
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Continue with new weights, copied into the model in place; the model's own, changed elsewhere, need no copy.
 
         Raises:
             ValueError: names or shapes are not the model's.
@@ -148,12 +148,12 @@ class Engine:
         own = self.model.state_dict()
         shapes, expected = ({k: tuple(t.shape) for k, t in tensors.items()} for tensors in (weights, own))
         for name in sorted(shapes.keys() | expected.keys()):
-            got, want = shapes.get(name), expected.get(name)
-            if got != want:
+            if (got := shapes.get(name)) != (want := expected.get(name)):
                 raise ValueError(f"the weights are not this model's: {name}: got shape {got}, expected {want}")
         with torch.no_grad():
             for name, value in weights.items():
-                own[name].copy_(torch.tensor(value) if isinstance(value, np.ndarray) else value)
+                if value.data_ptr() != own[name].data_ptr():
+                    own[name].copy_(value)
         self._scheduler.forget()
 
     @torch.inference_mode()

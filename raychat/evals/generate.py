@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from raychat.chat import template
 from raychat.engine.engine import Engine
+from raychat.engine.request import Completion
 from raychat.engine.sampling import SamplingParams
 from raychat.tasks import Problem
 from raychat.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ class Rollout(NamedTuple):
     logprobs: list[float]  # of the completion's tokens, by the model that generated it; empty where not asked for
     text: str  # of the completion, as the reward reads it
     reward: float
+    versions: Sequence[int] = ()  # steps that the weights had learnt which sampled each token; empty = not recorded
 
 
 Group = list[Rollout]  # the answers to one question
@@ -44,9 +46,7 @@ def answer(
     completions = engine.generate([prompts[i] for i, _ in samples], [replace(params, seed=seed) for _, seed in samples])
     groups: list[Group] = [[] for _ in questions]
     for (i, _), made in zip(samples, completions, strict=True):
-        text = template.completion_text(engine.tokenizer, made.ids)
-        earned = float(reward(questions[i].problem, text))
-        groups[i].append(Rollout(prompts[i], made.ids, made.sampled, made.logprobs, text, earned))
+        groups[i].append(rewarded(engine.tokenizer, reward, questions[i].problem, prompts[i], made))
     return groups
 
 
@@ -54,6 +54,20 @@ def question_prompt(engine: Engine, question: Question, params: SamplingParams) 
     """Render a question's prompt, cut so that an answer fits behind it, but to no less than half of the context."""
     room = max(engine.context - params.max_new_tokens, engine.context // 2)  # the prompt's tail counts most
     return prompt(engine.tokenizer, question.problem, room)
+
+
+def rewarded(
+    tokenizer: Tokenizer,
+    reward: Callable[[Problem, str], float],
+    problem: Problem,
+    prompt: list[int],
+    made: Completion,
+    versions: Sequence[int] = (),
+) -> Rollout:
+    """Reward a completion of a problem's prompt."""
+    text = template.completion_text(tokenizer, made.ids)
+    earned = float(reward(problem, text))
+    return Rollout(prompt, made.ids, made.sampled, made.logprobs, text, earned, versions)
 
 
 def prompt(tokenizer: Tokenizer, problem: Problem, max_tokens: int) -> list[int]:

@@ -283,5 +283,6 @@ class GPT(Model):
 
     def _rotary_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._rotary is None or self._rotary[0].size(0) < length or self._rotary[0].device != device:
-            self._rotary = rotary_table(length, self.config.head_dim, self.config.rotary_base, device)
+            with torch.inference_mode(False):  # the table outlives the pass: training may read it next
+                self._rotary = rotary_table(length, self.config.head_dim, self.config.rotary_base, device)
         return self._rotary

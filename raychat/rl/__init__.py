@@ -1,10 +1,9 @@
-"""Reinforcement learning: REINFORCE with the group's mean reward as baseline, in the loop that all stages share.
+"""Reinforcement learning in the loop that all stages share: by default REINFORCE with the group's mean as baseline.
 
-Every step asks a few questions, samples a group of answers to each with the current weights, rewards them, and
-minimises `sum weights * nll` over the sampled tokens, where weight = (reward - mean reward of the group) / (sampled
-tokens of the step, all workers). The gradient is that of the expected reward (Williams 1992), of the model's full
-distribution at temperature 1, even where sampling was cut to top-k. Answers serve one step only, so there is neither a
-ratio to clip nor a second model.
+Every step asks a few questions, samples a group of answers to each, rewards them, and minimises `sum weights * nll`
+over the sampled tokens. The gradient is that of the expected reward (Williams 1992), of the model's full distribution
+at temperature 1, even where sampling was cut to top-k. Answers serve one step only.
 
-The questions of a step and the seeds of its answers depend on the number of the step alone.
+In step with the learner, answers are of its current weights, and the questions of a step and the seeds of its answers
+depend on the number of the step alone. Ahead of it, tokens may be of earlier weights, and their weights say so.
 """

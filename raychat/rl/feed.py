@@ -1,26 +1,46 @@
-"""What the RL stage trains on: every step's rollouts, made with the current weights when the loop asks for the step."""
+"""What the RL stage trains on: every step's rollouts, made with the current weights, or ahead with earlier ones."""
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from raychat import dist
-from raychat.data.batches import Step, validation_batches
+from raychat import checkpoint, dist
+from raychat.data.batches import Batch, Step, validation_batches
 from raychat.data.shards import TokenRows
+from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
 from raychat.evals.chat import Sampling, generate
-from raychat.evals.evaluation import chosen, chunks
+from raychat.evals.evaluation import chosen
 from raychat.evals.generate import Group, Question
 from raychat.log import read_metrics
+from raychat.model.base import Model
+from raychat.rl.algorithms import REINFORCE, Algorithm
+from raychat.rl.queue import Answers, InStep, OnRank0, RolloutQueue, Taken, used_places, usual_places
 from raychat.rl.sampler import Pool, Sampler
-from raychat.rl.step import figures, questions_of, reward_trend, to_batches, weigh
+from raychat.rl.samples import write_samples
+from raychat.rl.step import (
+    Padding,
+    Weighed,
+    divergences,
+    figures,
+    has_signal,
+    logprobs_of,
+    means,
+    question_at,
+    reward_trend,
+    speed,
+    to_batches,
+    weigh,
+    weights_of,
+)
 from raychat.tasks import Task
-from raychat.train.loop import Nll
+from raychat.train.loop import Nll, is_due
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
 
@@ -42,6 +62,8 @@ class RolloutSource:
     num_eval: int = 0  # of them
     val_rows: str | None = None  # folder of the parent's validation rows: does the model still know what it knew?
     unigram_bpb: float | None = None  # of them
+    algorithm: Algorithm = REINFORCE
+    ahead: int = 0  # steps whose questions are answered while the learner takes a step
 
     @property
     def max_sequences(self) -> int:
@@ -59,42 +81,74 @@ class RolloutSource:
 class RolloutFeed:
     """One worker's side of the stage: has the rollouts made and takes its share of them; a `Feed`."""
 
-    tokens_per_step: int = 0  # it varies: the summary's `tokens` are those that were generated
+    tokens_per_step: int = 0  # it varies: the rows of metrics count those that were generated
 
     def __init__(self, source: RolloutSource, learner: Learner) -> None:
         self._source, self._learner, self._model, self._device = source, learner, learner.model, learner.device
         self.nll: Nll = learner.model.nll  # not compiled: rollouts have many lengths
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(self._device)
+        self._kept_parent: Model | None = None
         self._task = source.task()
         if not self._task.problems:
             raise ValueError(f"task {self._task.name} has no problems to ask")
         rows = learner.stage.runtime.device_rows or device_rows(self._model, self._device, dist.world().size)
         self._device_tokens = rows * self._model.config.sequence_len
+        multiple = _LENGTH_MULTIPLE[self._device.type]
+        self._padding = Padding(learner.tokenizer.bos, self._device_tokens, multiple, self._device)
 
     def steps(self, start: int) -> Iterator[Step]:
-        """Yield step `start` and all that follow; `next` makes the rollouts of a step with the current weights."""
-        rank, size = dist.world()
-        for number in range(start, self._learner.stage.steps):
-            began = time.monotonic()
-            groups = self._rollouts(number)
-            metrics = {**figures(groups), "rollout_s": round(time.monotonic() - began, 3)}
-            batches = to_batches(
-                weigh(groups)[rank::size],
-                pad=self._learner.tokenizer.bos,
-                device_tokens=self._device_tokens,
-                multiple=_LENGTH_MULTIPLE[self._device.type],
-                device=self._device,
-            )
-            yield Step(batches, metrics, teaches=metrics["signal"] > 0)
+        """Yield step `start` and all that follow; `next` waits for the rollouts of a step."""
+        folder, num_steps = self._learner.stage.folder, self._learner.stage.steps
+        with closing(self._answers()) as answers:
+            queue = self._queue(answers, start)
+            last = time.monotonic()
+            for number in range(start, num_steps):
+                began = time.monotonic()
+                self._model.eval()
+                answers.publish(number, self._model.state_dict())
+                taken = queue.take(number)
+                now = time.monotonic()
+                weighed = weigh(taken.groups, self._source.algorithm, self._source.params.max_new_tokens)
+                batches, scores = self._batches(number, weighed)
+                self._model.train()
+                metrics = {**self._figures(number, taken), **scores, **speed(taken.groups, now - last, now - began)}
+                last = now
+                if dist.world().rank == 0:
+                    write_samples(folder, number + 1, taken.groups, self._learner.tokenizer)
+                yield Step(batches, metrics, teaches=bool(weighed))
 
-    def _questions(self, number: int) -> list[Question]:
-        sizes = {"questions_per_step": self._source.questions_per_step, "samples": self._source.samples}
-        return questions_of(self._task.problems, number, **sizes, seed=self._learner.stage.recipe.seed)
+    def _answers(self) -> Answers:
+        """Return who answers: in step with the learner, or ahead of it."""
+        source = self._source
+        if source.ahead == 0:
+            return InStep(self._rollouts, source.questions_per_call)
+        if source.pool is not None:
+            return OnRank0(source.pool.stream())
+        if (size := dist.world().size) > 1:
+            raise ValueError(f"--ahead with {size} train workers needs rollout actors; set --rollout-workers")
+        self._sampler  # noqa: B018  its engine packs the weights: before the stream's, which records what it packed
+        return self._new_sampler().stream()
 
-    def _rollouts(self, number: int) -> list[Group]:
-        """Return all groups of a step, on every worker: made by the pool that rank 0 drives, or by the workers."""
+    def _queue(self, answers: Answers, start: int) -> RolloutQueue:
+        source, stage = self._source, self._learner.stage
+        used = used_places(read_metrics(stage.folder), start, source.questions_per_step)
+        return RolloutQueue(
+            answers,
+            self._question_at,
+            per_step=source.questions_per_step,
+            ahead=source.ahead,
+            num_steps=stage.steps,
+            used=dist.gather(used)[0],  # rank 0 writes the rows
+            useful=has_signal if source.algorithm.replaces else lambda group: True,
+        )
+
+    def _question_at(self, place: int) -> Question:
+        seed = self._learner.stage.recipe.seed
+        return question_at(self._task.problems, place, samples=self._source.samples, seed=seed)
+
+    def _rollouts(self, calls: list[list[Question]]) -> list[list[Group]]:
+        """Return the groups of all calls, on every worker: made by the pool that rank 0 drives, or by the workers."""
         rank, size = dist.world()
-        calls = chunks(self._questions(number), self._source.questions_per_call)
         mine: dict[int, list[Group]] = {}
         if self._source.pool is None:
             sampler = self._current_sampler()
@@ -102,13 +156,46 @@ class RolloutFeed:
         elif rank == 0:
             mine = dict(enumerate(self._source.pool.rollouts(calls, self._model.state_dict())))
         made = {i: groups for part in dist.gather(mine) for i, groups in part.items()}
-        return [group for i in range(len(calls)) for group in made[i]]
+        return [made[i] for i in range(len(calls))]
+
+    def _batches(self, number: int, weighed: list[Weighed]) -> tuple[Iterator[Batch], Metrics]:
+        """Return this worker's share of the step, and what scoring passes say where they are made. Collective.
+
+        Stale tokens need the learner's log-probabilities, a KL term needs the parent's. A step after which the stage
+        evaluates has both.
+        """
+        rank, size = dist.world()
+        mine, algorithm, stage = weighed[rank::size], self._source.algorithm, self._learner.stage
+        rollouts = [weighed.rollout for weighed in mine]
+        stale, due = self._source.ahead > 0, is_due(number + 1, stage.runtime.eval_every, stage.steps)
+        learner = logprobs_of(self._model.nll, rollouts, self._padding) if stale or due else None
+        parent = logprobs_of(self._parent().nll, rollouts, self._padding) if algorithm.kl or due else None
+        weights = weights_of(mine, algorithm, learner if stale else None, parent if algorithm.kl else None)
+        scores = {} if learner is None else means(dist.gather(divergences(rollouts, number, learner, parent)))
+        return to_batches(rollouts, weights, self._padding), scores
+
+    def _figures(self, number: int, taken: Taken) -> dict[str, Any]:
+        """Return the figures of a step's answers, and its questions where the number of the step does not tell them."""
+        found: dict[str, Any] = dict(figures([*taken.groups, *taken.replaced], number))
+        usual = taken.places == usual_places(number, self._source.questions_per_step)
+        return found if usual else {**found, "questions": taken.places}
+
+    def _parent(self) -> Model:
+        """Return the parent's model; it stays in memory where every step needs it."""
+        if (model := self._kept_parent) is None:
+            assert self._learner.stage.parent is not None
+            model = checkpoint.load_model(self._learner.stage.parent, self._device)[0].eval()
+            self._kept_parent = model if self._source.algorithm.kl else None
+        return model
 
     @cached_property
     def _sampler(self) -> Sampler:
-        parent = self._learner.stage.parent
-        assert parent is not None
-        return Sampler.load(parent, self._task.reward, self._source.params, self._source.max_sequences)
+        return self._new_sampler()
+
+    def _new_sampler(self) -> Sampler:
+        """Return a sampler that generates with the learner's model itself."""
+        engine = Engine(self._model, self._learner.tokenizer, max_sequences=self._source.max_sequences)
+        return Sampler(engine, self._task.reward, self._source.params)
 
     def _current_sampler(self) -> Sampler:
         self._sampler.load_weights(self._model.state_dict())
@@ -145,8 +232,11 @@ class RolloutFeed:
         """Return how the reward developed, the tokens generated, and some answers of the final model."""
         source, stage = self._source, self._learner.stage
         rows = read_metrics(stage.folder)
-        num_tokens = sum(row.get("completion_tokens", 0) for row in rows) * source.questions_per_step * source.samples
-        shown = [question._replace(seeds=question.seeds[:1]) for question in self._questions(stage.steps)[:_NUM_SHOWN]]
+        usual = source.questions_per_step
+        num_tokens = sum(r.get("completion_tokens", 0) * len(r.get("questions", range(usual))) for r in rows)
+        places = usual_places(stage.steps, usual)[:_NUM_SHOWN]
+        shown = [question._replace(seeds=question.seeds[:1]) for question in map(self._question_at, places)]
+        self._model.eval()
         sampler = self._current_sampler()
         samples = [
             {
@@ -159,7 +249,7 @@ class RolloutFeed:
         ]
         return {
             **reward_trend(rows),
-            "tokens": round(num_tokens),
+            "tokens": round(num_tokens * source.samples),
             "samples": samples,
             "unigram_bpb": source.unigram_bpb,
         }

@@ -1,8 +1,8 @@
-"""From the number of a step to its questions, and from their rollouts to weighted batches."""
+"""From places to questions, and from their rollouts to weighted batches and figures."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,21 +10,17 @@ import torch
 from raychat.data.batches import Batch
 from raychat.evals.generate import Group, Question, Rollout
 from raychat.model.loss import IGNORE
+from raychat.rl.algorithms import Algorithm, Tokens, token_weights
 from raychat.tasks import Problem
+from raychat.train.loop import Nll
 from raychat.train.stage import Metrics
 
 
-def questions_of(
-    problems: Sequence[Problem], step: int, *, questions_per_step: int, samples: int, seed: int
-) -> list[Question]:
-    """Return the questions of a step: the problems in a new order every epoch, every answer with a seed of its own."""
-    questions = []
-    for place in range(step * questions_per_step, (step + 1) * questions_per_step):
-        epoch, i = divmod(place, len(problems))
-        order = np.random.default_rng((seed, epoch)).permutation(len(problems))
-        seeds = tuple(_seed(seed, place, sample) for sample in range(samples))
-        questions.append(Question(problems[int(order[i])], seeds))
-    return questions
+def question_at(problems: Sequence[Problem], place: int, *, samples: int, seed: int) -> Question:
+    """Return the question at a place: the problems in a new order every epoch, every answer with a seed of its own."""
+    epoch, i = divmod(place, len(problems))
+    order = np.random.default_rng((seed, epoch)).permutation(len(problems))
+    return Question(problems[int(order[i])], tuple(_seed(seed, place, sample) for sample in range(samples)))
 
 
 def _seed(*numbers: int) -> int:
@@ -32,61 +28,103 @@ def _seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
 
 
-def advantages(rewards: Sequence[float]) -> list[float]:
-    """Return reward - mean reward for every answer of a group; exactly 0 where all rewards are equal.
+class Weighed(NamedTuple):
+    """An answer that is trained on. The weight of its sampled tokens is advantage / divisor where these are fresh."""
 
-    >>> advantages([1.0, 0.0, 0.0, 1.0]), advantages([0.1, 0.1, 0.1])
-    ([0.5, -0.5, -0.5, 0.5], [0.0, 0.0, 0.0])
+    rollout: Rollout
+    advantage: float
+    divisor: float
+
+
+def weigh(groups: Sequence[Group], algorithm: Algorithm, max_new_tokens: int) -> list[Weighed]:
+    """Weigh the rollouts of a whole step; return them with the longest first.
+
+    Without a KL term rollouts of advantage 0 are dropped, as they have no gradient; their tokens still count.
     """
-    if min(rewards) == max(rewards):
-        return [0.0] * len(rewards)
-    mean = sum(rewards) / len(rewards)
-    return [reward - mean for reward in rewards]
-
-
-def weigh(groups: Sequence[Group]) -> list[tuple[Rollout, float]]:
-    """Weigh the rollouts of a whole step; return each with the weight of its sampled tokens, the longest first.
-
-    Weight = advantage / sampled tokens of the step. Rollouts of weight 0 are dropped, as they have no gradient; their
-    tokens still count.
-    """
-    num_valid = sum(sum(rollout.sampled) for group in groups for rollout in group)
+    advantages = [a for group in groups for a in algorithm.advantages([rollout.reward for rollout in group])]
+    rollouts = [rollout for group in groups for rollout in group]
+    divisors = algorithm.divisors([sum(rollout.sampled) for rollout in rollouts], max_new_tokens)
     weighed = [
-        (rollout, advantage / num_valid)
-        for group in groups
-        for rollout, advantage in zip(group, advantages([rollout.reward for rollout in group]), strict=True)
-        if advantage != 0 and any(rollout.sampled)
+        Weighed(*parts)
+        for parts in zip(rollouts, advantages, divisors, strict=True)
+        if (parts[1] != 0 or algorithm.kl) and any(parts[0].sampled)
     ]
-    return sorted(weighed, key=lambda pair: -_length(pair[0]))
+    return sorted(weighed, key=lambda weighed: -_length(weighed.rollout))
 
 
-def to_batches(
-    weighed: Sequence[tuple[Rollout, float]], *, pad: int, device_tokens: int, multiple: int, device: torch.device
-) -> Iterator[Batch]:
+def weights_of(
+    weighed: Sequence[Weighed],
+    algorithm: Algorithm,
+    learner: Sequence[Tokens] | None = None,
+    parent: Sequence[Tokens] | None = None,
+) -> list[Tokens]:
+    """Return the weights of each rollout's tokens.
+
+    Args:
+        learner: log-probabilities of the tokens by the weights that are trained; None = the rollouts' own.
+        parent: the same by the parent, for the KL term; None = there is none.
+    """
+    weights = []
+    for i, (rollout, advantage, divisor) in enumerate(weighed):
+        sampler = np.array(rollout.logprobs)
+        now = sampler if learner is None else learner[i]
+        ratio = None if learner is None else np.exp(now - sampler)
+        to_parent = None if parent is None else np.exp(parent[i] - now)
+        weights.append(
+            token_weights(algorithm, advantage, divisor, rollout.sampled, ratio=ratio, parent_ratio=to_parent)
+        )
+    return weights
+
+
+class Padding(NamedTuple):
+    """How rollouts become micro-batches."""
+
+    pad: int  # token id after the end of a rollout
+    device_tokens: int  # B * T of a micro-batch at most, unless a single rollout is longer
+    multiple: int  # T is rounded up to a multiple of it
+    device: torch.device
+
+
+def to_batches(rollouts: Sequence[Rollout], weights: Sequence[Tokens], padding: Padding) -> Iterator[Batch]:
     """Yield micro-batches of rollouts, each padded to its longest.
 
     Args:
-        weighed: longest first, as `weigh` returns them.
-        pad: token id after the end of a rollout.
-        device_tokens: B * T of a micro-batch at most, unless a single rollout is longer.
-        multiple: T is rounded up to a multiple of it.
+        rollouts: the longest first, as `weigh` returns them.
+        weights: of the tokens of each completion.
     """
-    i = 0
-    while i < len(weighed):
-        T = -(-_length(weighed[i][0]) // multiple) * multiple
-        rows = weighed[i : i + max(1, device_tokens // T)]
-        i += len(rows)
-        inputs = torch.full((len(rows), T), pad)
+    pairs = list(zip(rollouts, weights, strict=True))
+    while pairs:
+        T = -(-_length(pairs[0][0]) // padding.multiple) * padding.multiple
+        height = max(1, padding.device_tokens // T)
+        rows, pairs = pairs[:height], pairs[height:]
+        inputs = torch.full((len(rows), T), padding.pad)
         targets = torch.full((len(rows), T), IGNORE)
-        weights = torch.zeros(len(rows), T)
-        for row, (rollout, weight) in enumerate(rows):
+        row_weights = torch.zeros(len(rows), T)
+        for row, (rollout, of_tokens) in enumerate(rows):
             tokens = torch.tensor(rollout.prompt + rollout.completion)
             first, stop = len(rollout.prompt) - 1, len(tokens) - 1  # inputs whose targets are the completion
             sampled = torch.tensor(rollout.sampled)
             inputs[row, :stop] = tokens[:-1]
             targets[row, first:stop] = tokens[first + 1 :].masked_fill(~sampled, IGNORE)
-            weights[row, first:stop] = sampled * weight
-        yield Batch(inputs.to(device), targets.to(device), weights.to(device))
+            row_weights[row, first:stop] = torch.from_numpy(of_tokens)
+        yield Batch(*(tensor.to(padding.device) for tensor in (inputs, targets, row_weights)))
+
+
+@torch.no_grad()
+def logprobs_of(nll: Nll, rollouts: Sequence[Rollout], padding: Padding) -> list[Tokens]:
+    """Return the log-probabilities of each rollout's tokens by a model; 0 where a token was not sampled.
+
+    Args:
+        nll: the model's.
+        rollouts: the longest first.
+    """
+    found: list[Tokens] = []
+    for batch in to_batches(rollouts, [np.ones(len(rollout.completion)) for rollout in rollouts], padding):
+        for row in (-nll(batch.inputs, batch.targets)).double().cpu().numpy():
+            rollout = rollouts[len(found)]
+            first = len(rollout.prompt) - 1
+            found.append(row[first : first + len(rollout.completion)])
+    return found
 
 
 def _length(rollout: Rollout) -> int:
@@ -94,15 +132,73 @@ def _length(rollout: Rollout) -> int:
     return len(rollout.prompt) + len(rollout.completion) - 1
 
 
-def figures(groups: Sequence[Group]) -> Metrics:
-    """Summarise a step's rollouts for its row of metrics."""
+def has_signal(group: Group) -> bool:
+    """Tell whether a group's rewards differ: else it teaches nothing."""
+    return len({rollout.reward for rollout in group}) > 1
+
+
+def figures(groups: Sequence[Group], number: int) -> Metrics:
+    """Summarise the rollouts of step `number` for its row of metrics."""
     rollouts = [rollout for group in groups for rollout in group]
-    signal = [len({rollout.reward for rollout in group}) > 1 for group in groups]
-    return {
+    best = [max(rollout.reward for rollout in group) for group in groups]
+    signal = [has_signal(group) for group in groups]
+    found = {
         "reward": sum(rollout.reward for rollout in rollouts) / len(rollouts),
-        "signal": sum(signal) / len(signal),  # share of the groups with different rewards: the others teach nothing
+        "signal": sum(signal) / len(signal),  # share of the groups
         "completion_tokens": sum(len(rollout.completion) for rollout in rollouts) / len(rollouts),
+        "pass_at_k": sum(best) / len(best),  # of the best of a question's answers, the mean reward
     }
+    surprises = [-p for r in rollouts for p, sampled in zip(r.logprobs, r.sampled, strict=False) if sampled]
+    if surprises:
+        found["entropy"] = sum(surprises) / len(surprises)  # nats per sampled token
+    ages = [number - version for rollout in rollouts for version in rollout.versions]
+    if ages:  # of the weights that sampled a token, in steps
+        found |= {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
+    return found
+
+
+def divergences(
+    rollouts: Sequence[Rollout], number: int, learner: Sequence[Tokens], parent: Sequence[Tokens] | None
+) -> dict[str, list[float]]:
+    """Return what a scoring pass says of each sampled token of step `number`.
+
+    `mismatch` is |log p by the learner - log p by its sampler| where both have the same weights: the rounding of one
+    model in two shapes of batch. `ratio` is the learner's probability over the sampler's where the weights are older.
+    `kl` is an estimate of the divergence from the parent, never negative (Schulman 2020, "k3").
+    """
+    found: dict[str, list[float]] = {"mismatch": [], "ratio": [], "kl": []}
+    for i, rollout in enumerate(rollouts):
+        sampled, difference = np.array(rollout.sampled), learner[i] - np.array(rollout.logprobs)
+        fresh = np.array(rollout.versions) == number if len(rollout.versions) else np.ones_like(sampled)
+        found["mismatch"] += np.abs(difference[sampled & fresh]).tolist()
+        found["ratio"] += np.exp(difference[sampled & ~fresh]).tolist()
+        if parent is not None:
+            log_ratio = (parent[i] - learner[i])[sampled]
+            found["kl"] += (np.exp(log_ratio) - log_ratio - 1).tolist()
+    return found
+
+
+def means(parts: Sequence[Mapping[str, Sequence[float]]]) -> Metrics:
+    """Return the mean of each figure over the parts of all workers, where there are any numbers.
+
+    >>> means([{"kl": [1.0, 2.0], "ratio": []}, {"kl": [6.0], "ratio": []}])
+    {'kl': 3.0}
+    """
+    values = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items() if numbers}
+
+
+def speed(groups: Sequence[Group], step_s: float, rollout_s: float) -> Metrics:
+    """Return the speed of a step: seconds waited for rollouts, and their share of the step's; tokens a second.
+
+    Args:
+        groups: whose tokens count.
+        step_s: from one step's rollouts to the next's.
+    """
+    tokens = sum(len(rollout.completion) for group in groups for rollout in group)
+    step_s = max(step_s, 1e-9)
+    waited = {"rollout_s": round(rollout_s, 3), "waiting": round(rollout_s / step_s, 3)}
+    return {**waited, "tok_per_s": round(tokens / step_s, 1)}
 
 
 def reward_trend(rows: Sequence[Mapping[str, Any]]) -> Metrics:
