@@ -11,6 +11,8 @@ from raychat.runs import STAGES
 
 # Every stage of a report has these figures; None = not measured.
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
+# What newer evaluations also say; left out where it is not there.
+FROM_EVALUATION = ("interval", "outcomes", "pass_at_k", "guards", "contamination")
 FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward", "provenance")
 # Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
 LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8, "RTX 4090": 0.4}
@@ -56,11 +58,13 @@ def stage_figures(
     found: dict[str, Any] = dict.fromkeys(ALWAYS)
     found |= {key: evaluation[key] for key in ("val_bpb", "core", "chatcore") if key in evaluation}
     found |= {key: summary[key] for key in (*ALWAYS, *FROM_SUMMARY) if key in summary}
+    found |= {key: evaluation[key] for key in FROM_EVALUATION if key in evaluation}
     # Older code recorded `settings`.
     if settings := summary.get("recipe", {}) | summary.get("runtime", {}) or summary.get("settings"):
         found["settings"] = settings
     if not summary and rows:  # running or interrupted: take what its metrics hold so far
         found |= {"wall_s": rows[-1].get("t"), "steps": rows[-1]["step"]}
+        found["val_bpb"] = next((row["val_bpb"] for row in reversed(rows) if "val_bpb" in row), found["val_bpb"])
     rates = [row["tok_per_s"] for row in rows if row.get("tok_per_s")]
     losses = [row["loss"] for row in rows if "loss" in row]
     found |= {
@@ -70,6 +74,7 @@ def stage_figures(
         "loss_first": losses[0] if losses else None,
         "loss_last": statistics.fmean(losses[-max(1, len(losses) // 20) :]) if losses else None,
         "core_tasks": evaluation.get("core_tasks", {}),
+        "eval_settings": evaluation.get("settings"),
     }
     found["cost"] = cost(found, price_per_hour)
     found["tasks"] = {
@@ -100,7 +105,7 @@ def tokenizer_figures(folder: str) -> dict[str, Any] | None:
     trained, evaluated = _json(folder, "train.json"), _json(folder, "eval.json")
     if not trained and not evaluated:
         return None
-    found = {key: trained.get(key) for key in ("characters", "documents", "wall_s", "fingerprint")}
+    found = {key: trained.get(key) for key in ("characters", "documents", "wall_s", "fingerprint", "settings")}
     found["vocab_size"] = trained.get("vocab_size", evaluated.get("vocab_size"))
     found["bytes_per_token"] = {kind: text["bytes_per_token"] for kind, text in evaluated.get("texts", {}).items()}
     return found
