@@ -97,7 +97,7 @@ def _drawable(panel: Panel, axis: Axis) -> Panel:
     """Return a panel without the points that a logarithmic axis has no place for, and without empty lines."""
     lines = []
     for line in panel.lines:
-        bars = line.bars or [()] * len(line.points)
+        bars: Sequence[Point | None] = line.bars or [None] * len(line.points)
         kept = [
             (point, bar)
             for point, bar in zip(line.points, bars, strict=True)
@@ -105,7 +105,7 @@ def _drawable(panel: Panel, axis: Axis) -> Panel:
         ]
         if kept:
             points = [point for point, _ in kept]
-            lines.append(line._replace(points=points, bars=[bar for _, bar in kept if len(bar) == 2]))
+            lines.append(line._replace(points=points, bars=[bar for _, bar in kept if bar]))
     return panel._replace(lines=lines)
 
 

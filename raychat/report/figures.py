@@ -31,7 +31,7 @@ def collect(run_folder: str, price_per_hour: float | None = None) -> tuple[dict[
     """
     folders = {name: paths.join(run_folder, name) for name in STAGES}
     rows = {name: read_metrics(folder) for name, folder in folders.items()}
-    read = {name: (_json(folder, "summary.json"), _json(folder, "eval.json")) for name, folder in folders.items()}
+    read = {name: (json_of(folder, "summary.json"), json_of(folder, "eval.json")) for name, folder in folders.items()}
     present = [name for name in STAGES if rows[name] or any(read[name])]
     if not present:
         raise ValueError(f"nothing to report: {run_folder} has none of the stages {', '.join(STAGES)}")
@@ -102,7 +102,7 @@ def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
 
 def tokenizer_figures(folder: str) -> dict[str, Any] | None:
     """Return the figures of the tokenizer's training and evaluation, None without either."""
-    trained, evaluated = _json(folder, "train.json"), _json(folder, "eval.json")
+    trained, evaluated = json_of(folder, "train.json"), json_of(folder, "eval.json")
     if not trained and not evaluated:
         return None
     found = {key: trained.get(key) for key in ("characters", "documents", "wall_s", "fingerprint", "settings")}
@@ -115,7 +115,7 @@ def _architecture(folders: list[str]) -> dict[str, Any] | None:
     """Return the model's fields from the newest complete checkpoint of the first stage that has one."""
     for folder in folders:
         for entry in reversed(paths.names(folder)):
-            if entry.startswith("step_") and (meta := _json(paths.join(folder, entry), paths.LAST_FILE)):
+            if entry.startswith("step_") and (meta := json_of(paths.join(folder, entry), paths.LAST_FILE)):
                 return dict(meta.get("recipe", meta).get("model", {}))  # older code recorded no recipe
     return None
 
@@ -141,6 +141,7 @@ def _samples(summary: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, l
     }
 
 
-def _json(folder: str, name: str) -> dict[str, Any]:
+def json_of(folder: str, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file, empty where there is none."""
     path = paths.join(folder, name)
     return dict(paths.read_json(path)) if paths.exists(path) else {}

@@ -24,11 +24,16 @@ from raychat.report.tables import ABSENT
 WIDE, NARROW = 960, 350  # pixels of a picture on a desk and on a phone; the style shows one of them
 
 
-def page(title: str, subtitle: str, sections: Sequence[Section], script: str = "") -> str:
-    """Return a report as a page. script: JavaScript that runs in it."""
+def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Return a report as a page."""
+    return whole(title, body(title, subtitle, sections))
+
+
+def whole(title: str, content: str, script: str = "") -> str:
+    """Return the page around what it shows. script: JavaScript that runs in it."""
     template = (resources.files("raychat.report") / "page.html").read_text(encoding="utf-8")
     script = script and f"<script>{script}</script>"
-    return Template(template).substitute(title=escape(title), content=body(title, subtitle, sections), script=script)
+    return Template(template).substitute(title=escape(title), content=content, script=script)
 
 
 def body(title: str, subtitle: str, sections: Sequence[Section]) -> str:

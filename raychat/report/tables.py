@@ -48,14 +48,14 @@ def dollars(value: float | None) -> str:
     return ABSENT if value is None else f"${value:.2f}"
 
 
-def with_interval(value: Any, ends: Sequence[float] | None, spec: str = ".4f") -> str:
+def with_interval(value: Any, ends: Sequence[float] | None, spec: str = ".4f", ends_spec: str = ".2f") -> str:
     """Format a figure with the ends of its interval, where it has one.
 
     >>> with_interval(0.64, (0.545, 0.731)), with_interval(0.64, None)
     ('0.6400 [0.55, 0.73]', '0.6400')
     """
     text = number(value, spec)
-    return text if value is None or ends is None else f"{text} [{', '.join(f'{end:.2f}' for end in ends)}]"
+    return text if value is None or ends is None else f"{text} [{', '.join(format(end, ends_spec) for end in ends)}]"
 
 
 def _results(report: dict[str, Any]) -> Table:
