@@ -1,7 +1,7 @@
 """Train a series of runs under one name: a ladder of depths, or any list of settings, and the law that they follow.
 
     python jobs/miniseries.py                                       d2, d3 and d4 at toy size
-    python jobs/miniseries.py --name slow --settings sequence_len=256 batch_tokens=1024 ratio=0.15 lr_scale=0.2
+    python jobs/miniseries.py --name slow --settings sequence_len=256 batch_tokens=1024 ratio=0.08 lr_scale=0.2
     python jobs/compare.py mini slow                                what the other learning rate is worth in compute
     python jobs/miniseries.py --name iso --isoflop 3e11 1e12        the best size for each budget of FLOPs
     python jobs/miniseries.py --name d10-18 --depths 10 12 14 16 18 --data climbmix --settings ratio=10.5 \
@@ -26,7 +26,7 @@ from raychat.settings import MAX_SEED, above, at_least, at_most
 if TYPE_CHECKING:  # a job shows its help without torch
     from raychat.tokenizer import Tokenizer
 
-TOY = ("sequence_len=256", "batch_tokens=1024", "ratio=0.15", "lr_scale=0.8", "eval_tokens=60000")
+TOY = ("sequence_len=256", "batch_tokens=1024", "ratio=0.08", "lr_scale=0.8", "eval_tokens=60000")
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,12 @@ class Args:
     seeds: tuple[int, ...] = (0,)  # every rung is trained with each: their spread is the noise
     settings: tuple[str, ...] = TOY  # of jobs/base_train.py, for all rungs
     data: tuple[str, ...] = ("tinyworld",)  # pretraining corpus, as for base_train
-    num_shards: int | None = None  # shards to use; None = as many as the largest rung needs, or all there are
+    num_shards: int | None = None  # shards to use; None = as many as each rung needs, or all there are
     vocab_size: int = 1024  # of the tokenizer that all rungs share
     bundle: str = "tinyworld"  # CORE's tasks, as for base_eval
     max_items: int | None = 60  # items of each CORE task; None = all
     parallel: int | None = None  # rungs at once; None = as many as there are GPUs or cores for
-    cluster: Cluster = field(
-        default_factory=Cluster
-    )  # its workers are those of a rung; 0 = no Ray, one after the other
+    cluster: Cluster = field(default_factory=Cluster)  # of each rung; 0 workers = one after the other, without Ray
 
     def __post_init__(self) -> None:
         at_least(self, depths=1, seeds=0, max_items=1, parallel=1, num_shards=1)
@@ -69,19 +67,19 @@ def run(args: Args) -> dict[str, Any]:
     """Train and evaluate what is left of the series; write its report and return the law's figures.
 
     Raises:
-        ValueError: Two rungs are the same, or a run of such a name has another recipe.
+        ValueError: Two rungs are the same, a setting has no value, or a run of such a name has another recipe.
     """
     from raychat import report
     from raychat.lab import findings, series
     from raychat.report.markdown import table_text
     from raychat.tokenizer import Tokenizer
 
-    storage = args.cluster.storage()
+    storage, given = args.cluster.storage(), settings_of(args)
     tok_train.run(
         tok_train.Args(args.name, args.data, args.num_shards, vocab_size=args.vocab_size, cluster=args.cluster)
     )
     tokenizer = Tokenizer.load(args.cluster.run_folder(args.name, "tokenizer"))
-    jobs = jobs_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
+    jobs = jobs_of(args, given, tokenizer.vocab_size)
     rungs = [series.Rung(job.train.run, job.label, job.train.seed, job.budget) for job in jobs]
     settings = {key: value for key, value in asdict(args).items() if key not in ("name", "cluster", "parallel")}
     series.save(storage, args.name, settings, rungs)
@@ -99,32 +97,41 @@ def run(args: Args) -> dict[str, Any]:
     return {"law": law and law._asdict(), "rungs": [measured._asdict() for measured in found.measured]}
 
 
-def jobs_of(args: Args, vocab_size: int, fingerprint: str) -> list[Job]:
-    """Return the rungs' settings, the largest first: with several at once, the longest must not begin last."""
+def settings_of(args: Args) -> dict[str, base_train.Args]:
+    """Return what sets the rungs apart, in words, each with its settings. Exits or raises ValueError at a wrong one."""
+    common = base_train.Args(data=args.data, num_shards=args.num_shards, cluster=args.cluster)
+    rungs = args.rungs or tuple(f"depth={depth}" for depth in args.depths)
+    labels = [re.sub(r"\bdepth=(\d+)", r"d\1", words) for words in rungs]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(f"two rungs are the same: {', '.join(sorted(twice))}; they must differ in a setting")
+    return {
+        label: with_words(common, [*args.settings, *words.split()]) for label, words in zip(labels, rungs, strict=True)
+    }
+
+
+def jobs_of(args: Args, settings: dict[str, base_train.Args], vocab_size: int) -> list[Job]:
+    """Return the rungs' jobs, the largest first: with several at once, the longest must not begin last."""
     from raychat.lab.series import flops_per_token
 
     made = []
-    for words in args.rungs or [f"depth={depth}" for depth in args.depths]:
-        label = re.sub(r"\bdepth=(\d+)", r"d\1", words)
-        given = with_words(base_train.Args(data=args.data, cluster=args.cluster), [*args.settings, *words.split()])
-        recipe = base_train.stage_of(given, vocab_size, fingerprint).recipe
+    for label, given in settings.items():
+        recipe = base_train.stage_of(given, vocab_size, None).recipe
         flops_per_step = recipe.rows_per_step * recipe.sequence_len * flops_per_token(recipe.model)
         for budget, seed in itertools.product(args.isoflop or (None,), args.seeds):
-            parts = [args.name, label, *([f"{budget:g}"] if budget else []), *([f"s{seed}"] if seed else [])]
+            flops = [f"{budget:g}".replace("e+", "e")] if budget else []
+            parts = [args.name, label, *flops, *([f"s{seed}"] if seed else [])]
             name = re.sub(r"[^\w.]+", "-", "-".join(parts))
-            steps = max(1, round(budget / flops_per_step)) if budget else recipe.steps or 1
-            train = replace(given, run=name, seed=seed, num_shards=args.num_shards, steps=steps)
+            steps = max(1, round(budget / flops_per_step)) if budget else given.steps
+            train = replace(given, run=name, seed=seed, steps=steps)
+            steps = steps or recipe.steps or 1
             evaluate = base_eval.Args(name, args.bundle, max_items=args.max_items, eval_tokens=train.eval_tokens)
             num_shards = base_train.num_shards_of(train, replace(recipe, steps=steps))
             made.append(Job(label, budget, steps * flops_per_step, num_shards, train, evaluate))
-    names = [job.train.run for job in made]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two rungs have the same name: {', '.join(sorted(twice))}; they must differ in a setting")
     return sorted(made, key=lambda job: -job.flops)
 
 
 def with_words(train: base_train.Args, words: list[str]) -> base_train.Args:
-    """Replace settings by those in words such as `lr_scale=0.4`. Exits as a command line does where one is wrong."""
+    """Replace settings by those in words such as `lr_scale=0.4`, with the messages of base_train's command line."""
     import tyro
 
     flags = []
