@@ -38,6 +38,7 @@ def run(args: Args) -> list[Any]:
     from raychat.lab import findings, series
     from raychat.report import compare
     from raychat.report.blocks import Table
+    from raychat.report.figures import collect
     from raychat.report.markdown import table_text
 
     storage = args.cluster.storage()
@@ -50,7 +51,7 @@ def run(args: Args) -> list[Any]:
         sections = findings.comparison(first, others)
     else:
         folders = [args.cluster.run_folder(name) for name in args.runs]
-        found = [compare.Compared(*report.collect(folder, args.price_per_hour)) for folder in folders]
+        found = [compare.Compared(*collect(folder, args.price_per_hour)) for folder in folders]
         sections = compare.sections(found)
     folder = paths.join(storage, "compare", "-".join(args.runs))
     report.write_files(folder, "compare", " and ".join(args.runs), f"Differences are to {args.runs[0]}.", sections)

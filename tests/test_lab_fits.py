@@ -27,7 +27,7 @@ def test_power_law_is_found() -> None:
     assert law.r2 == pytest.approx(1.0)
     assert law.worst == pytest.approx(0.0, abs=1e-9)
     assert law.exponent_interval == pytest.approx((0.1, 0.1))
-    assert law(4e11) == pytest.approx(20.0 * 4e11**-0.1)
+    assert law.at(4e11) == pytest.approx(20.0 * 4e11**-0.1)
 
 
 def test_law_says_how_far_it_is_off() -> None:
@@ -35,7 +35,7 @@ def test_law_says_how_far_it_is_off() -> None:
     trials[1] = trials[1]._replace(loss=trials[1].loss * 1.2)
     law = fits.power_law(trials)
     assert 0.5 < law.r2 < 0.99
-    assert law.worst == pytest.approx(max(abs(t.loss / law(t.compute) - 1) for t in trials))
+    assert law.worst == pytest.approx(max(abs(t.loss / law.at(t.compute) - 1) for t in trials))
     assert 0.05 < law.worst < 0.2
 
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 def test_trend_takes_figures_below_zero() -> None:
     found = fits.trend([Trial("", 10.0**i, -0.1 + 0.05 * i) for i in range(4)])
     assert (found.start, found.per_decade, found.r2) == (pytest.approx(-0.1), pytest.approx(0.05), pytest.approx(1.0))
-    assert found(1e5) == pytest.approx(0.15)
+    assert found.at(1e5) == pytest.approx(0.15)
 
 
 def test_minimum_of_a_parabola() -> None:

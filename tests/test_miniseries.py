@@ -138,8 +138,7 @@ def test_compare_of_two_ladders(trained: tuple[Path, dict[str, Any]], capsys: py
     compare.run(compare.Args(("mini", "slow"), cluster=Cluster(storage_path=str(storage))))
     text = (storage / "compare" / "mini-slow" / "compare.md").read_text()
     assert "## Compute multiplier" in text
-    (settings,) = [line for line in text.splitlines() if line.startswith("| settings ")]
-    assert "lr_scale=0.05" in settings
+    assert "| lr_scale | - | 0.05 |" in text
     assert "slow" in capsys.readouterr().out
     with pytest.raises(ValueError, match="mini-d1: no series"):
         compare.run(compare.Args(("mini", "mini-d1"), cluster=Cluster(storage_path=str(storage))))

@@ -4,15 +4,17 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from raychat.lab import fits
 from raychat.lab.fits import PowerLaw, Trial
 from raychat.lab.series import Measured, Series
-from raychat.report.blocks import Block, Figures, Note, Picture, Section, Table
+from raychat.report.blocks import Block, Highlights, Note, Picture, Section, Table
 from raychat.report.chart import Axis, Line, Panel, draw
-from raychat.report.tables import duration, number
+from raychat.report.tables import ABSENT, duration, number
 
 CURVE_POINTS = 40
 FLOPS = Axis("FLOPs of training", log=True)
@@ -90,7 +92,7 @@ def _in_short(series: Series, law: PowerLaw | None) -> list[Block]:
         f"bpb = {law.scale:.4g} x FLOPs^-{law.exponent:.4f}, fitted to {len(trials(series))} runs by least squares in "
         "logarithms, without an irreducible part: it holds within the range of these runs."
     )
-    return [Figures(found), Note(note)]
+    return [Highlights(found), Note(note)]
 
 
 def _pictures(several: Sequence[Series]) -> list[Block]:
@@ -100,12 +102,12 @@ def _pictures(several: Sequence[Series]) -> list[Block]:
         label = series.name if len(several) > 1 else ""
         bpb.append(Line([(m.flops, m.val_bpb) for m in series.measured], colour, label, "dots"))
         if (law := law_of(series)) is not None:
-            bpb.append(_curve(series, law, colour))
+            bpb.append(_curve(series, law.at, colour))
         scored = [m for m in series.measured if m.core is not None]
         core.append(Line([(m.flops, m.core) for m in scored if m.core is not None], colour, label, "dots"))
         found = trials(series, lambda m: m.core)
         if len({t.compute for t in found}) > 1:
-            core.append(_curve(series, fits.trend(found), colour))
+            core.append(_curve(series, fits.trend(found).at, colour))
     panels = [Panel("bits per byte, and power laws", bpb, log=True), Panel("CORE, and lines over log FLOPs", core)]
     panels = [panel for panel in panels if any(line.points for line in panel.lines)]
     return [Picture("compute", partial(_sized, panels, FLOPS))] if panels else []
@@ -198,7 +200,7 @@ def _side_by_side(several: Sequence[Series]) -> Table:
     """Return the mean bits per byte of each rung in each series."""
     means: dict[str, dict[str, float]] = {}
     for series in several:
-        for trial in trials(series):
+        for trial in sorted(trials(series), key=lambda t: t.compute):
             same = [t.loss for t in trials(series) if t.rung == trial.rung]
             means.setdefault(trial.rung, {})[series.name] = statistics.fmean(same)
     rows = [[rung, *(number(found.get(series.name)) for series in several)] for rung, found in means.items()]
@@ -206,11 +208,14 @@ def _side_by_side(several: Sequence[Series]) -> Table:
 
 
 def _settings(several: Sequence[Series]) -> list[Block]:
-    names = dict.fromkeys(name for series in several for name in series.settings)
-    texts = {name: [_text(series.settings.get(name)) for series in several] for name in names}
-    rows = [[name, *found] for name, found in texts.items() if len(set(found)) > 1]
+    found = [_one_by_one(series.settings) for series in several]
+    texts = {name: [settings.get(name, ABSENT) for settings in found] for name in dict.fromkeys(chain(*found))}
+    rows = [[name, *shown] for name, shown in texts.items() if len(set(shown)) > 1]
     return [Table("Settings", ["", *(series.name for series in several)], rows)] if rows else []
 
 
-def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _one_by_one(settings: dict[str, Any]) -> dict[str, str]:
+    """Return settings as texts, those of base_train one by one."""
+    texts = {key: " ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for key, v in settings.items()}
+    words = texts.pop("settings", "").split()
+    return texts | dict(word.split("=", 1) for word in words)

@@ -28,7 +28,8 @@ class PowerLaw(NamedTuple):
     worst: float  # largest relative deviation of a run from the law
     exponent_interval: tuple[float, float] | None  # None = too few rungs to say
 
-    def __call__(self, compute: float) -> float:
+    def at(self, compute: float) -> float:
+        """Return what the fit says of an amount of compute."""
         return float(self.scale * compute**-self.exponent)
 
 
@@ -39,7 +40,8 @@ class Trend(NamedTuple):
     per_decade: float
     r2: float
 
-    def __call__(self, compute: float) -> float:
+    def at(self, compute: float) -> float:
+        """Return what the fit says of an amount of compute."""
         return self.start + self.per_decade * math.log10(compute)
 
 

@@ -13,7 +13,7 @@ class Table(NamedTuple):
     note: str = ""
 
 
-class Figures(NamedTuple):
+class Highlights(NamedTuple):
     """The few figures that sum up a report, each with what it is."""
 
     figures: Sequence[tuple[str, str]]
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     note: str = ""
 
 
-class Conversation(NamedTuple):
+class Talk(NamedTuple):
     """Questions and what the model answered."""
 
     turns: Sequence[tuple[str, str]]
@@ -59,7 +59,7 @@ class Note(NamedTuple):
     text: str
 
 
-Block = Table | Figures | Picture | Conversation | SideBySide | Commands | Note
+Block = Table | Highlights | Picture | Talk | SideBySide | Commands | Note
 
 
 class Section(NamedTuple):

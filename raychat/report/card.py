@@ -6,11 +6,11 @@ from raychat.report import curves, reproduce, tables
 from raychat.report.blocks import (
     Answer,
     Commands,
-    Conversation,
-    Figures,
+    Highlights,
     Note,
     Section,
     SideBySide,
+    Talk,
     of_table,
 )
 from raychat.report.tables import TITLES, dollars, duration
@@ -39,7 +39,7 @@ def sections(report: dict[str, Any], rows: dict[str, curves.Rows]) -> list[Secti
     results, *others = tables.tables_of(report)
     parts = [
         Section("A conversation", _conversation(samples)),
-        Section("In short", [Figures(highlights(report))]),
+        Section("In short", [Highlights(highlights(report))]),
         Section("Curves", pictures),
         of_table(results),
         Section("The same questions to each stage", _side_by_side(samples, "texts")),
@@ -71,11 +71,11 @@ def highlights(report: dict[str, Any]) -> list[tuple[str, str]]:
     return found + ([] if total["cost"] is None else [(dollars(total["cost"]), "at the price below")])
 
 
-def _conversation(samples: dict[str, Any]) -> list[Conversation]:
+def _conversation(samples: dict[str, Any]) -> list[Talk]:
     """Return what the last chat stage answered to the questions that every run asks."""
     for stage in CHAT_STAGES:
         if texts := samples.get(stage, {}).get("texts"):
-            return [Conversation([(text["prompt"], text["text"]) for text in texts])]
+            return [Talk([(text["prompt"], text["text"]) for text in texts])]
     return []
 
 

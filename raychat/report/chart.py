@@ -60,7 +60,7 @@ def draw(panels: Sequence[Panel], axis: Axis, *, width: int = 960, height: int =
     panels = [_drawable(panel, axis) for panel in panels]
     xs = [x for panel in panels for line in panel.lines for x, _ in line.points]
     ends = [end for start, stop, _ in axis.bands for end in (start, stop)]
-    pad = 0.0 if axis.bands or axis.log else (max(xs) - min(xs)) * 0.02
+    pad = 0.0 if axis.bands or axis.log else (max(xs) - min(xs)) * 0.02 or 0.5
     factor = 1.12 if axis.log else 1.0
     x = _Scale(
         min([*xs, *ends]) / factor - pad,
@@ -181,7 +181,7 @@ def short(value: float) -> str:
     ('0.25', '1,500', '2e12')
     """
     if value and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.2g}".replace("e+", "e").replace("e-0", "e-")
+        return f"{value:.2g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return f"{value:,.6g}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -6,13 +6,13 @@ from raychat.report.blocks import (
     Answer,
     Block,
     Commands,
-    Conversation,
-    Figures,
+    Highlights,
     Note,
     Picture,
     Section,
     SideBySide,
     Table,
+    Talk,
 )
 
 
@@ -33,11 +33,11 @@ def _block(block: Block) -> str:
     match block:
         case Table():
             return _table(block)
-        case Figures(figures):
+        case Highlights(figures):
             return "\n".join(f"- **{figure}** {label}" for figure, label in figures)
         case Picture(name, _, note):
             return f"![{name}]({name}.svg)" + (f"\n\n{note}" if note else "")
-        case Conversation(turns):
+        case Talk(turns):
             return "\n\n".join(_exchange(question, [Answer("", text)]) for question, text in turns)
         case SideBySide(rows):
             return "\n\n".join(_exchange(question, answers, kind) for question, kind, answers in rows)

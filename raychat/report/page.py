@@ -10,13 +10,13 @@ from raychat.report.blocks import (
     Answer,
     Block,
     Commands,
-    Conversation,
-    Figures,
+    Highlights,
     Note,
     Picture,
     Section,
     SideBySide,
     Table,
+    Talk,
 )
 from raychat.report.markdown import verdict
 from raychat.report.tables import ABSENT
@@ -54,13 +54,13 @@ def _block(block: Block) -> str:
     match block:
         case Table():
             return _table(block)
-        case Figures(figures):
+        case Highlights(figures):
             items = (f"<li><strong>{escape(figure)}</strong> {escape(label)}</li>" for figure, label in figures)
             return f'<ul class="figures">{"".join(items)}</ul>'
         case Picture(_, draw, note):
             pictures = f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
             return f"<figure>{pictures}{f'<figcaption>{escape(note)}</figcaption>' if note else ''}</figure>"
-        case Conversation(turns):
+        case Talk(turns):
             said = (f"{_said('question', question)}{_said('reply', text)}" for question, text in turns)
             return f'<div class="talk">{"".join(said)}</div>'
         case SideBySide(rows):
@@ -85,7 +85,7 @@ def _cell(column: str, text: str) -> str:
     """Return a cell with its column's name, which a phone shows beside it; the interval of a figure in small."""
     kind = ' class="absent"' if text in (ABSENT, "") else ""
     shown = re.sub(r" (\[.*\])$", r" <small>\1</small>", escape(text))
-    return f'<td data-column="{column}"{kind}>{shown}</td>'
+    return f'<td data-column="{column}"{kind}><span>{shown}</span></td>'
 
 
 def _said(who: str, text: str) -> str:
