@@ -214,12 +214,14 @@ def test_intervals_and_guards_of_newer_evaluations(tmp_path: Path) -> None:
     path = paths.join(run, "sft", "eval.json")
     newer = {"interval": {"gsm8k": [0.0625, 0.21], "chatcore": [0.2, 0.4]}, "guards": {"humaneval": ["seccomp"]}}
     newer |= {"pass_at_k": {"gsm8k": {"1": 0.125, "8": 0.5}}, "outcomes": {"gsm8k": [0.0] * 7 + [1.0]}}
+    newer |= {"contamination": {"gsm8k": {"checked": 80, "hits": 3, "share": 0.0375, "clean_accuracy": 0.1}}}
     paths.write_json(path, paths.read_json(path) | newer)
     written = report.write(run)
     rows = cells(written, "Results")
     assert rows["GSM8K"] == ["-", "-", "0.1250 [0.06, 0.21]", "-"]
     assert rows["GSM8K, pass@8"] == ["-", "-", "0.5000", "-"]
     assert "GSM8K, pass@1" not in rows
+    assert cells(written, "Items in the training text") == {"GSM8K": ["SFT", "3 of 80", "0.1000"]}
     assert "<small>[0.06, 0.21]</small>" in file(run, "report.html")
     assert "ran under seccomp" in file(run, "report.md")
 

@@ -166,6 +166,8 @@ def _ticks(low: float, high: float, log: bool, most: int) -> list[float]:
             if len(found) <= most:
                 return found
         return found[:: -(-len(found) // most)]
+    if low == high:
+        return [low]
     size = 10.0 ** math.floor(math.log10(high - low))
     for step in (size * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

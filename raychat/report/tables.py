@@ -20,7 +20,14 @@ TITLES = {
 
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """Return the report's tables without the empty ones."""
-    made = [_results(report), _time(report), _core(report), _tokenizer(report), _made_with(report)]
+    made = [
+        _results(report),
+        _time(report),
+        _core(report),
+        _contamination(report),
+        _tokenizer(report),
+        _made_with(report),
+    ]
     return [table for table in made if table.rows]
 
 
@@ -141,6 +148,21 @@ def _core(report: dict[str, Any]) -> Table:
         for label, task in stage["core_tasks"].items()
     ]
     return Table("CORE by task", ["task", "stage", "accuracy", "centred", "items"], rows)
+
+
+def _contamination(report: dict[str, Any]) -> Table:
+    rows = [
+        [
+            TITLES.get(task, task),
+            name.upper(),
+            f"{found['hits']} of {found['checked']}",
+            number(found["clean_accuracy"]),
+        ]
+        for name, stage in report["stages"].items()
+        for task, found in stage.get("contamination", {}).items()
+    ]
+    note = "Items that share a run of words with the training text, and the accuracy on the others."
+    return Table("Items in the training text", ["task", "stage", "found", "accuracy on the others"], rows, note)
 
 
 def _tokenizer(report: dict[str, Any]) -> Table:
