@@ -21,12 +21,15 @@ from jobs import base_eval, base_train, tok_train
 from raychat import paths
 from raychat.actors import Actors, InProcess
 from raychat.cluster import Cluster
+from raychat.lease import wait_until_free
 from raychat.settings import MAX_SEED, above, at_least, at_most
 
 if TYPE_CHECKING:  # a job shows its help without torch
     from raychat.tokenizer import Tokenizer
 
-TOY = ("sequence_len=256", "batch_tokens=1024", "ratio=0.08", "lr_scale=0.8", "eval_tokens=60000")
+TOY = ("sequence_len=256", "batch_tokens=1024", "ratio=0.08", "lr_scale=0.8", "save_every=50", "eval_tokens=60000")
+
+ORPHAN_S = 120.0  # that a rung's actor may outlive a driver that was killed
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def open_actors(args: Args, num_rungs: int) -> Actors:
 def run_rung(_: None, job: Job) -> None:
     """Train and evaluate a rung, or what is left of it. A rung of one worker is trained by the actor itself."""
     cluster = job.train.cluster
+    wait_until_free(cluster.run_folder(job.train.run, "base"), ORPHAN_S)
     cluster = replace(cluster, workers=0) if cluster.max_workers == 1 else cluster
     base_train.run(replace(job.train, cluster=cluster))
     base_eval.run(replace(job.evaluate, cluster=cluster))
