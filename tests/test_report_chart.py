@@ -7,6 +7,7 @@ import pytest
 
 from raychat.report.chart import Axis, Line, Panel, draw, short, smooth, thinned
 
+AB = Axis("x", bands=[(0, 0.5, "A"), (0.5, 1, "B")])
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -42,6 +43,12 @@ def test_everything_is_within_the_picture(width: int) -> None:
         assert 0 <= float(x) <= right
         assert 0 <= float(y) <= bottom
     assert all(0 <= x <= right and 0 <= y <= bottom for x, y in circles(svg))
+
+
+def test_labels_of_bands_have_a_line_of_their_own() -> None:
+    panel = Panel("a title that is longer than half of the picture", [Line([(0, 1), (1, 2)], 0)])
+    found = {text.text: float(text.get("y") or 0) for text in ET.fromstring(draw([panel], AB)).iter(f"{SVG}text")}
+    assert found[panel.title] - found["A"] > 15
 
 
 def test_labels_are_text_and_not_markup() -> None:

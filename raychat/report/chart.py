@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Literal, NamedTuple
 
 Point = tuple[float, float]
-MARGIN_LEFT, MARGIN_RIGHT, TITLE, GAP, FOOT, LETTER = 48, 14, 26, 16, 34, 6.4  # pixels
+MARGIN_LEFT, MARGIN_RIGHT, TITLE, GAP, FOOT, LETTER, BANDS = 48, 14, 26, 16, 34, 6.4, 20  # pixels
 NUM_COLOURS = 6  # of chart.css
 
 
@@ -69,10 +69,8 @@ def draw(panels: Sequence[Panel], axis: Axis, *, width: int = 960, height: int =
         width - MARGIN_RIGHT,
         axis.log,
     )
-    top, parts = (
-        0.0,
-        [f"<style>{(resources.files('raychat.report') / 'chart.css').read_text(encoding='utf-8')}</style>"],
-    )
+    style = (resources.files("raychat.report") / "chart.css").read_text(encoding="utf-8")
+    top, parts = (BANDS if axis.bands else 0.0), [f"<style>{style}</style>"]
     for start, stop, label in axis.bands:
         parts.append(f'<text class="mid" x="{x((start + stop) / 2):.1f}" y="13">{escape(label)}</text>')
     for panel in panels:
