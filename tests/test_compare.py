@@ -73,6 +73,12 @@ def test_chatcore_is_composed_of_centred_tasks(tmp_path: Path) -> None:
     assert (low, high) == pytest.approx((found.value - 1.96 * sd, found.value + 1.96 * sd), abs=0.01)
 
 
+def test_chatcore_of_other_tasks_is_not_compared(tmp_path: Path) -> None:
+    runs = two(tmp_path, {"gsm8k": [1.0, 0.0], "mmlu": [0.0, 1.0]}, {"gsm8k": [1.0, 1.0]})
+    assert compare.difference(runs[0].stage("sft"), runs[1].stage("sft"), "chatcore") is None
+    assert sft(runs, "gsm8k").value == 0.5
+
+
 def test_without_outcomes_there_is_no_interval(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(str(tmp_path / name))

@@ -70,9 +70,12 @@ def stage_table(name: str, runs: Sequence[Compared]) -> Table:
 
 
 def difference(first: Stage, other: Stage, figure: str) -> Difference | None:
-    """Return by how much a figure of the other run is above the first one's; None where one has not measured it."""
+    """Return by how much a figure of the other run is above the first one's.
+
+    None where one has not measured it, and for CORE and ChatCORE of other tasks.
+    """
     values = _value(first, figure), _value(other, figure)
-    if values[0] is None or values[1] is None:
+    if values[0] is None or values[1] is None or _tasks(first, figure).keys() != _tasks(other, figure).keys():
         return None
     paired = same_problems(first, other, figure)
     draws = draws_of(first, figure, 0), draws_of(other, figure, 0 if paired else 1)
