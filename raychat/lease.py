@@ -42,6 +42,20 @@ def lease(folder: str) -> Iterator[None]:
         _mine.discard(holder["id"])
 
 
+def wait_until_free(folder: str, timeout_s: float) -> None:
+    """Return when nobody holds the lease on a folder, after `timeout_s` at the latest.
+
+    For actors: those of a driver that was killed live on for some seconds, and hold their leases.
+    """
+    end = time.monotonic() + timeout_s
+    while (last := max(_numbers(folder), default=0)) and time.monotonic() < end:
+        try:
+            _wait_for_silence(folder, last)
+            return
+        except ValueError:
+            time.sleep(1.0)
+
+
 @contextlib.contextmanager
 def _beating(file: str, holder: dict[str, Any]) -> Iterator[None]:
     """Write signs of life to a lease while the block runs, and its end."""

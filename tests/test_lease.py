@@ -53,6 +53,21 @@ def test_a_holder_that_was_killed_on_this_machine_is_gone_at_once(tmp_path: Path
         assert paths.names(str(tmp_path)) == ["lease-000002.json"]
 
 
+def test_a_holder_that_ends_soon_is_waited_for(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_die_with_the_lease, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / FIRST).exists() or not (tmp_path / FIRST).read_text():
+        time.sleep(0.01)
+    lease.wait_until_free(str(tmp_path), timeout_s=0.01)
+    with pytest.raises(ValueError, match="is being trained"), hold(str(tmp_path)):
+        raise AssertionError("two holders")
+    threading.Timer(0.5, process.kill).start()
+    threading.Timer(0.5, process.join).start()  # or it stays as a zombie
+    lease.wait_until_free(str(tmp_path), timeout_s=600.0)
+    with hold(str(tmp_path)):
+        assert paths.names(str(tmp_path)) == ["lease-000002.json"]
+
+
 def test_an_earlier_process_with_this_number_is_gone(tmp_path: Path) -> None:
     write(tmp_path, host=socket.gethostname(), pid=os.getpid())
     with hold(str(tmp_path)):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from jobs import report as job
 from raychat import paths, report
 from raychat.cluster import Cluster
-from raychat.report import figures, tables
+from raychat.report import curves, figures, tables
 
 H100 = "NVIDIA H100 80GB HBM3"
 EVIL = "<script>alert(1)</script> | *bold* & \n\n# no heading"
@@ -176,27 +177,61 @@ def test_page_is_whole_and_needs_nothing_else(run: str) -> None:
     page = Page(text)
     assert "script" not in [tag for tag, _ in page.seen]
     assert EVIL in page.text
-    sources = [attrs[key] for _, attrs in page.seen for key in ("src", "href") if key in attrs]
-    assert len(sources) == 3
-    assert all(source and source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not [key for _, attrs in page.seen for key in ("src", "href") if key in attrs]
     assert "url(" not in text
+    assert [tag for tag, _ in page.seen].count("svg") == 2  # for a desk and for a phone
     for expected in ("0.6250", "50% below unigram", "0.10 → 0.40", "Once upon", "#### 4"):
         assert expected in page.text
 
 
-def test_pictures_show_the_curves(run: str) -> None:
-    for name, words in {"loss": {"BASE", "SFT"}, "val_bpb": {"BASE", "unigram"}, "reward": {"reward"}}.items():
-        found = "".join(ET.fromstring(file(run, f"{name}.svg")).itertext())
-        assert all(word in found for word in words), (name, found)
-        assert ("RL" in found) == (name == "reward")  # a policy gradient's loss says nothing
+def test_conversation_comes_first(run: str) -> None:
+    page = Page(file(run, "report.html"))
+    assert page.text.index("Hello?") < page.text.index("In short") < page.text.index("Curves")
+
+
+def test_picture_shows_the_curves(run: str) -> None:
+    found = "".join(ET.fromstring(file(run, "curves.svg")).itertext())
+    for words in ("BASE", "SFT", "RL", curves.LOSS, curves.BPB, curves.SCORES, curves.REWARD, "30 min 00 s", "36 min"):
+        assert words in found, words
+    assert "MID" not in found
+
+
+def test_stages_follow_each_other_on_one_time_line() -> None:
+    bands = curves._bands({"base": 1000.0, "sft": 1.0, "rl": 200.0})
+    assert bands["base"][0] == 0.0
+    assert bands["rl"][1] == pytest.approx(1.0)
+    assert bands["base"][1] == bands["sft"][0]
+    sizes = {name: stop - start for name, (start, stop) in bands.items()}
+    assert sizes["base"] > sizes["rl"] > sizes["sft"] > 0.1  # also what took a second can be seen
+    series = [{"step": 1, "val_bpb": 3.0, "t": 250.0}, {"step": 2, "val_bpb": 2.0, "t": 1000.0}]
+    placed = curves._placed(series, {"wall_s": 1000.0}, (0.0, 0.5), "val_bpb")
+    assert placed == [(0.125, 3.0), (0.5, 2.0)]
+
+
+def test_intervals_and_guards_of_newer_evaluations(tmp_path: Path) -> None:
+    run = str(tmp_path / "r")
+    write_run(run)
+    path = paths.join(run, "sft", "eval.json")
+    newer = {"interval": {"gsm8k": [0.0625, 0.21], "chatcore": [0.2, 0.4]}, "guards": {"humaneval": ["seccomp"]}}
+    newer |= {"pass_at_k": {"gsm8k": {"1": 0.125, "8": 0.5}}, "outcomes": {"gsm8k": [0.0] * 7 + [1.0]}}
+    newer |= {"contamination": {"gsm8k": {"checked": 80, "hits": 3, "share": 0.0375, "clean_accuracy": 0.1}}}
+    paths.write_json(path, paths.read_json(path) | newer)
+    written = report.write(run)
+    rows = cells(written, "Results")
+    assert rows["GSM8K"] == ["-", "-", "0.1250 [0.06, 0.21]", "-"]
+    assert rows["GSM8K, pass@8"] == ["-", "-", "0.5000", "-"]
+    assert "GSM8K, pass@1" not in rows
+    assert cells(written, "Items in the training text") == {"GSM8K": ["SFT", "3 of 80", "0.1000"]}
+    assert "<small>[0.06, 0.21]</small>" in file(run, "report.html")
+    assert "ran under seccomp" in file(run, "report.md")
 
 
 def test_markdown_keeps_texts_of_the_model_from_being_markup(run: str) -> None:
     text = file(run, "report.md")
     assert "| ARC-Easy | - | - | 0.6250 | - |" in text
-    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE)[:2] == ["demo: report card", "Results"]
+    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE)[:3] == ["demo: report card", "A conversation", "In short"]
     assert not re.search(r"^# no heading", text, re.MULTILINE)
-    assert "![reward](reward.svg)" in text
+    assert "![curves](curves.svg)" in text
     for name in re.findall(r"\]\((.*?)\)", text):
         assert paths.exists(paths.join(run, "report", name))
 
@@ -207,7 +242,9 @@ def test_no_text_of_the_model_leaves_its_fence(tmp_path: Path, text: str) -> Non
     report.write(str(tmp_path / "r"))
     page = Page(file(str(tmp_path / "r"), "report.html"))
     assert not {"img", "a", "b"} & {tag for tag, _ in page.seen}
-    assert page.text.count(text.replace("\r", "\n")) >= 2
+    assert page.text.count(text) >= 2
+    rendered = MarkdownIt("js-default").render(file(str(tmp_path / "r"), "report.md"))
+    assert not {"a", "b"} & {tag for tag, _ in Page(rendered).seen}
 
 
 @pytest.mark.parametrize(
@@ -256,12 +293,10 @@ def test_object_store() -> None:
     write_run(run)
     report.write(run)
     assert paths.names(paths.join(run, "report")) == [
-        "loss.svg",
+        "curves.svg",
         "report.html",
         "report.json",
         "report.md",
-        "reward.svg",
-        "val_bpb.svg",
     ]
 
 

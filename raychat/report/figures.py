@@ -11,6 +11,8 @@ from raychat.runs import STAGES
 
 # Every stage of a report has these figures; None = not measured.
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
+# What newer evaluations also say; left out where it is not there.
+FROM_EVALUATION = ("interval", "outcomes", "pass_at_k", "guards", "contamination")
 FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward", "provenance")
 # Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
 LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8, "RTX 4090": 0.4}
@@ -29,7 +31,7 @@ def collect(run_folder: str, price_per_hour: float | None = None) -> tuple[dict[
     """
     folders = {name: paths.join(run_folder, name) for name in STAGES}
     rows = {name: read_metrics(folder) for name, folder in folders.items()}
-    read = {name: (_json(folder, "summary.json"), _json(folder, "eval.json")) for name, folder in folders.items()}
+    read = {name: (json_of(folder, "summary.json"), json_of(folder, "eval.json")) for name, folder in folders.items()}
     present = [name for name in STAGES if rows[name] or any(read[name])]
     if not present:
         raise ValueError(f"nothing to report: {run_folder} has none of the stages {', '.join(STAGES)}")
@@ -56,11 +58,13 @@ def stage_figures(
     found: dict[str, Any] = dict.fromkeys(ALWAYS)
     found |= {key: evaluation[key] for key in ("val_bpb", "core", "chatcore") if key in evaluation}
     found |= {key: summary[key] for key in (*ALWAYS, *FROM_SUMMARY) if key in summary}
+    found |= {key: evaluation[key] for key in FROM_EVALUATION if key in evaluation}
     # Older code recorded `settings`.
     if settings := summary.get("recipe", {}) | summary.get("runtime", {}) or summary.get("settings"):
         found["settings"] = settings
     if not summary and rows:  # running or interrupted: take what its metrics hold so far
         found |= {"wall_s": rows[-1].get("t"), "steps": rows[-1]["step"]}
+        found["val_bpb"] = next((row["val_bpb"] for row in reversed(rows) if "val_bpb" in row), found["val_bpb"])
     rates = [row["tok_per_s"] for row in rows if row.get("tok_per_s")]
     losses = [row["loss"] for row in rows if "loss" in row]
     found |= {
@@ -70,6 +74,7 @@ def stage_figures(
         "loss_first": losses[0] if losses else None,
         "loss_last": statistics.fmean(losses[-max(1, len(losses) // 20) :]) if losses else None,
         "core_tasks": evaluation.get("core_tasks", {}),
+        "eval_settings": evaluation.get("settings"),
     }
     found["cost"] = cost(found, price_per_hour)
     found["tasks"] = {
@@ -97,10 +102,10 @@ def cost(stage: dict[str, Any], price_per_hour: float | None) -> float | None:
 
 def tokenizer_figures(folder: str) -> dict[str, Any] | None:
     """Return the figures of the tokenizer's training and evaluation, None without either."""
-    trained, evaluated = _json(folder, "train.json"), _json(folder, "eval.json")
+    trained, evaluated = json_of(folder, "train.json"), json_of(folder, "eval.json")
     if not trained and not evaluated:
         return None
-    found = {key: trained.get(key) for key in ("characters", "documents", "wall_s", "fingerprint")}
+    found = {key: trained.get(key) for key in ("characters", "documents", "wall_s", "fingerprint", "settings")}
     found["vocab_size"] = trained.get("vocab_size", evaluated.get("vocab_size"))
     found["bytes_per_token"] = {kind: text["bytes_per_token"] for kind, text in evaluated.get("texts", {}).items()}
     return found
@@ -110,7 +115,7 @@ def _architecture(folders: list[str]) -> dict[str, Any] | None:
     """Return the model's fields from the newest complete checkpoint of the first stage that has one."""
     for folder in folders:
         for entry in reversed(paths.names(folder)):
-            if entry.startswith("step_") and (meta := _json(paths.join(folder, entry), paths.LAST_FILE)):
+            if entry.startswith("step_") and (meta := json_of(paths.join(folder, entry), paths.LAST_FILE)):
                 return dict(meta.get("recipe", meta).get("model", {}))  # older code recorded no recipe
     return None
 
@@ -136,6 +141,7 @@ def _samples(summary: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, l
     }
 
 
-def _json(folder: str, name: str) -> dict[str, Any]:
+def json_of(folder: str, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file, empty where there is none."""
     path = paths.join(folder, name)
     return dict(paths.read_json(path)) if paths.exists(path) else {}

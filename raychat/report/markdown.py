@@ -1,46 +1,56 @@
-"""The report as Markdown, and the page that is made from it."""
+"""A report as Markdown."""
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
-from string import Template
-from typing import Any
+from collections.abc import Sequence
 
-from markdown_it import MarkdownIt
+from raychat.report.blocks import (
+    Answer,
+    Block,
+    Commands,
+    Highlights,
+    Note,
+    Picture,
+    Section,
+    SideBySide,
+    Table,
+    Talk,
+)
 
-from raychat.report.tables import TITLES, Table, dollars, duration, tables_of
-from raychat.runs import CHAT_STAGES
 
-
-def document(report: dict[str, Any], pictures: Iterable[str]) -> str:
-    """Return report.md; the pictures are files `<name>.svg` beside it."""
-    first, *others = map(table_text, tables_of(report))
-    curves = "\n".join(f"![{name}]({name}.svg)" for name in pictures)
-    parts = [f"# {report['run']}: report card", f"Made on {report['created']}.", _highlights(report), first]
-    parts += (["## Curves", curves] if curves else []) + others
-    for stage, samples in report["samples"].items():
-        parts += _samples(stage, samples)
+def document(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """Return a report as Markdown; its pictures are files `<name>.svg` beside it."""
+    parts = [f"# {title}", subtitle]
+    for section in sections:
+        parts += [f"## {section.title}", *map(_block, section.blocks)]
     return "\n\n".join(parts) + "\n"
-
-
-def page(run: str, text: str, pictures: Mapping[str, str]) -> str:
-    """Return report.html, the document `text` as one self-contained page. pictures: SVG by name."""
-    body = MarkdownIt("js-default").render(text).replace(">-</td>", ' class="absent">-</td>')
-    for name, svg in pictures.items():  # embedded as data, the ids of one picture cannot clash with those of another
-        data = base64.b64encode(svg.encode()).decode()
-        body = body.replace(f'src="{name}.svg"', f'src="data:image/svg+xml;base64,{data}"')
-    top, *sections = body.split("<h2>")
-    content = "\n".join([top, *(f"<section><h2>{section}</section>" for section in sections)])
-    template = (resources.files("raychat.report") / "page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(run=escape(run), content=content)
 
 
 def table_text(table: Table) -> str:
     """Return a table with its title and note."""
+    return f"## {table.title}\n\n{_table(table)}"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Table():
+            return _table(block)
+        case Highlights(figures):
+            return "\n".join(f"- **{figure}** {label}" for figure, label in figures)
+        case Picture(name, _, note):
+            return f"![{name}]({name}.svg)" + (f"\n\n{note}" if note else "")
+        case Talk(turns):
+            return "\n\n".join(_exchange(question, [Answer("", text)]) for question, text in turns)
+        case SideBySide(rows):
+            return "\n\n".join(_exchange(question, answers, kind) for question, kind, answers in rows)
+        case Commands(text):
+            return fenced(text, "bash")
+        case Note(text):
+            return text
+
+
+def _table(table: Table) -> str:
     others = len(table.header) - 1
     rule = ["---", *["---" if others == 1 else "---:"] * others]
-    lines = [f"## {table.title}", "", _row(table.header), _row(rule), *map(_row, table.rows)]
+    lines = [_row(table.header), _row(rule), *map(_row, table.rows)]
     return "\n".join(lines + (["", table.note] if table.note else []))
 
 
@@ -49,45 +59,27 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def _highlights(report: dict[str, Any]) -> str:
-    """List the few figures that sum up the run."""
-    stages, total = report["stages"], report["total"]
-    base, rl = stages.get("base", {}), stages.get("rl", {})
-    found = []
-    if (bpb := base.get("val_bpb")) is not None:
-        unigram = base["unigram_bpb"]
-        below = "" if unigram is None else f", {1 - bpb / unigram:.0%} below unigram"
-        found.append((f"{bpb:.3f}", f"bits per byte, base{below}"))
-    if base.get("core") is not None:
-        found.append((f"{base['core']:.4f}", "CORE, base"))
-    chat = next((name for name in CHAT_STAGES if stages.get(name, {}).get("chatcore") is not None), None)
-    if chat:
-        found.append((f"{stages[chat]['chatcore']:.4f}", f"ChatCORE, {chat.upper()}"))
-    if rl.get("reward_first") is not None and rl.get("reward_last") is not None:
-        found.append((f"{rl['reward_first']:.2f} → {rl['reward_last']:.2f}", "mean reward in RL"))
-    money = "" if total["cost"] is None else f", {dollars(total['cost'])}"
-    found.append((duration(total["wall_s"] + total["eval_wall_s"]), f"training and evaluation{money}"))
-    return "\n".join(f"- **{figure}** {label}" for figure, label in found)
+def _exchange(question: str, answers: Sequence[Answer], kind: str = "") -> str:
+    """Quote a question and its answers, each with its model and verdict."""
+    lines = [*([kind, ""] if kind else []), fenced(question, "question")]
+    for answer in answers:
+        heading = ", ".join(part for part in (answer.model, verdict(answer.reward)) if part)
+        lines += ["", *([heading, ""] if heading else []), fenced(answer.text or "(nothing)", "answer")]
+    return "\n".join(f"> {line}" for line in "\n".join(lines).splitlines())
 
 
-def _samples(stage: str, samples: dict[str, list[dict[str, Any]]]) -> list[str]:
-    parts = [_exchange(s["prompt"], s["text"]) for s in samples["texts"]]
-    answers = [_exchange(s["question"], s["text"], s["reward"], s["task"]) for s in samples["answers"]]
-    rollouts = [_exchange(s["question"], s["answer"], s["reward"]) for s in samples["rollouts"]]
-    parts += ["### Answers to problems", *answers] if answers else []
-    parts += ["### Rollouts of the final model", *rollouts] if rollouts else []
-    return [f"## What {stage.upper()} says", *parts] if parts else []
+def verdict(reward: float | None) -> str:
+    """Return a reward in words, empty where nobody judged.
+
+    >>> verdict(1.0), verdict(0.0), verdict(0.25)
+    ('right', 'wrong', 'reward 0.25')
+    """
+    if reward is None:
+        return ""
+    return {1.0: "right", 0.0: "wrong"}.get(reward, f"reward {reward:g}")
 
 
-def _exchange(question: str, answer: str, reward: float | None = None, task: str = "rollout") -> str:
-    """Quote a question (or the beginning of a text) and the model's answer, with task and reward where there are."""
-    kind = "answer" if reward is None else "right" if reward > 0.5 else "wrong"
-    verdict = "" if reward is None else f"{TITLES.get(task, task)}, reward {reward:g}"
-    text = "\n".join([_fenced(question, "question"), _fenced(answer or "(nothing)", kind), verdict])
-    return "\n".join(f"> {line}" for line in text.splitlines())
-
-
-def _fenced(text: str, kind: str) -> str:
-    """Put a model's text in a fence, so that nothing in it is markup; `page.html` has a style for each kind."""
+def fenced(text: str, kind: str) -> str:
+    """Put a text in a fence, so that nothing in it is markup."""
     fence = "~" * (3 + text.count("~"))  # longer than any run of them in the text
     return f"{fence}{kind}\n{text}\n{fence}"

@@ -1,8 +1,9 @@
 """The report's tables, their cells as text."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from raychat.report.blocks import Table as Table
 from raychat.runs import STAGES
 
 ABSENT = "-"
@@ -17,18 +18,16 @@ TITLES = {
 }
 
 
-class Table(NamedTuple):
-    """A table of formatted cells; the first column names the row."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-
 def tables_of(report: dict[str, Any]) -> list[Table]:
     """Return the report's tables without the empty ones."""
-    made = [_results(report), _time(report), _core(report), _tokenizer(report), _made_with(report)]
+    made = [
+        _results(report),
+        _time(report),
+        _core(report),
+        _contamination(report),
+        _tokenizer(report),
+        _made_with(report),
+    ]
     return [table for table in made if table.rows]
 
 
@@ -56,31 +55,61 @@ def dollars(value: float | None) -> str:
     return ABSENT if value is None else f"${value:.2f}"
 
 
+def with_interval(value: Any, ends: Sequence[float] | None, spec: str = ".4f", ends_spec: str = ".2f") -> str:
+    """Format a figure with the ends of its interval, where it has one.
+
+    >>> with_interval(0.64, (0.545, 0.731)), with_interval(0.64, None)
+    ('0.6400 [0.55, 0.73]', '0.6400')
+    """
+    text = number(value, spec)
+    return text if value is None or ends is None else f"{text} [{', '.join(format(end, ends_spec) for end in ends)}]"
+
+
 def _results(report: dict[str, Any]) -> Table:
     stages = [report["stages"].get(name, {"tasks": {}}) for name in STAGES]
     chances = {name: task["chance"] for stage in stages for name, task in stage["tasks"].items()}
 
     def row(title: str, key: str, task: str | None = None) -> list[str]:
         found = [stage["tasks"].get(task, {}) if task else stage for stage in stages]
-        return [title, *(number(figures.get(key)) for figures in found)]
+        ends = [stage.get("interval", {}).get(task or key) for stage in stages]
+        return [title, *(with_interval(figures.get(key), e) for figures, e in zip(found, ends, strict=True))]
 
     rows = [
         row("val bpb", "val_bpb"),
         row("unigram bpb", "unigram_bpb"),
         row("CORE", "core"),
         *(row(TITLES.get(task, task), "accuracy", task) for task in chances),
+        *_pass_at_k(stages),
         row("ChatCORE", "chatcore"),
         row("mean reward, first steps", "reward_first"),
         row("mean reward, last steps", "reward_last"),
     ]
+    header = ["", *(name.upper() for name in STAGES)]
+    return Table("Results", header, [r for r in rows if set(r[1:]) != {ABSENT}], _note(stages, chances))
+
+
+def _pass_at_k(stages: list[dict[str, Any]]) -> list[list[str]]:
+    """Return a row for each task and k: the share of problems that one of k samples solves."""
+    found = [stage.get("pass_at_k", {}) for stage in stages]
+    names = dict.fromkeys((task, k) for tasks in found for task, ks in tasks.items() for k in ks if k != "1")
+    return [
+        [f"{TITLES.get(task, task)}, pass@{k}", *(number(tasks.get(task, {}).get(k)) for tasks in found)]
+        for task, k in names
+    ]
+
+
+def _note(stages: list[dict[str, Any]], chances: dict[str, float]) -> str:
     note = (
         "Bits per byte (bpb; lower is better) are of held-out text: base on pretraining text, mid on conversations, "
         "SFT and RL on the assistant's part of them; unigram bpb is what token frequencies alone reach on that text. "
         "CORE and ChatCORE are mean centred accuracies: 0 = guessing, 1 = perfect."
     )
+    if any(stage.get("interval") for stage in stages):
+        note += " In brackets: where 95% of the results lie when the problems are drawn anew (bootstrap)."
     if guessed := [f"{TITLES.get(task, task)} {chance:.2f}" for task, chance in chances.items() if chance]:
         note += f" Guessing scores {', '.join(guessed)}."
-    return Table("Results", ["", *(name.upper() for name in STAGES)], [r for r in rows if set(r[1:]) != {ABSENT}], note)
+    guards = dict.fromkeys(guard for stage in stages for names in stage.get("guards", {}).values() for guard in names)
+    return note + (f" Programs of models ran under {', '.join(guards)}." if guards else "")
 
 
 def _time(report: dict[str, Any]) -> Table:
@@ -119,6 +148,21 @@ def _core(report: dict[str, Any]) -> Table:
         for label, task in stage["core_tasks"].items()
     ]
     return Table("CORE by task", ["task", "stage", "accuracy", "centred", "items"], rows)
+
+
+def _contamination(report: dict[str, Any]) -> Table:
+    rows = [
+        [
+            TITLES.get(task, task),
+            name.upper(),
+            f"{found['hits']} of {found['checked']}",
+            number(found["clean_accuracy"]),
+        ]
+        for name, stage in report["stages"].items()
+        for task, found in stage.get("contamination", {}).items()
+    ]
+    note = "Items that share a run of words with the training text, and the accuracy on the others."
+    return Table("Items in the training text", ["task", "stage", "found", "accuracy on the others"], rows, note)
 
 
 def _tokenizer(report: dict[str, Any]) -> Table:

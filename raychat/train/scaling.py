@@ -78,9 +78,9 @@ def from_depth(
             f"take {max(1, round(batch_tokens / sequence_len)) * sequence_len}"
         )
     n_embd, head_dim = _width(depth, head_dim)
-    num_params = _num_scaling_params(depth, n_embd, head_dim, vocab_size)
+    num_params = num_scaling_params(depth, n_embd, head_dim, vocab_size)
     tokens = ratio * num_params
-    tokens_ref = ratio * _num_scaling_params(12, *_width(12), VOCAB_SIZE)
+    tokens_ref = ratio * num_scaling_params(12, *_width(12), VOCAB_SIZE)
     if batch_tokens is None:
         rule = 2 ** round(math.log2(BATCH_TOKENS_REF * (tokens / tokens_ref) ** 0.383))
         batch_tokens = max(1, round(rule / sequence_len)) * sequence_len
@@ -118,7 +118,7 @@ def _width(depth: int, head_dim: int | None = None) -> tuple[int, int]:
     return math.ceil(depth * 64 / head_dim) * head_dim, head_dim
 
 
-def _num_scaling_params(n_layer: int, n_embd: int, head_dim: int, vocab_size: int) -> int:
+def num_scaling_params(n_layer: int, n_embd: int, head_dim: int, vocab_size: int) -> int:
     """Count lm_head and the blocks' matrices: attention 4 C^2, MLP 8 C^2, in every second layer 12 per head (gate)."""
     gates = math.ceil(n_layer / 2) * (n_embd // head_dim) * 12
     return n_layer * 12 * n_embd**2 + gates + padded(vocab_size) * n_embd
