@@ -139,12 +139,7 @@ def _scan_all(ngrams: Ngrams, blocks: Sequence[reading.DocumentBlock], actors: A
 def _scan(_: object, block: reading.DocumentBlock, ngrams: Ngrams) -> dict[int, Hashes]:
     """Return those of the hashes that occur in a block."""
     ids = np.fromiter(_numbered(block, ngrams.numbers), dtype=np.uint64)
-    breaks = np.append(0, np.cumsum(ids == _BREAK))
-    found = {}
-    for length, wanted in ngrams.hashes.items():
-        whole = breaks[length:] == breaks[:-length] if len(ids) >= length else np.zeros(0, bool)
-        found[length] = np.intersect1d(_hashes(ids, length)[whole], wanted)
-    return found
+    return {length: np.intersect1d(_hashes(ids, length), wanted) for length, wanted in ngrams.hashes.items()}
 
 
 def _numbered(block: reading.DocumentBlock, numbers: Mapping[str, int]) -> Iterator[int]:
