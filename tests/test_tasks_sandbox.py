@@ -204,9 +204,9 @@ def f():
 
 
 def test_memory_is_limited() -> None:
-    program = "def f(): return len(bytearray(600 << 20))"
+    program = "def f(): return len(bytearray(300 << 20))"
     assert error_of(program, "f()") == "MemoryError"
-    assert error_of(program, "f()", memory_bytes=1 << 30) is None
+    assert error_of(program, "f()", memory_bytes=512 << 20) is None
 
 
 def test_many_at_once_with_many_open_files() -> None:
