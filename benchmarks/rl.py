@@ -4,8 +4,8 @@
 
 Both reinforce the run's SFT model by some steps, in turns and under run names of their own, so that other load of the
 machine hits both. `split` has one train worker and one rollout actor, each with a core: in step, one of the two always
-waits. `shared` in step has as many train workers and actors as there are cores, which take turns on them. The
-first step of each run, which waits for actors to start, does not count. The last line is JSON.
+waits. `shared` in step has two train workers and two actors, which take turns on two cores. The first two steps of each
+run, in which actors start, do not count, nor does the last. The last line is JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ from raychat.log import read_metrics
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # run whose SFT model is taken
-    steps: int = 8  # of each run; half of the first are not counted
+    steps: int = 8  # of each run; the first two and the last are not counted
     questions_per_step: int = 16
     samples: int = 8  # answers to each question
     max_new_tokens: int = 96  # longest answer
@@ -82,7 +82,7 @@ def measured(args: Args, run: str, seed: int, *, workers: int, actors: int, ahea
         )
     )
     rows = [row for row in read_metrics(folder) if "reward" in row]
-    counted = rows[2:-1]  # the last step also waits for fewer answers ahead, and has a scoring pass in both
+    counted = rows[2:-1]  # the last step has a scoring pass in step, too
     seconds = counted[-1]["t"] - rows[1]["t"]
     samples = len(counted) * args.questions_per_step * args.samples
     means = {name: round(statistics.mean(row[name] for row in counted), 3) for name in ("waiting", "rollout_s")}
