@@ -23,8 +23,22 @@ COUNT_REQUESTS = (
     "Count the letter {c} in {w}.",
     "How often do you see {c} in the word {w}?",
     "What is the number of {c} in {w}?",
+    "How many {c}'s are in {w}?",
+    "How many {c}'s are there in the word {w}?",
+    "How many letters {c} are in {w}?",
+    "How many letters {c} has {w}?",
+    "How many times does the letter {c} appear in {w}?",
 )
-SPELL_REQUESTS = ("Spell the word {w}.", "How do you spell {w}?", "Spell {w}.", "What are the letters of {w}?")
+SPELL_REQUESTS = (
+    "Spell the word {w}.",
+    "How do you spell {w}?",
+    "Spell {w}.",
+    "What are the letters of {w}?",
+    "How is {w} spelled?",
+    "Can you spell {w}?",
+    "Please spell {w} for me.",
+    "How do I write {w}?",
+)
 
 
 def spelling_bee(root: str, split: str = "test") -> Task:
@@ -52,10 +66,15 @@ def words(root: str, split: str) -> list[str]:
         text = paths.read_text(path)
     else:
         path, text = "the package's words.txt", Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
-    found = [w for w in text.split() if (zlib.crc32(w.encode()) % TEST_SHARE == 0) == (split == "test")]
+    found = [word for word in text.split() if is_test_word(word) == (split == "test")]
     if not found:
         raise ValueError(f"{path} has no words for the {split} split; expected a few dozen words, one per line")
     return found
+
+
+def is_test_word(word: str) -> bool:
+    """Tell whether a word is of the test split."""
+    return zlib.crc32(word.encode()) % TEST_SHARE == 0
 
 
 def _problems(root: str, split: str, name: str, make: Callable[[str, random.Random], Problem]) -> Sequence[Problem]:
@@ -66,12 +85,30 @@ def _problems(root: str, split: str, name: str, make: Callable[[str, random.Rand
 
 
 def _bee(word: str, rng: random.Random) -> Problem:
-    letter = rng.choice(word) if rng.random() < 0.8 else rng.choice(ALPHABET)
+    letter = letter_to_count(word, rng)
+    question = rng.choice(COUNT_REQUESTS).format(c=letter, w=word)
+    return Problem(exchange(question, content_of(count_of(word, letter))), reference=Decimal(word.count(letter)))
+
+
+def letter_to_count(word: str, rng: random.Random) -> str:
+    """Draw a letter, four times in five one of the word."""
+    return rng.choice(word) if rng.random() < 0.8 else rng.choice(ALPHABET)
+
+
+def count_of(word: str, letter: str) -> str:
+    """Answer how often a letter is in a word: spell it, call the tool, and say `#### count`."""
     count = str(word.count(letter))
     call = written_call(f'"{word}".count("{letter}")', count)
-    answer = content_of(f"{word} is spelled {spelled(word)}. {call}\n{answer_line(count)}")
-    question = rng.choice(COUNT_REQUESTS).format(c=letter, w=word)
-    return Problem(exchange(question, answer), reference=Decimal(count))
+    return f"{spelling_of(word)} {call}\n{answer_line(count)}"
+
+
+def spelling_of(word: str) -> str:
+    """Answer how a word is spelled.
+
+    >>> spelling_of("fox")
+    'fox is spelled f-o-x.'
+    """
+    return f"{word} is spelled {spelled(word)}."
 
 
 def spelled(word: str) -> str:
@@ -85,7 +122,7 @@ def spelled(word: str) -> str:
 
 def _spell(word: str, rng: random.Random) -> Problem:
     question = rng.choice(SPELL_REQUESTS).format(w=word)
-    return Problem(exchange(question, spelled(word)), reference=word)
+    return Problem(exchange(question, spelling_of(word)), reference=word)
 
 
 def letters_reward(problem: Problem, completion: str) -> float:

@@ -1,107 +1,133 @@
-"""Conversations about the small world: greetings, who raychat is, facts, sums, words, stories and a little Python.
+"""Conversations about the small world: small talk, who raychat is, facts, sums, words, stories and a little Python.
 
-Only the test conversations ask for held-out keys (`TinyWorld.is_test`).
+Only the test conversations ask for held-out keys (`TinyWorld.is_test`) and spell held-out words.
 """
 
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 
+from raychat.chat.notation import content_of
+from raychat.chat.template import Message
+from raychat.tasks import spelling
 from raychat.tasks.humaneval import code_answer, code_request
-from raychat.tasks.spelling import spelled
-from raychat.tasks.talks import identity_messages
+from raychat.tasks.source import HUB
+from raychat.tasks.talks import identity_turns
+from raychat.tinyworld import facts, smalltalk, sums
 from raychat.tinyworld.functions import functions
 from raychat.tinyworld.phrases import draw, phrases, rows, words
 from raychat.tinyworld.stories import short_story
-from raychat.tinyworld.words import article, number_name, opposites, spelling_words, upper_first
-from raychat.tinyworld.world import TinyWorld, subject_of
+from raychat.tinyworld.turns import Turn, as_typed, greeted
+from raychat.tinyworld.words import article, opposites, spelling_words
+from raychat.tinyworld.world import TinyWorld
 
-Turn = tuple[str, ...]  # what the user says, what raychat answers
-TurnMaker = Callable[[TinyWorld, random.Random, bool], Turn]  # the bool: ask for held-out keys, or for the others
-
-
-def _fill(section: str, **fields: object) -> Turn:
-    """Return the only turn of a section of chats.txt, its fields filled."""
-    (turn,) = rows("chats", section)
-    return tuple(text.format_map(fields) for text in turn)
+MAX_TURNS = 4
+TurnsMaker = Callable[
+    [TinyWorld, random.Random, bool], list[Turn]
+]  # the bool: ask for held-out keys, or for the others
 
 
-def fact_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
-    fact = rng.choice(world.test_facts if test else world.train_facts)
-    return fact.question(rng), fact.answer()
+def who_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    return [Turn(*turn) for turn in identity_turns(rng)]
 
 
-def sum_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
-    while True:
-        a, b = rng.randint(0, 20), rng.randint(0, 12)
-        if world.is_test(f"{a}+{b}") == test:
-            break
-    if rng.random() < 0.5:
-        return _fill("sum", a=a, b=b, c=a + b)
-    x, y, z = map(number_name, (a, b, a + b))
-    return _fill("sum in words", a=x, A=upper_first(x), b=y, c=z)
-
-
-def opposite_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
+def opposite_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     word, other = rng.sample(rng.choice(opposites()), 2)
-    return _fill("opposite", word=word, other=other)
+    question, answer = rng.choice(rows("chats", "opposite"))
+    return [Turn(question.format(word=word), answer.format(word=word, other=other))]
 
 
-def spelling_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
-    word = rng.choice(spelling_words())
-    return _fill("spelling", word=word, Word=upper_first(word), letters=spelled(word))
+def spelling_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    word = rng.choice(spelled_words(test))
+    return [Turn(rng.choice(spelling.SPELL_REQUESTS).format(w=_written(word, rng)), spelling.spelling_of(word))]
 
 
-def story_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
+def letter_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    """Ask how often a letter is in a word, or for the number of its letters."""
+    word = rng.choice(spelled_words(test))
+    if rng.random() < 0.7:
+        letter = spelling.letter_to_count(word, rng)
+        question = rng.choice(spelling.COUNT_REQUESTS).format(c=letter, w=_written(word, rng))
+        return [Turn(question, spelling.count_of(word, letter))]
+    counted = ", ".join(f"{letter} {number}" for number, letter in enumerate(word, 1))
+    question = draw(rng, "chats", "length of a word", word=_written(word, rng))
+    return [Turn(question, f"{spelling.spelling_of(word)} {counted}: it has {len(word)} letters.")]
+
+
+@cache
+def spelled_words(test: bool) -> tuple[str, ...]:
+    """Return the words of the small world, of the spelling tasks and of strangers.txt, held out or not."""
+    split = "test" if test else "train"
+    named = (*words("people"), *(name for names in smalltalk.strangers().values() for name in names))
+    found = {*spelling_words(), *spelling.words(HUB, split), *(name.lower() for name in named if name.isalpha())}
+    return tuple(sorted(word for word in found if spelling.is_test_word(word) == test))
+
+
+def _written(word: str, rng: random.Random) -> str:
+    return rng.choice((word, word, word, word.capitalize(), f'"{word}"'))
+
+
+def story_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    """Ask for a story about a person, an animal, a town, some topic, or about anything."""
     hero, animal = rng.choice(words("people")), rng.choice(words("animals"))
-    about, asked = rng.choice(
-        ((f" about {hero}", {"hero": hero}), (f" about {article(animal)}", {"animal": animal}), ("", {}))
+    topic = rng.choice((*words("things"), *smalltalk.strangers()["story topics"]))
+    about, story = rng.choice(
+        (
+            ("", {}),
+            (f" about {hero}", {"hero": hero}),
+            (f" about {article(animal)}", {"animal": animal}),
+            (f" about {world.value(hero, 'home')}", {"hero": hero}),
+            (f" about {article(topic)}", {"topic": topic}),
+        )
     )
-    return draw(rng, "chats", "story requests", about=about), short_story(world, rng, **asked)
+    return [Turn(draw(rng, "chats", "story requests", about=about), short_story(world, rng, **story))]
 
 
-def about_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
-    kind = rng.choice(("people", "animals", "places", "things", "food"))
-    entity = rng.choice(words(kind))
-    facts = rng.sample(world.about(entity), 3)
-    request = draw(rng, "chats", "about requests", subject=subject_of(kind, entity))
-    return request, " ".join(fact.answer() for fact in facts)
+def counting_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    start = rng.choice((1, rng.randint(1, 30)))
+    stop = start + rng.randint(3, 19)
+    section = "counting from one" if start == 1 else "counting"
+    numbers = ", ".join(map(str, range(start, stop + 1)))
+    return [Turn(draw(rng, "chats", section, start=start, stop=stop), numbers)]
 
 
-def counting_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
-    start = rng.randint(1, 30)
-    stop = start + rng.randint(3, 9)
-    return _fill("counting", start=start, stop=stop, numbers=", ".join(map(str, range(start, stop + 1))))
-
-
-def code_turn(world: TinyWorld, rng: random.Random, test: bool) -> Turn:
+def code_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     f = rng.choice(functions(test=False))
-    return code_request(f.prompt), code_answer(f.prompt + f.solution)
+    return [Turn(code_request(f.prompt), code_answer(f.prompt + f.solution))]
 
 
-TURNS: tuple[tuple[TurnMaker, int], ...] = (
-    (fact_turn, 10),
-    (sum_turn, 2),
-    (opposite_turn, 1),
-    (spelling_turn, 2),
-    (story_turn, 3),
-    (about_turn, 3),
-    (counting_turn, 1),
-    (code_turn, 2),
+SHARES: tuple[tuple[TurnsMaker, int], ...] = (
+    (smalltalk.small_talk_turns, 18),
+    (who_turns, 8),
+    (facts.fact_turns, 20),
+    (facts.about_turns, 6),
+    (facts.holder_turns, 2),
+    (facts.hop_turns, 2),
+    (smalltalk.unknown_turns, 13),
+    (smalltalk.stranger_turns, 6),
+    (sums.sum_turns, 16),
+    (sums.long_sum_turns, 1),
+    (sums.own_problem_turns, 3),
+    (spelling_turns, 7),
+    (letter_turns, 6),
+    (story_turns, 8),
+    (opposite_turns, 1),
+    (counting_turns, 2),
+    (code_turns, 1),
 )
 
 
-def chats(world: TinyWorld, rng: random.Random, *, test: bool) -> Iterator[list[dict[str, str]]]:
+def chats(world: TinyWorld, rng: random.Random, *, test: bool) -> Iterator[list[Message]]:
     """Yield conversations of one to four turns without end, as lists of messages."""
-    makers, weights = zip(*TURNS, strict=True)
+    makers, weights = zip(*SHARES, strict=True)
     while True:
+        made = [make(world, rng, test) for make in rng.choices(makers, weights, k=rng.choice((1, 1, 1, 2, 2)))]
+        turns = [turn for several in made for turn in several][:MAX_TURNS]
         if rng.random() < 0.1:
-            yield identity_messages(rng)
-            continue
-        turns = [make(world, rng, test) for make in rng.choices(makers, weights, k=rng.choice((1, 1, 1, 2, 2)))]
-        if rng.random() < 0.2:
-            turns.insert(0, rng.choice(rows("chats", "greetings")))
-        if rng.random() < 0.1:
-            turns.append(rng.choice(rows("chats", "farewells")))
-        system = [("system", rng.choice(phrases("chats", "system prompts")))] if rng.random() < 0.1 else []
-        spoken = [pair for turn in turns for pair in zip(("user", "assistant"), turn, strict=True)]
-        yield [{"role": role, "content": text} for role, text in system + spoken]
+            turns[0] = greeted(turns[0], rng)
+        system = [{"role": "system", "content": rng.choice(phrases("chats", "system prompts"))}]
+        messages: list[Message] = system if rng.random() < 0.05 else []
+        for turn in turns:
+            messages.append({"role": "user", "content": as_typed(turn.asked, rng)})
+            messages.append({"role": "assistant", "content": content_of(turn.answer)})
+        yield messages

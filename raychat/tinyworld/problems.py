@@ -7,9 +7,9 @@ from functools import cache
 from itertools import count
 from typing import NamedTuple
 
-from raychat.chat.notation import written_call
 from raychat.tasks.gsm8k import answer_line
 from raychat.tinyworld.phrases import sections, words
+from raychat.tinyworld.sums import worked
 from raychat.tinyworld.words import pronouns
 from raychat.tinyworld.world import TinyWorld
 
@@ -49,8 +49,7 @@ class Calculation(NamedTuple):
     result: int
 
     def __str__(self) -> str:
-        x, sign, y, result = self
-        return f"{x} {sign} {y} = {written_call(f'{x}{sign}{y}', str(result))}{result}"
+        return worked(f"{self.left} {self.sign} {self.right}")
 
 
 @cache

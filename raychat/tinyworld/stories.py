@@ -20,14 +20,19 @@ def story(world: TinyWorld, rng: random.Random) -> str:
     return page.format_map({**fields, "story": text.format_map(fields)})
 
 
-def short_story(world: TinyWorld, rng: random.Random, hero: str | None = None, animal: str | None = None) -> str:
-    """Return a story of three to five sentences, short enough for an answer in a chat."""
+def short_story(
+    world: TinyWorld, rng: random.Random, hero: str | None = None, animal: str | None = None, topic: str | None = None
+) -> str:
+    """Return a story of three to six sentences, short enough for an answer in a chat: about a topic, if one is given."""
     fields = _cast(world, rng, hero or rng.choice(words("people")), animal or rng.choice(words("animals")))
     plots = sections("plots")
     beats = plots["the animal"] if animal else rng.choice(list(plots.values()))
+    if topic:
+        beats = sections("stories")["about a topic"]
+        fields |= {"topic": topic, "a_topic": article(topic)}
     middle = [rng.choice(beat) for beat in beats[: rng.choice((2, 3))]]
-    ending = rng.choice(phrases("stories", "endings"))
-    return " ".join([*phrases("stories", "short opening"), *middle, ending]).format_map(fields)
+    opening, ending = (rng.choice(phrases("stories", part)) for part in ("short openings", "endings"))
+    return " ".join([opening, *middle, ending]).format_map(fields)
 
 
 def _cast(world: TinyWorld, rng: random.Random, hero: str, animal: str) -> dict[str, str]:

@@ -24,13 +24,13 @@ def spelling_words() -> tuple[str, ...]:
 
 
 def number_name(n: int) -> str:
-    """Return a number from 0 to 199 in words.
+    """Return a number from 0 to 999 in words.
 
-    >>> number_name(7), number_name(42), number_name(115)
-    ('seven', 'forty-two', 'one hundred and fifteen')
+    >>> number_name(7), number_name(42), number_name(215)
+    ('seven', 'forty-two', 'two hundred and fifteen')
     """
     if n >= 100:
-        return "one hundred" + (f" and {number_name(n - 100)}" if n > 100 else "")
+        return f"{words('ones')[n // 100]} hundred" + (f" and {number_name(n % 100)}" if n % 100 else "")
     if n < 20:
         return words("ones")[n]
     return words("tens")[n // 10 - 2] + (f"-{words('ones')[n % 10]}" if n % 10 else "")

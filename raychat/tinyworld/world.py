@@ -27,8 +27,8 @@ class Fact(NamedTuple):
         """The relation's other values, apart from the entity itself."""
         return [value for value in self.relation.values if value not in (self.value, self.entity)]
 
-    def state(self, template: str) -> str:
-        """Fill one of the relation's templates with this fact."""
+    def state(self, template: str, **fields: str) -> str:
+        """Fill one of the relation's templates with this fact, and with more fields."""
         subject = subject_of(self.relation.kind, self.entity)
         plural = self.relation.kind == "food" and self.entity.endswith("s")
         return template.format(
@@ -37,9 +37,11 @@ class Fact(NamedTuple):
             v=self.value,
             a_v=article(self.value),
             be="are" if plural else "is",
+            Be="Are" if plural else "Is",
             s="" if plural else "s",
             es="" if plural else "es",
             **pronouns(self.entity),
+            **fields,
         )
 
     def statement(self, rng: random.Random) -> str:

@@ -24,13 +24,13 @@ from raychat.tinyworld.world import TinyWorld
 
 T = TypeVar("T")
 
-VERSION = 7  # of the generator: raise it when the bytes change, so that older folders are written again
+VERSION = 8  # of the generator: raise it when the bytes change, so that older folders are written again
 DONE = "meta.json"  # written last
 
 NUM_SHARDS = 8  # of which the last is validation
 SHARD_CHARS = 800_000
 ROW_GROUP_DOCUMENTS = 250
-NUM_TRAIN = {"chat": 4000, "gsm8k": 1000, "ARC-Easy": 6000, "ARC-Challenge": 2000, "mmlu": 4000}
+NUM_TRAIN = {"chat": 12_000, "gsm8k": 1000, "ARC-Easy": 6000, "ARC-Challenge": 2000, "mmlu": 4000}
 NUM_TEST = {"chat": 200, "gsm8k": 400, "ARC-Easy": 400, "ARC-Challenge": 300, "mmlu": 400, "bundle": 100}
 
 
