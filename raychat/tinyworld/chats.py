@@ -5,26 +5,22 @@ Only the test conversations ask for held-out keys (`TinyWorld.is_test`) and spel
 
 import random
 from collections.abc import Callable, Iterator
-from functools import cache
 
 from raychat.chat.notation import content_of
 from raychat.chat.template import Message
 from raychat.tasks import spelling
 from raychat.tasks.humaneval import code_answer, code_request
-from raychat.tasks.source import HUB
 from raychat.tasks.talks import identity_turns
 from raychat.tinyworld import facts, smalltalk, sums
 from raychat.tinyworld.functions import functions
 from raychat.tinyworld.phrases import draw, phrases, rows, words
 from raychat.tinyworld.stories import short_story
 from raychat.tinyworld.turns import Turn, as_typed, greeted
-from raychat.tinyworld.words import article, opposites, spelling_words
+from raychat.tinyworld.words import article, opposites, spelled_words, strangers
 from raychat.tinyworld.world import TinyWorld
 
 MAX_TURNS = 4
-TurnsMaker = Callable[
-    [TinyWorld, random.Random, bool], list[Turn]
-]  # the bool: ask for held-out keys, or for the others
+TurnsMaker = Callable[[TinyWorld, random.Random, bool], list[Turn]]  # the bool: of held-out keys, or of the others
 
 
 def who_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
@@ -38,13 +34,13 @@ def opposite_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Tur
 
 
 def spelling_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
-    word = rng.choice(spelled_words(test))
+    word = rng.choice(spelled_words(test=test))
     return [Turn(rng.choice(spelling.SPELL_REQUESTS).format(w=_written(word, rng)), spelling.spelling_of(word))]
 
 
 def letter_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     """Ask how often a letter is in a word, or for the number of its letters."""
-    word = rng.choice(spelled_words(test))
+    word = rng.choice(spelled_words(test=test))
     if rng.random() < 0.7:
         letter = spelling.letter_to_count(word, rng)
         question = rng.choice(spelling.COUNT_REQUESTS).format(c=letter, w=_written(word, rng))
@@ -54,15 +50,6 @@ def letter_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]
     return [Turn(question, f"{spelling.spelling_of(word)} {counted}: it has {len(word)} letters.")]
 
 
-@cache
-def spelled_words(test: bool) -> tuple[str, ...]:
-    """Return the words of the small world, of the spelling tasks and of strangers.txt, held out or not."""
-    split = "test" if test else "train"
-    named = (*words("people"), *(name for names in smalltalk.strangers().values() for name in names))
-    found = {*spelling_words(), *spelling.words(HUB, split), *(name.lower() for name in named if name.isalpha())}
-    return tuple(sorted(word for word in found if spelling.is_test_word(word) == test))
-
-
 def _written(word: str, rng: random.Random) -> str:
     return rng.choice((word, word, word, word.capitalize(), f'"{word}"'))
 
@@ -70,7 +57,7 @@ def _written(word: str, rng: random.Random) -> str:
 def story_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     """Ask for a story about a person, an animal, a town, some topic, or about anything."""
     hero, animal = rng.choice(words("people")), rng.choice(words("animals"))
-    topic = rng.choice((*words("things"), *smalltalk.strangers()["story topics"]))
+    topic = rng.choice((*words("things"), *strangers()["story topics"]))
     about, story = rng.choice(
         (
             ("", {}),

@@ -19,7 +19,7 @@ MIXTURE: tuple[tuple[Callable[[TinyWorld, random.Random], str], int], ...] = (
     (lessons.sums, 4),
     (lessons.times_table, 1),
     (lessons.counting, 2),
-    (lessons.spelling, 4),
+    (lessons.spelling, 5),
     (lessons.opposite_words, 1),
     (lessons.word_problems, 4),
     (function_page, 1),

@@ -2,6 +2,7 @@
 
 import random
 from itertools import islice
+from string import ascii_lowercase
 
 from raychat.chat.notation import content_of
 from raychat.tasks.choices import choice_problem
@@ -10,7 +11,7 @@ from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
 from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, ChoiceQuestion, questions
 from raychat.tinyworld.relations import KINDS
-from raychat.tinyworld.words import number_name, opposites, spelling_words, upper_first
+from raychat.tinyworld.words import number_name, opposites, spelled_words, spelling_words, upper_first
 from raychat.tinyworld.world import TinyWorld, subject_of
 
 KIND_SHARES = (6, 4, 2, 3, 2, 1)  # of the fact pages, by kind
@@ -89,10 +90,10 @@ def sums(world: TinyWorld, rng: random.Random) -> str:
 
 
 def times_table(world: TinyWorld, rng: random.Random) -> str:
-    """Multiply one number by several."""
-    n = rng.randint(2, 10)
-    start = rng.randint(1, 4)
-    return "\n".join(f"{n} * {k} = {n * k}" for k in range(start, start + rng.randint(4, 6)))
+    """Multiply one number by several, or divide the products."""
+    n, start, divided = rng.randint(2, 12), rng.randint(1, 20), rng.random() < 0.5
+    factors = range(start, start + rng.randint(4, 6))
+    return "\n".join(f"{n * k} / {n} = {k}" if divided else f"{n} * {k} = {n * k}" for k in factors)
 
 
 def counting(world: TinyWorld, rng: random.Random) -> str:
@@ -109,11 +110,17 @@ def counting(world: TinyWorld, rng: random.Random) -> str:
 def spelling(world: TinyWorld, rng: random.Random) -> str:
     """Spell words, and state their first and last letters, their lengths and how often a letter is in them."""
     lines = []
-    for word in rng.sample(spelling_words(), rng.randint(4, 7)):
+    for word in _words_to_spell(rng, rng.randint(4, 7)):
         letter = rng.choice(word)
         fields = {"word": word, "letters": spelled(word), "num_letters": len(word), "first": word[0], "last": word[-1]}
         lines.append(draw(rng, "lessons", "spelling", **fields, letter=letter, count=word.count(letter)))
     return "\n".join(lines)
+
+
+def _words_to_spell(rng: random.Random, num: int) -> list[str]:
+    """Draw words of the world, other English words, and a few letters at random, so that every token is spelled."""
+    drawn = [rng.choice((spelling_words(), spelled_words(test=False))) for _ in range(num - 1)]
+    return [*map(rng.choice, drawn), "".join(rng.choices(ascii_lowercase, k=rng.randint(2, 7)))]
 
 
 def opposite_words(world: TinyWorld, rng: random.Random) -> str:

@@ -1,23 +1,16 @@
 """Small talk, and honest answers to what raychat cannot know, each with an offer of something that it can do."""
 
 import random
-from functools import cache
 from string import ascii_lowercase
 
 from raychat.tinyworld.facts import asked
 from raychat.tinyworld.phrases import draw, phrases, sections, words
 from raychat.tinyworld.relations import relations
 from raychat.tinyworld.turns import Turn
-from raychat.tinyworld.words import spelling_words
+from raychat.tinyworld.words import spelling_words, strangers
 from raychat.tinyworld.world import Fact, TinyWorld, subject_of
 
 STRANGE_KINDS = ("people", "animals", "food", "things", "places")  # the lists of both strangers.txt and words.txt
-
-
-@cache
-def strangers() -> dict[str, tuple[str, ...]]:
-    """Return the lists of strangers.txt."""
-    return {name: tuple(" ".join(group).split(", ")) for name, (group,) in sections("strangers").items()}
 
 
 def small_talk_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
@@ -30,12 +23,8 @@ def small_talk_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[T
 
 def unknown_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     """Return a question about the real world, or for what the small world does not tell."""
-    questions = [
-        text
-        for title in sections("unknown")
-        if title not in ("answers", "offers")
-        for text in phrases("unknown", title)
-    ]
+    titles = sections("unknown").keys() - {"answers", "offers"}
+    questions = [text for title in sorted(titles) for text in phrases("unknown", title)]
     return [Turn(rng.choice(questions).format_map(_fields(rng)), not_known(rng))]
 
 

@@ -23,7 +23,7 @@ def story(world: TinyWorld, rng: random.Random) -> str:
 def short_story(
     world: TinyWorld, rng: random.Random, hero: str | None = None, animal: str | None = None, topic: str | None = None
 ) -> str:
-    """Return a story of three to six sentences, short enough for an answer in a chat: about a topic, if one is given."""
+    """Return a story of three to six sentences, short enough for an answer in a chat, about a topic if one is given."""
     fields = _cast(world, rng, hero or rng.choice(words("people")), animal or rng.choice(words("animals")))
     plots = sections("plots")
     beats = plots["the animal"] if animal else rng.choice(list(plots.values()))

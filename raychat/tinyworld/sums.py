@@ -59,14 +59,9 @@ def own_problem_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[
         a = {"-": a + b, "/": a * b}.get(sign, a)
         if world.is_test(f"{a}{sign}{b}") == test:
             break
-    items = rng.choice(words("problem items"))
     name = number_name if rng.random() < 0.2 else str
-    return [
-        Turn(
-            question.format(a=name(a), b=name(b), items=items),
-            answer.format(worked=worked(f"{a} {sign} {b}"), items=items),
-        )
-    ]
+    fields = {"a": name(a), "b": name(b), "items": rng.choice(words("problem items"))}
+    return [Turn(question.format_map(fields), answer.format(worked=worked(f"{a} {sign} {b}"), items=fields["items"]))]
 
 
 def _numbers(world: TinyWorld, rng: random.Random, test: bool) -> tuple[int, str, int]:

@@ -2,7 +2,9 @@
 
 from functools import cache
 
-from raychat.tinyworld.phrases import words
+from raychat.tasks import spelling
+from raychat.tasks.source import HUB
+from raychat.tinyworld.phrases import sections, words
 
 # the lists in words.txt whose words are worth spelling: everything in lower case
 SPELLED = (
@@ -21,6 +23,21 @@ def opposites() -> tuple[tuple[str, ...], ...]:
 def spelling_words() -> tuple[str, ...]:
     """Return every lower-case word worth spelling, sorted."""
     return tuple(sorted({word for group in (*map(words, SPELLED), *opposites()) for word in group}))
+
+
+@cache
+def strangers() -> dict[str, tuple[str, ...]]:
+    """Return the lists of strangers.txt."""
+    return {name: tuple(" ".join(group).split(", ")) for name, (group,) in sections("strangers").items()}
+
+
+@cache
+def spelled_words(*, test: bool) -> tuple[str, ...]:
+    """Return the words of the small world, of its strangers and of the spelling tasks, held out or not, sorted."""
+    named = (*words("people"), *(name for names in strangers().values() for name in names))
+    found = {*spelling_words(), *(name.lower() for name in named if name.isalpha())}
+    found |= {*spelling.words(HUB, "test" if test else "train")}
+    return tuple(sorted(word for word in found if spelling.is_test_word(word) == test))
 
 
 def number_name(n: int) -> str:
