@@ -81,7 +81,7 @@ def test_bytes_belong_to_the_version(root):
     for name, content in sorted(files(root).items()):
         if name.endswith((".jsonl", ".txt", ".yaml", ".csv")):
             digest.update(name.encode() + content)
-    assert {VERSION: digest.hexdigest()} == {7: "1c0ff6c94b308385751e76ba14daaaa2cd6338f7818f2db00cfc5c317e7b9cfa"}
+    assert {VERSION: digest.hexdigest()} == {8: "eb9ef1ab369a451e9fd89e3ca1371889a5ebdc2cde16e27cff057b1a274b6b97"}
 
 
 def test_another_seed_gives_another_world(root, tmp_path):

@@ -67,7 +67,15 @@ def story_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
             (f" about {article(topic)}", {"topic": topic}),
         )
     )
-    return [Turn(draw(rng, "chats", "story requests", about=about), short_story(world, rng, **story))]
+    turns = [Turn(draw(rng, "chats", "story requests", about=about), short_story(world, rng, **story))]
+    if rng.random() < 0.1:
+        turns.append(Turn(draw(rng, "chats", "another story"), short_story(world, rng)))
+    return turns
+
+
+def offered_story_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    said, offer, wish = rng.choice(rows("chats", "wanting a story"))
+    return [Turn(said, offer), Turn(wish, short_story(world, rng))]
 
 
 def counting_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
@@ -93,11 +101,12 @@ SHARES: tuple[tuple[TurnsMaker, int], ...] = (
     (smalltalk.unknown_turns, 13),
     (smalltalk.stranger_turns, 6),
     (sums.sum_turns, 16),
-    (sums.long_sum_turns, 1),
+    (sums.other_sum_turns, 2),
     (sums.own_problem_turns, 3),
     (spelling_turns, 7),
     (letter_turns, 6),
     (story_turns, 8),
+    (offered_story_turns, 1),
     (opposite_turns, 1),
     (counting_turns, 2),
     (code_turns, 1),

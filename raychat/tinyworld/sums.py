@@ -41,14 +41,14 @@ def sum_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
     return turns
 
 
-def long_sum_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
-    """Return a sum of three numbers."""
+def other_sum_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
+    """Return a sum of three numbers, or one with a name of its own, such as a half."""
     while True:
-        a, b, c = (rng.randint(1, 10 ** rng.randint(1, 2)) for _ in range(3))
-        calculation = f"{a} {rng.choice('++-*')} {b} {rng.choice('++-*')} {c}"
+        asked, calculation = rng.choice(rows("sums", "other sums"))
+        numbers = {name: rng.randint(1, 10 ** rng.randint(1, 2)) for name in "abc"}
+        calculation = calculation.format_map(numbers)
         if world.is_test(calculation.replace(" ", "")) == test:
-            asked = calculation if rng.random() < 0.5 else calculation.replace(" ", "")
-            return [Turn(draw(rng, "sums", "requests", sum=asked), worked(calculation))]
+            return [Turn(draw(rng, "sums", "requests", sum=asked.format_map(numbers)), worked(calculation))]
 
 
 def own_problem_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
