@@ -52,7 +52,7 @@ def test_every_kind_is_asked_and_answered_in_full(make):
         for turn in turns:
             assert turn.asked.strip()
             assert turn.answer.strip()
-            assert not re.search(r"[{}]|None|\bi know\b", turn.asked + turn.answer)
+            assert not re.search(r"[{}]|None", turn.asked + turn.answer)
 
 
 def test_a_seed_gives_the_same_conversations(talks):
@@ -219,8 +219,8 @@ def test_typing_changes_the_looks_of_a_text_only():
     typed = {as_typed(text, rng) for _ in range(300)}
     assert {text, "what is the best color of mia", "What's the best colour of Mia"} <= typed
     assert {plain(version) for version in typed} == {plain(text)}
-    assert as_typed("???", rng)
-    assert as_typed("def f():\n    PASS?", rng) == "def f():\n    PASS?"
+    assert {as_typed("???", rng) for _ in range(50)} == {"???"}
+    assert {as_typed("def f():\n    PASS?", rng) for _ in range(50)} == {"def f():\n    PASS?"}
 
 
 def test_a_greeting_comes_before_the_question():

@@ -16,7 +16,7 @@ class Turn(NamedTuple):
 def as_typed(text: str, rng: random.Random) -> str:
     """Return a text as a user may type it. Text of several lines, such as code, stays as it is.
 
-    >>> as_typed("What is the colour of Mia's door?", random.Random(1))
+    >>> as_typed("What is the colour of Mia's door?", random.Random(38))
     "what's the color of mia's door"
     """
     if "\n" in text or rng.random() < 0.35:
