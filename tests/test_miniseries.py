@@ -174,7 +174,7 @@ def test_best_sizes_of_budgets() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on(world: Path, raychat_home: Path) -> None:
     """The driver is killed with -9 while its rungs train on Ray; the same command ends as an undisturbed one does."""
     settings = [*SETTINGS[:-1], "steps=30", "save_every=5", "compile=False"]
