@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a job shows its help without torch
 
 TOY = ("sequence_len=256", "batch_tokens=1024", "ratio=0.08", "lr_scale=0.8", "save_every=50", "eval_tokens=60000")
 
-ORPHAN_S = 120.0  # that a rung's actor may outlive a driver that was killed
+ORPHAN_S = 300.0  # that a rung's actor may outlive a driver that was killed
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,15 @@ def wait_until_free(folder: str, timeout_s: float) -> None:
 
     For actors: those of a driver that was killed live on for some seconds, and hold their leases.
     """
-    end = time.monotonic() + timeout_s
-    while (last := max(_numbers(folder), default=0)) and time.monotonic() < end:
+    began, said = time.monotonic(), False
+    while (last := max(_numbers(folder), default=0)) and time.monotonic() < began + timeout_s:
         try:
             _wait_for_silence(folder, last)
             return
-        except ValueError:
+        except ValueError as error:
+            if not said:
+                print(f"waiting up to {timeout_s:.0f} s: {error}", flush=True)
+            said = True
             time.sleep(1.0)
 
 
