@@ -14,7 +14,6 @@ import yaml
 
 from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
-from raychat.tasks import sandbox
 from raychat.tinyworld import phrases
 from raychat.tinyworld.documents import documents as pretraining_documents
 from raychat.tinyworld.functions import functions
@@ -233,9 +232,7 @@ def test_word_problems_are_worked_out_right(root):
 def test_canonical_solutions_pass_their_tests(root):
     task = tasks.load("humaneval", root, "test")
     assert all(task.reward(problem, problem.messages[-1]["content"]) for problem in task.problems)
-    row = task.problems[0].reference
-    wrong = row["prompt"] + "    return None\n" + row["test"] + f"\ncheck({row['entry_point']})"
-    assert not sandbox.run(wrong).passed
+    assert not task.reward(task.problems[0], "    return None\n")
 
 
 def test_functions_compute_what_their_names_say():
