@@ -1,6 +1,7 @@
 """How first questions are judged, and that no training text holds one of them."""
 
 import random
+import zlib
 from itertools import islice
 
 import first_questions
@@ -8,7 +9,7 @@ import pytest
 from first_questions import Asked, acceptable
 
 from raychat.tasks.talks import identity_messages
-from raychat.tinyworld.chats import chats
+from raychat.tinyworld.chats import chats, never_asked
 from raychat.tinyworld.problems import problems
 from raychat.tinyworld.world import TinyWorld
 
@@ -62,6 +63,11 @@ def test_every_fact_that_is_asked_for_is_one_of_the_small_world() -> None:
     for asked in first_questions.first_questions():
         if asked.kind == "fact":
             assert acceptable(asked, f"It is {WORLD.value(*str(asked.expect).split('.'))}.", WORLD)
+
+
+def test_the_generator_knows_them_by_their_checksums() -> None:
+    asked = {asked.turns[-1] for asked in first_questions.first_questions()}
+    assert never_asked() == {f"{zlib.crc32(text.encode()):08x}" for text in asked}
 
 
 def test_nothing_to_train_on_asks_one_of_them() -> None:
