@@ -33,7 +33,7 @@ from raychat.train.token_feed import TokenSource
 
 STEPS, KILLS = 14, 5
 MAX_OPERATIONS = 25  # between a step and the kill; after the last step a stage has more
-TIMES = {"t", "tok_per_s", "mfu", "rollout_s"}  # of a row; all else must be the same
+TIMES = {"t", "tok_per_s", "mfu", "rollout_s", "waiting"}  # of a row; all else must be the same
 # Of a summary or checkpoint: times, places, and the code, which may be changed meanwhile.
 HERE = {"wall_s", "data", "val_rows", "checkpoint", "provenance", "commit"}
 RUNTIME = Runtime(device_rows=4, eval_every=5, save_every=3)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from raychat.chat import template
@@ -49,12 +50,12 @@ def varied(questions: Sequence[str]) -> list[str]:
 
 def _answered(loaded: LoadedModel, root: str) -> list[str]:
     """Return the openings' questions that the model answers token by token as they do."""
-    begun = list(_openings(root))[:NUM_TRIED]
-    prompts = [template.render_prompt(loaded.tokenizer, opening[:1]) for opening in begun]
-    wanted = [template.render(loaded.tokenizer, opening).ids for opening in begun]
+    rendered = ((opening, template.render(loaded.tokenizer, opening).ids) for opening in _openings(root))
+    tried = list(islice((pair for pair in rendered if len(pair[1]) <= loaded.engine.context), NUM_TRIED))
+    prompts = [template.render_prompt(loaded.tokenizer, opening[:1]) for opening, _ in tried]
     completions = loaded.engine.generate(prompts, SamplingParams(0.0, max_new_tokens=MAX_NEW_TOKENS))
-    made = zip(begun, prompts, completions, wanted, strict=True)
-    return [str(opening[0]["content"]) for opening, prompt, completion, ids in made if prompt + completion.ids == ids]
+    made = zip(tried, prompts, completions, strict=True)
+    return [str(opening[0]["content"]) for (opening, ids), prompt, done in made if prompt + done.ids == ids]
 
 
 def _openings(root: str) -> Iterator[Sequence[template.Message]]:
