@@ -52,9 +52,9 @@ def tiny() -> Pipeline:
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("arc-easy*4", "mmlu", "conversations", "spelling-bee"), steps=120),
+        mid_train.Args(tasks=("arc-easy*2", "mmlu", "conversations", "spelling-bee"), steps=120),
         sft_train.Args(
-            tasks=("arc-easy*6", "mmlu*2", "arc-challenge", "conversations", "gsm8k*3", "spelling-bee", "identity"),
+            tasks=("arc-easy*3", "mmlu*2", "arc-challenge", "conversations*2", "gsm8k*3", "spelling-bee*2"),
             steps=320,
             keep=0,
             lr=0.4,
