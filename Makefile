@@ -23,7 +23,7 @@ test: $(INSTALLED) ## the tests; those that need a GPU or the internet are skipp
 	$(PYTHON_IN_VENV) -m pytest -m "not long and ray" --durations 20 $(PYTEST_ARGS) || [ $$? = 5 ]
 
 .PHONY: test-long
-test-long: $(INSTALLED) ## tests that are left out there: machines and replicas that come and go, stopped jobs, a bucket; twelve minutes
+test-long: $(INSTALLED) ## tests that are left out there: machines and replicas that come and go, stopped jobs, a bucket; twenty minutes
 	$(PYTHON_IN_VENV) -m pytest -m long $(PYTEST_ARGS)
 
 .PHONY: gpu-check

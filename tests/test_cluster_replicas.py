@@ -74,6 +74,7 @@ def whole_answers(api: openai.OpenAI, num_clients: int, num_tokens: int = NUM_TO
             ended.set()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("deployment", ["ModelReplica", "Ingress"])

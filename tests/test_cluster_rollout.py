@@ -135,6 +135,7 @@ def test_number_of_actors(ray_cluster: None) -> None:
     assert num_actors(CLUSTER, None, num_calls=99) >= 2
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_stage_on_ray_with_a_killed_worker_is_the_stage_in_this_process(tmp_path: Path, ray_cluster: None) -> None:
     """Two train workers, one of them killed before the third step, two rollout actors; against none of all that."""
