@@ -15,7 +15,7 @@ import tiny
 import tiny_rl
 import torch
 from safetensors.torch import load_file
-from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
+from tiny_rl import PARAMS, ascii_reward, ascii_task, interrupting, parent, stage_of
 
 from raychat import checkpoint, paths
 from raychat.data.batches import Batch
@@ -202,18 +202,9 @@ def test_resumed_stage_ends_in_the_same_weights(tmp_path: Path) -> None:
     whole = replace(stage_of(tmp_path, "whole", steps=6), runtime=Runtime(save_every=2))
     expected = run(whole)
 
-    calls = 0
-
-    def stops(problem: Problem, text: str) -> float:
-        nonlocal calls
-        calls += 1
-        if calls > 12 * 4 + 5:
-            raise KeyboardInterrupt
-        return ascii_reward(problem, text)
-
     killed = replace(whole, name="tiny/killed")
     with pytest.raises(KeyboardInterrupt):
-        run(replace(killed, source=replace(killed.source, task=partial(ascii_task, reward=stops))))
+        run(replace(killed, source=replace(killed.source, task=partial(ascii_task, reward=interrupting(12 * 4 + 5)))))
     assert str(checkpoint.latest(killed.folder)).endswith("step_000004")
     got = run(killed)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_rl import ascii_reward, ascii_task, parent, stage_of
+from tiny_rl import ascii_reward, ascii_task, interrupting, parent, stage_of
 
 from raychat import checkpoint, paths
 from raychat.log import read_metrics
@@ -67,18 +67,9 @@ def test_the_factor_of_the_algorithm_weighs_stale_rollouts_and_no_others(tmp_pat
 
 def test_killed_stage_asks_every_question_once(tmp_path: Path) -> None:
     parent(tmp_path)
-    calls = 0
-
-    def stops(problem: Problem, text: str) -> float:
-        nonlocal calls
-        calls += 1
-        if calls > 12 * 4 + 5:
-            raise KeyboardInterrupt
-        return ascii_reward(problem, text)
-
     work = replace(stage_of(tmp_path, steps=6, ahead=2), runtime=Runtime(save_every=2))
     with pytest.raises(KeyboardInterrupt):
-        run(replace(work, source=replace(work.source, task=partial(ascii_task, reward=stops))))
+        run(replace(work, source=replace(work.source, task=partial(ascii_task, reward=interrupting(12 * 4 + 5)))))
     assert checkpoint.latest(work.folder)
     run(work)
     assert sorted(places_of(work)) == list(range(6 * PER_STEP))

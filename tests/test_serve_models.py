@@ -135,6 +135,8 @@ def test_cards_suggest_what_the_evaluation_of_their_stage_found_answered_well(tm
     for ideas in (["What is 2 + 2?"], ["Who are you?", "Spell fox."]):  # it may be evaluated anew
         paths.write_json(evaluated, {"suggestions": ideas})
         assert suggested() == {"tiny-sft": ideas, "tiny-sft@100": ideas, "tiny-base": []}
+    Path(evaluated).write_text("{")  # it is being written
+    assert suggested() == {"tiny-sft": [], "tiny-sft@100": [], "tiny-base": []}
     texts = [{"prompt": f"Once {i}", "text": "..."} for i in range(6)]
     paths.write_json(str(tmp_path / "runs" / "tiny" / "base" / "eval.json"), {"samples": texts})
     assert suggested()["tiny-base"] == ["Once 0", "Once 1", "Once 2", "Once 3"]

@@ -52,6 +52,20 @@ def ascii_reward(problem: Problem, text: str) -> float:
     return sum(ord(c) < 128 for c in text) / max(len(text), 1)
 
 
+def interrupting(after: int) -> Callable[[Problem, str], float]:
+    """Return `ascii_reward`, but interrupted at every call after so many."""
+    calls = 0
+
+    def reward(problem: Problem, text: str) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        return ascii_reward(problem, text)
+
+    return reward
+
+
 def ascii_task(num_problems: int = 6, reward: Callable[[Problem, str], float] = ascii_reward) -> Task:
     problems = [
         Problem([{"role": "user", "content": "abcdef"[: i + 1]}, {"role": "assistant", "content": "x"}])

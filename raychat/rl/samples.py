@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from raychat import paths
 from raychat.evals.generate import Group
+from raychat.report.markdown import fenced
 from raychat.rl.step import has_signal
 from raychat.tokenizer import Tokenizer
 
@@ -24,4 +25,4 @@ def write_samples(folder: str, number: int, groups: Sequence[Group], tokenizer: 
 
 
 def _quoted(text: str) -> str:
-    return f"~~~~\n{text[:_MAX_CHARS]}\n~~~~"
+    return fenced(text[:_MAX_CHARS], "")

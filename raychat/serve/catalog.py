@@ -90,15 +90,16 @@ class Catalog:
             return None
 
     def _read_cards(self) -> list[ModelCard]:
-        cards = [card for found in every_checkpoint(self._storage, self._run) if (card := _card(found))]
+        every = every_checkpoint(self._storage, self._run)
+        ideas = {folder: suggestions(folder) for folder in {paths.parent(found.path) for found in every}}
+        cards = [card for found in every if (card := _card(found, ideas[paths.parent(found.path)]))]
         return sorted(cards, key=lambda card: card.id != self.default)
 
 
-def _card(found: Found) -> ModelCard | None:
+def _card(found: Found, ideas: list[str]) -> ModelCard | None:
     """Return a checkpoint's card; None where it cannot be read, or was removed a moment ago."""
     try:
-        card = _card_of_version(found, written(found.path))
-        return card.model_copy(update={"suggestions": suggestions(paths.parent(found.path))})
+        return _card_of_version(found, written(found.path)).model_copy(update={"suggestions": ideas})
     except (OSError, ValueError) as e:
         log.warning("%s is not offered: %s", found.path, e)
         return None
@@ -107,7 +108,11 @@ def _card(found: Found) -> ModelCard | None:
 def suggestions(stage_folder: str) -> list[str]:
     """Return the first questions that a stage's evaluation found its model to answer well; none before it."""
     path = paths.join(stage_folder, "eval.json")
-    return _suggestions_of_version(path, paths.version(path)) if paths.exists(path) else []
+    try:
+        return _suggestions_of_version(path, paths.version(path)) if paths.exists(path) else []
+    except (OSError, ValueError) as e:
+        log.warning("%s suggests nothing: %s", path, e)
+        return []
 
 
 @lru_cache(maxsize=1000)
