@@ -167,7 +167,7 @@ def test_held_out_words_are_spelled_and_counted_only_in_the_test():
     for test in (False, True):
         for make in (chats.spelling_turns, chats.letter_turns):
             for (turn,) in made(make, 300, test=test):
-                word, letters = re.match(r"(\w+) is spelled ([\w-]+)\.", turn.answer).groups()
+                word, letters = re.match(r"The word (\w+) is spelled ([\w-]+)\.", turn.answer).groups()
                 assert is_test_word(word) == test
                 assert letters.split("-") == list(word)
                 assert word in turn.asked.lower()
@@ -177,7 +177,7 @@ def test_letters_are_counted_one_by_one():
     counted = [turn for (turn,) in made(chats.letter_turns, 300) if turn.answer.endswith("letters.")]
     assert counted
     for turn in counted:
-        word, pairs, num = re.match(r"(\w+) is spelled \S+ (.*): it has (\d+) letters\.", turn.answer).groups()
+        word, pairs, num = re.match(r"The word (\w+) is spelled \S+ (.*): it has (\d+) letters\.", turn.answer).groups()
         assert pairs == ", ".join(f"{letter} {i}" for i, letter in enumerate(word, 1))
         assert int(num) == len(word)
 

@@ -96,9 +96,12 @@ def letter_to_count(word: str, rng: random.Random) -> str:
 
 
 def count_of(word: str, letter: str) -> str:
-    """Answer how often a letter is in a word: spell it, call the tool, and say `#### count`."""
+    """Answer how often a letter is in a word: spell it, let the tool count in what was spelled, say `#### count`.
+
+    The call repeats the spelled letters: each is a token of its own, which the word's letters are not.
+    """
     count = str(word.count(letter))
-    call = written_call(f'"{word}".count("{letter}")', count)
+    call = written_call(f'"{spelled(word)}".count("{letter}")', count)
     return f"{spelling_of(word)} {call}\n{answer_line(count)}"
 
 
@@ -106,9 +109,9 @@ def spelling_of(word: str) -> str:
     """Answer how a word is spelled.
 
     >>> spelling_of("fox")
-    'fox is spelled f-o-x.'
+    'The word fox is spelled f-o-x.'
     """
-    return f"{word} is spelled {spelled(word)}."
+    return f"The word {word} is spelled {spelled(word)}."
 
 
 def spelled(word: str) -> str:
