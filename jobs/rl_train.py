@@ -16,7 +16,7 @@ from raychat.settings import MAX_SEED, above, at_least, at_most
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run whose model is taken
-    task: str = "gsm8k"  # name of the task whose training problems are asked (docs/data.md)
+    tasks: tuple[str, ...] = ("gsm8k",)  # whose training problems are asked, names of docs/data.md; NAME*3 repeats one
     task_data: str = "tinyworld"  # tinyworld, hub (Hugging Face), or a folder in the layouts of docs/data.md
     reward: str | None = None  # module:function of (problem, text of the answer) -> number; None = the task's own
     algorithm: Literal["reinforce", "grpo", "dr-grpo", "rloo", "dapo"] = "reinforce"  # how rewards become weights
@@ -95,7 +95,7 @@ def run(args: Args) -> dict[str, Any]:
     stage = Stage(
         name=f"{args.run}/rl",
         storage=storage,
-        recipe=child_recipe(parent, storage, args, tasks=(args.task,), sampling=sampling_of(args)),
+        recipe=child_recipe(parent, storage, args, sampling=sampling_of(args)),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         runtime=Runtime.of(args),
         fresh=True,
@@ -105,15 +105,15 @@ def run(args: Args) -> dict[str, Any]:
         return summary
 
     root = corpus.task_root(args.task_data, storage)
-    task = task_for(args.task, root, "train", reward)
+    task = task_for(args.tasks, root, "train", reward)
     steps = args.steps if args.steps is not None else max(1, len(task.problems) // args.questions_per_step)
     source = RolloutSource(
-        task=partial(task_for, args.task, root, "train", reward),
+        task=partial(task_for, args.tasks, root, "train", reward),
         params=SamplingParams(args.temperature, args.top_k, max_new_tokens=args.max_new_tokens),
         questions_per_step=args.questions_per_step,
         samples=args.samples,
         questions_per_call=args.questions_per_call,
-        val_task=partial(task_for, args.task, root, "test", reward),
+        val_task=partial(task_for, args.tasks, root, "test", reward),
         num_eval=args.num_eval,
         **validation_of(parent),
         algorithm=find_algorithm(args.algorithm, args.kl),

@@ -212,11 +212,10 @@ def run(args: Args) -> dict[str, Any]:
 def check_tasks(steps: Pipeline) -> None:
     """Check the names of all tasks now, and not when a stage begins, hours later. Raises ValueError."""
     from raychat import tasks
-    from raychat.train.finetune import name_and_repeat
 
-    for entry in (*steps.mid_train.tasks, *steps.sft_train.tasks):
-        name_and_repeat(entry)
-    for name in (steps.rl_train.task, *(steps.chat_eval.tasks or ())):
+    for entry in (*steps.mid_train.tasks, *steps.sft_train.tasks, *steps.rl_train.tasks):
+        tasks.name_and_repeat(entry)
+    for name in steps.chat_eval.tasks or ():
         tasks.find(name)
 
 

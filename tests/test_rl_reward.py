@@ -64,10 +64,10 @@ def test_humaneval_is_halved_and_other_tasks_have_their_splits(tmp_path: Path) -
 
     with gzip.open(tmp_path / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)
-    halves = [task_for("humaneval", str(tmp_path), split) for split in ("train", "test")]
+    halves = [task_for(("humaneval",), str(tmp_path), split) for split in ("train", "test")]
     asked = [{problem.messages[0]["content"] for problem in half.problems} for half in halves]
     assert [len(half) for half in asked] == [3, 3]
     assert not asked[0] & asked[1]
 
-    own = task_for("humaneval", str(tmp_path), "train", lambda problem, text: 7.0)
+    own = task_for(("humaneval",), str(tmp_path), "train", lambda problem, text: 7.0)
     assert own.reward(PROBLEM, "x") == 7.0

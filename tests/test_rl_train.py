@@ -88,7 +88,7 @@ def test_a_new_task_needs_problems_and_a_reward_only(args: rl_train.Args, monkey
         return Task("vowels", problems, 0.0, lambda problem, text: float(any(c in "aeiou" for c in text)))
 
     monkeypatch.setitem(tasks.TASKS, "vowels", vowels)
-    summary = rl_train.run(replace(args, task="vowels", steps=1))
+    summary = rl_train.run(replace(args, tasks=("vowels",), steps=1))
     assert 0 <= summary["reward_first"] <= 1
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from string import ascii_lowercase
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from raychat import tasks
 from raychat.chat import tools
-from raychat.tasks import Problem, Task, hold_out, mixture
+from raychat.tasks import Problem, Task, hold_out, joined, mixture
 from raychat.tasks.choices import choice_problem
 from raychat.tasks.gsm8k import final_number
 from raychat.tasks.humaneval import extract_code
@@ -401,6 +402,22 @@ def test_a_mixture_repeats_and_shuffles_in_an_order_of_its_seed():
     assert names == [problem.messages[0]["content"] for problem in mixture(parts, seed=1)]
     assert names != [problem.messages[0]["content"] for problem in mixture(parts, seed=2)]
     assert mixture(parts, seed=1)[2:4] == list(mixture(parts, seed=1))[2:4]
+
+
+def test_joined_tasks_are_judged_each_by_its_own_reward():
+    def rewarded(name, num, chance, reward):
+        return replace(counted(name, num), chance=chance, reward=reward, max_new_tokens=num, guards=(name,))
+
+    a = rewarded("a", 3, 0.25, lambda problem, text: float(text == problem.reference))
+    b = rewarded("b", 2, 0.0, lambda problem, text: 10.0)
+    a = replace(a, problems=[problem._replace(reference=f"a{i}") for i, problem in enumerate(a.problems)])
+    both = joined([(a, 2), (b, 1)], seed=1)
+    assert (both.name, both.max_new_tokens, both.guards) == ("a + b", 3, ("a", "b"))
+    assert both.chance == pytest.approx(6 / 8 * 0.25)
+    earned = [both.reward(problem, "a1") for problem in both.problems]
+    assert sorted(earned) == [0.0] * 4 + [1.0] * 2 + [10.0] * 2
+    assert [problem.messages for problem in both.problems] == [p.messages for p in mixture([(a, 2), (b, 1)], seed=1)]
+    assert joined([(a, 1)]) is a
 
 
 def test_a_mixture_of_nothing_is_refused():

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,12 +14,21 @@ Reward = Callable[[Problem, str], float]  # of a problem and the text of an answ
 _TEST_ONLY = ("humaneval",)  # tasks without problems to train on: half of theirs are, the others test
 
 
-def task_for(name: str, root: str, split: str, reward: Reward | None = None) -> Task:
-    """Load a task's problems to train on ("train") or to test on ("test"), with another reward where one is given.
+def task_for(names: Sequence[str], root: str, split: str, reward: Reward | None = None) -> Task:
+    """Load the problems of tasks to train on ("train") or to test on ("test"), as one task.
+
+    Args:
+        names: of tasks; NAME*3 repeats one.
+        reward: replaces the tasks' own.
 
     Raises:
-        ValueError: as `tasks.load`.
+        ValueError: as `tasks.load` and `tasks.name_and_repeat`.
     """
+    parts = [(_load(name, root, split, reward), repeat) for name, repeat in map(tasks.name_and_repeat, names)]
+    return tasks.joined(parts)
+
+
+def _load(name: str, root: str, split: str, reward: Reward | None) -> Task:
     if name.lower() in _TEST_ONLY:
         train, test = tasks.hold_out(tasks.load(name, root, "test"), 0.5)
         task = train if split == "train" else test

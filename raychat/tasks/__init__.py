@@ -11,9 +11,9 @@ from raychat.tasks.humaneval import humaneval
 from raychat.tasks.source import HUB
 from raychat.tasks.spelling import simple_spelling, spelling_bee
 from raychat.tasks.talks import conversations, identity
-from raychat.tasks.task import Problem, Task, hold_out, mixture
+from raychat.tasks.task import Problem, Task, hold_out, joined, mixture
 
-__all__ = ["HUB", "TASKS", "Problem", "Task", "find", "hold_out", "load", "mixture"]
+__all__ = ["HUB", "TASKS", "Problem", "Task", "find", "hold_out", "joined", "load", "mixture", "name_and_repeat"]
 
 CHOICES = ("arc-easy", "arc-challenge", "mmlu")  # these also take a wording
 TASKS: dict[str, Callable[..., Task]] = {
@@ -51,3 +51,19 @@ def find(name: str) -> Callable[..., Task]:
     if key not in TASKS:
         raise ValueError(f"no task is called {name!r}; expected one of {', '.join(TASKS)}")
     return TASKS[key]
+
+
+def name_and_repeat(entry: str) -> tuple[str, int]:
+    """Return the name of a task and how many times it is taken.
+
+    Raises:
+        ValueError: There is no such task, or the number behind the `*` is not a whole one of 1 or more.
+
+    >>> name_and_repeat("gsm8k*4"), name_and_repeat("mmlu")
+    (('gsm8k', 4), ('mmlu', 1))
+    """
+    name, star, repeat = entry.partition("*")
+    find(name)
+    if star and not (repeat.isdecimal() and int(repeat) > 0):
+        raise ValueError(f"task {entry!r}: expected NAME or NAME*N with a whole number N of 1 or more, such as gsm8k*4")
+    return name, int(repeat) if star else 1

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from raychat.chat.parts import Part
@@ -74,6 +75,37 @@ def mixture(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Sequence[Proble
         raise ValueError("the mixture holds no problems; give at least one task a repeat of 1 or more")
     random.Random(f"mixture {seed}").shuffle(order)
     return _chosen(order)
+
+
+def joined(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Task:
+    """Return several tasks as one: the problems of their `mixture`, each judged by its own task.
+
+    Raises:
+        ValueError: as `mixture`.
+    """
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    tasks = [task for task, _ in parts]
+    owned = [(replace(task, problems=_owned(task.problems, number)), n) for number, (task, n) in enumerate(parts)]
+    problems = mixture(owned, seed)
+    return Task(
+        name=" + ".join(task.name for task in tasks),
+        problems=problems,
+        chance=sum(task.chance * n * len(task.problems) for task, n in parts) / len(problems),
+        reward=partial(_own_reward, tuple(task.reward for task in tasks)),
+        max_new_tokens=max(task.max_new_tokens for task in tasks),
+        guards=tuple(sorted({guard for task in tasks for guard in task.guards})),
+    )
+
+
+def _owned(problems: Sequence[Problem], owner: int) -> Sequence[Problem]:
+    """Return problems whose reference tells the number of their task, too."""
+    return Lazy(len(problems), lambda i: problems[i]._replace(reference=(owner, problems[i].reference)))
+
+
+def _own_reward(rewards: Sequence[Callable[[Problem, str], float]], problem: Problem, completion: str) -> float:
+    owner, reference = problem.reference
+    return rewards[owner](problem._replace(reference=reference), completion)
 
 
 def hold_out(task: Task, frac: float) -> tuple[Task, Task]:

@@ -53,7 +53,7 @@ def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[P
         ValueError: A task is unknown or has no data, the number behind a `*` is not a whole one of 1 or more, or there
             are too few problems in all.
     """
-    parts = [(tasks.load(name, root, "train"), repeat) for name, repeat in map(name_and_repeat, names)]
+    parts = [(tasks.load(name, root, "train"), repeat) for name, repeat in map(tasks.name_and_repeat, names)]
     total = sum(len(task.problems) for task, _ in parts)
     if total < 2 * _MIN_VAL:
         raise ValueError(
@@ -63,19 +63,3 @@ def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[P
     halves = [tasks.hold_out(task, max(_VAL_FRAC, _MIN_VAL / total)) for task, _ in parts]
     train = [(part, repeat) for (part, _), (_, repeat) in zip(halves, parts, strict=True)]
     return tasks.mixture(train, seed), tasks.mixture([(part, 1) for _, part in halves], seed)
-
-
-def name_and_repeat(entry: str) -> tuple[str, int]:
-    """Return the name of a task and how many times it is taken.
-
-    Raises:
-        ValueError: There is no such task, or the number behind the `*` is not a whole one of 1 or more.
-
-    >>> name_and_repeat("gsm8k*4"), name_and_repeat("mmlu")
-    (('gsm8k', 4), ('mmlu', 1))
-    """
-    name, star, repeat = entry.partition("*")
-    tasks.find(name)
-    if star and not (repeat.isdecimal() and int(repeat) > 0):
-        raise ValueError(f"task {entry!r}: expected NAME or NAME*N with a whole number N of 1 or more, such as gsm8k*4")
-    return name, int(repeat) if star else 1
