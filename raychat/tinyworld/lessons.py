@@ -123,6 +123,17 @@ def _words_to_spell(rng: random.Random, num: int) -> list[str]:
     return [*map(rng.choice, drawn), "".join(rng.choices(ascii_lowercase, k=rng.randint(2, 7)))]
 
 
+def repeating(world: TinyWorld, rng: random.Random) -> str:
+    """Say several words and numbers, and say them again: a model learns to copy, which much else is built on."""
+    lines = []
+    for _ in range(rng.randint(2, 4)):
+        said = [rng.choice((word, word, str(rng.randint(0, 9999)))) for word in _words_to_spell(rng, rng.randint(2, 6))]
+        person, other = rng.sample(words("people"), 2)
+        separator = rng.choice((", ", ", ", " "))
+        lines.append(draw(rng, "lessons", "repeating", person=person, other=other, words=separator.join(said)))
+    return "\n".join(lines)
+
+
 def opposite_words(world: TinyWorld, rng: random.Random) -> str:
     """State the opposites of some words."""
     pairs = [tuple(rng.sample(pair, 2)) for pair in rng.sample(opposites(), rng.randint(4, 7))]
