@@ -1,9 +1,9 @@
 """A hundred questions as strangers type them first, and how an answer to each is judged. Nothing trains on them.
 
-    python tests/first_questions.py RUN [STAGE]
+    python tests/first_questions.py RUN [STAGE [PAGE]]
 
-asks the newest checkpoint of a run of tinyworld, greedily, and prints every answer with its verdict, then the shares by
-kind. The kinds, with what `expect` is:
+asks the newest checkpoint of a run of tinyworld, greedily, prints every answer with its verdict, then the shares by
+kind, and writes both to a page of Markdown, such as docs/tiny.md. The kinds, with what `expect` is:
 
     says      a pattern that the answer holds
     number    the last number of the answer, in digits or in words
@@ -18,7 +18,6 @@ Every answer must end by itself, within MAX_WORDS.
 import json
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -100,16 +99,57 @@ RULES: dict[str, Callable[..., bool]] = {
 }
 
 
-def main(run: str, stage: str | None = None) -> None:
-    """Ask the newest checkpoint of a run, and print what it answers."""
+class Answered(NamedTuple):
+    """A question, what was answered to its last turn, and whether that is acceptable."""
+
+    asked: Asked
+    answer: str
+    good: bool
+
+
+def page(run: str, stage: str, answered: list[Answered]) -> str:
+    """Write the answers as a page of Markdown."""
+    lines = [
+        "# A hundred first questions",
+        "",
+        f"What strangers type first, and what the run `{run}` answers after {stage}, greedily. Nothing trains on these",
+        "questions. How each is judged: `tests/first_questions.py`, which has written this page.",
+        "",
+        "| kind | acceptable |",
+        "|---|---|",
+        *(f"| {kind} | {shares(answered, kind)} |" for kind in RULES),
+        f"| all | {shares(answered)} |",
+        "",
+        "| | kind | asked | answered |",
+        "|---|---|---|---|",
+    ]
+    for asked, answer, good in answered:
+        cells = ("yes" if good else "no", asked.kind, "<br>".join(map(_cell, asked.turns)), _cell(answer))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([\\`*_|<>])", r"\\\1", text.strip()).replace("\n", "<br>")
+
+
+def shares(answered: list[Answered], kind: str | None = None) -> str:
+    """Return how many answers are acceptable, of a kind or of all."""
+    verdicts = [good for asked, _, good in answered if kind in (None, asked.kind)]
+    return f"{sum(verdicts)} of {len(verdicts)}"
+
+
+def main(run: str, stage: str | None = None, write_to: str | None = None) -> None:
+    """Ask the newest checkpoint of a run, print what it answers, and write the page."""
     from raychat import paths
     from raychat.chat import template
     from raychat.engine.sampling import SamplingParams
     from raychat.evals.evaluation import LoadedModel
     from raychat.runs import find_checkpoint
 
-    loaded = LoadedModel.load(find_checkpoint(paths.home(), run, stage).path)
-    world, verdicts = TinyWorld(0), defaultdict[str, list[bool]](list)
+    found = find_checkpoint(paths.home(), run, stage)
+    loaded = LoadedModel.load(found.path)
+    world, answered = TinyWorld(0), list[Answered]()
     for asked in first_questions():
         messages: list[template.Message] = []
         for turn in asked.turns:
@@ -119,12 +159,13 @@ def main(run: str, stage: str | None = None) -> None:
             answer = template.completion_text(loaded.tokenizer, made.ids)
             messages.append({"role": "assistant", "content": answer})
         good = made.finish == "stop" and acceptable(asked, answer, world)
-        verdicts[asked.kind].append(good)
+        answered.append(Answered(asked, answer, good))
         print(f"{'yes' if good else 'NO ':4} {' / '.join(asked.turns)} -> {answer!r}")
-    for kind, found in verdicts.items():
-        print(f"{kind:9} {sum(found)} of {len(found)}")
-    everything = [good for found in verdicts.values() for good in found]
-    print(json.dumps({"acceptable": sum(everything), "questions": len(everything)}))
+    for kind in RULES:
+        print(f"{kind:9} {shares(answered, kind)}")
+    print(json.dumps({"acceptable": sum(good for _, _, good in answered), "questions": len(answered)}))
+    if write_to is not None:
+        Path(write_to).write_text(page(run, found.stage, answered), encoding="utf-8")
 
 
 if __name__ == "__main__":
