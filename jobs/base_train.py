@@ -22,6 +22,7 @@ class Args:
     data: tuple[str, ...] = ("tinyworld",)  # climbmix, fineweb-edu, tinyworld, or folders, files, patterns of text
     num_shards: int | None = None  # shards to use; None = as many as the run needs (hub data) or all there are
     depth: int = 12  # the one dial: width, heads, batch, learning rates and length of training follow from it
+    width: int | None = None  # channels between the layers; None = 64 per layer
     head_dim: int | None = None  # channels of an attention head; None = 128, or 64 below depth 8
     sequence_len: int = 2048  # context length in tokens
     window_pattern: str = "SSSL"  # sliding windows, tiled over the layers: S = a quarter of the context, L = all of it
@@ -46,7 +47,16 @@ class Args:
 
     def __post_init__(self) -> None:
         at_least(
-            self, num_shards=1, depth=1, head_dim=2, sequence_len=1, steps=1, batch_tokens=1, eval_tokens=1, seed=0
+            self,
+            num_shards=1,
+            depth=1,
+            width=2,
+            head_dim=2,
+            sequence_len=1,
+            steps=1,
+            batch_tokens=1,
+            eval_tokens=1,
+            seed=0,
         )
         above(self, ratio=0, lr_scale=0)
         at_most(self, seed=MAX_SEED)
@@ -84,6 +94,7 @@ def stage_of(args: Args, vocab_size: int, fingerprint: str | None) -> "Stage":
 
     sizes = scaling.from_depth(
         args.depth,
+        width=args.width,
         head_dim=args.head_dim,
         sequence_len=args.sequence_len,
         vocab_size=vocab_size,

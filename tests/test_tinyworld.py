@@ -3,6 +3,7 @@
 import collections
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -14,9 +15,11 @@ import yaml
 
 from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
-from raychat.tinyworld import phrases
+from raychat.tinyworld import lessons, phrases
 from raychat.tinyworld.documents import documents as pretraining_documents
 from raychat.tinyworld.functions import functions
+from raychat.tinyworld.questions import NAMED
+from raychat.tinyworld.questions import questions as questions_of
 from raychat.tinyworld.relations import KINDS, relations
 from raychat.tinyworld.stories import short_story, story
 from raychat.tinyworld.words import number_name
@@ -279,3 +282,22 @@ def test_numbers_in_words():
     assert [number_name(n) for n in (0, 13, 20, 21, 99, 100, 142)] == [
         "zero", "thirteen", "twenty", "twenty-one", "ninety-nine", "one hundred", "one hundred and forty-two",
     ]  # fmt: skip
+
+
+def test_repeated_words_are_the_same():
+    for seed in range(20):
+        for line in lessons.repeating(TinyWorld(0), random.Random(seed)).splitlines():
+            said = re.fullmatch(
+                r"Read this: (.+)\. Read it again: (.+)\.|(\w+) wrote (.+), and (\w+) wrote (.+) under it\.", line
+            )
+            if said:
+                first, second, person, third, other, fourth = said.groups()
+                assert (first, third) == (second, fourth)
+                assert person is None or person != other
+
+
+def test_a_named_question_names_its_right_choice_alone():
+    asked = questions_of(TinyWorld(0), random.Random(0), NAMED, test=False)
+    for question in itertools.islice(asked, 100):
+        assert re.search(rf"\b{question.right}\b", question.text)
+        assert len(set(question.choices)) == 4

@@ -72,6 +72,13 @@ def test_width_is_rounded_up_to_whole_heads(depth: int, n_embd: int, head_dim: i
     assert from_depth(9, head_dim=64).n_embd == 576
 
 
+def test_a_width_of_its_own_is_whole_heads() -> None:
+    made = from_depth(5, width=128)
+    assert (made.n_layer, made.n_embd, made.n_head, made.head_dim) == (5, 128, 2, 64)
+    with pytest.raises(ValueError, match="width must be a multiple of the head size 64, got 100"):
+        from_depth(5, width=100)
+
+
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of sequence_len 2048, got 5000: take 4096"):
         from_depth(12, batch_tokens=5000)

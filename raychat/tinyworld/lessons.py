@@ -9,7 +9,7 @@ from raychat.tasks.choices import choice_problem
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, ChoiceQuestion, questions
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NAMED, ChoiceQuestion, questions
 from raychat.tinyworld.relations import KINDS
 from raychat.tinyworld.words import number_name, opposites, spelled_words, spelling_words, upper_first
 from raychat.tinyworld.world import TinyWorld, subject_of
@@ -48,7 +48,8 @@ def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
 
 def quiz(world: TinyWorld, rng: random.Random) -> str:
     """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
-    asked = questions(world, rng, rng.choice((EASY, EASY, EASY, EASY, GENERAL, CHALLENGE)), test=False)
+    (makers,) = rng.choices((NAMED, EASY, GENERAL, CHALLENGE), (3, 4, 1, 1))
+    asked = questions(world, rng, makers, test=False)
     parts = []
     for question in islice(asked, rng.randint(3, 5)):
         answer = draw(rng, "lessons", "quiz answers", letter=question.answer, choice=question.right)

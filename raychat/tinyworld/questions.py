@@ -6,9 +6,10 @@ test questions ask for held-out keys (`TinyWorld.is_test`), though the pretraini
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
-from raychat.tinyworld.phrases import fill, rows, words
+from raychat.tinyworld.phrases import draw, fill, rows, words
 from raychat.tinyworld.relations import relations
 from raychat.tinyworld.words import article, opposites, spelling_words
 from raychat.tinyworld.world import TinyWorld, subject_of
@@ -118,7 +119,19 @@ def letter_question(world: TinyWorld, rng: random.Random) -> QuestionDraft:
     return QuestionDraft(f"{place} {word}", "spelling", question, word[at], wrong)
 
 
+def named_question(world: TinyWorld, rng: random.Random) -> QuestionDraft:
+    """Ask for the choice that the question names: all it takes is to find a word again and to say its letter."""
+    right, *wrong = rng.sample(_anything(), NUM_CHOICES)
+    return QuestionDraft(f"named {right}", "words", draw(rng, "questions", "named", word=right), right, wrong)
+
+
+@cache
+def _anything() -> tuple[str, ...]:
+    return tuple(sorted({word for _, _, members in rows("questions", "categories") for word in words(members)}))
+
+
 EASY: Makers = ((category_question, 8), (opposite_question, 1), (fact_question, 1))
+NAMED: Makers = ((named_question, 1),)  # only in lessons: the other questions build on it
 CHALLENGE: Makers = ((hop_question, 7), (holder_question, 3))
 GENERAL: Makers = (
     (category_question, 6),

@@ -44,6 +44,7 @@ class Scaling(NamedTuple):
 def from_depth(
     depth: int,
     *,
+    width: int | None = None,
     head_dim: int | None = None,
     sequence_len: int = SEQUENCE_LEN,
     vocab_size: int = VOCAB_SIZE,
@@ -53,31 +54,33 @@ def from_depth(
 ) -> Scaling:
     """Derive a run from its depth.
 
-    Width is 64 per layer, rounded up to a multiple of the head dim. With D tokens (`ratio` per scaling parameter) and
-    the reference d12 at the same ratio: batch 2^round(log2(B_ref (D/D_ref)^0.383)), learning rates times
+    The width is 64 per layer, rounded up to a multiple of the head dim. With D tokens (`ratio` per scaling parameter)
+    and the reference d12 at the same ratio: batch 2^round(log2(B_ref (D/D_ref)^0.383)), learning rates times
     sqrt(B/B_ref) and at least 0.4, weight decay 0.28 sqrt(B/B_ref) D_ref/D and at most 1.
 
     Args:
+        width: None: as said. Given: a multiple of the head dim.
         head_dim: None: 128, below depth 8 64.
         batch_tokens: None: by the rule, rounded to whole rows of `sequence_len`.
         steps: None: as many as D takes. Given: D is what these steps see; the weight decay follows, the batch does not.
 
     Raises:
-        ValueError: On a size that is not positive, or a batch that is not a whole number of rows.
+        ValueError: On a size that is not positive, a batch that is not a whole number of rows, or a width that is not a
+            whole number of heads.
 
     Source: batch arXiv:2505.13738, weight decay arXiv:2405.13698.
 
     >>> from_depth(24).n_embd, from_depth(24).batch_tokens == 2**20
     (1536, True)
     """
-    _check_positive(depth=depth, head_dim=head_dim, sequence_len=sequence_len, vocab_size=vocab_size)
+    _check_positive(depth=depth, width=width, head_dim=head_dim, sequence_len=sequence_len, vocab_size=vocab_size)
     _check_positive(ratio=ratio, batch_tokens=batch_tokens, steps=steps)
     if batch_tokens is not None and batch_tokens % sequence_len:
         raise ValueError(
             f"batch_tokens must be a multiple of sequence_len {sequence_len}, got {batch_tokens}: "
             f"take {max(1, round(batch_tokens / sequence_len)) * sequence_len}"
         )
-    n_embd, head_dim = _width(depth, head_dim)
+    n_embd, head_dim = _width(depth, head_dim, width)
     num_params = num_scaling_params(depth, n_embd, head_dim, vocab_size)
     tokens = ratio * num_params
     tokens_ref = ratio * num_scaling_params(12, *_width(12), VOCAB_SIZE)
@@ -111,10 +114,14 @@ def _check_positive(**sizes: float | None) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def _width(depth: int, head_dim: int | None = None) -> tuple[int, int]:
+def _width(depth: int, head_dim: int | None = None, width: int | None = None) -> tuple[int, int]:
     """Return (n_embd, head_dim)."""
     if head_dim is None:
         head_dim = 128 if depth >= 8 else 64
+    if width is not None:
+        if width % head_dim:
+            raise ValueError(f"width must be a multiple of the head size {head_dim}, got {width}")
+        return width, head_dim
     return math.ceil(depth * 64 / head_dim) * head_dim, head_dim
 
 
