@@ -14,7 +14,8 @@ from raychat.settings import MAX_SEED, above, at_least, at_most
 @dataclass(frozen=True)
 class Args:
     run: str = "tiny"  # name of the run whose base model is taken
-    # what is trained on, names of docs/data.md; NAME*3 repeats one
+    # what is trained on, names of docs/data.md; NAME*3 repeats one, `then` stands
+    # between what is mixed and what is mixed after it
     tasks: tuple[str, ...] = (
         "conversations",
         "mmlu",

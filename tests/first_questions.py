@@ -157,6 +157,8 @@ def main(run: str, stage: str | None = None, write_to: str | None = None) -> Non
             prompt = template.render_prompt(loaded.tokenizer, messages)
             (made,) = loaded.engine.generate([prompt], SamplingParams(0.0, max_new_tokens=MAX_NEW_TOKENS))
             answer = template.completion_text(loaded.tokenizer, made.ids)
+            if not answer.strip():
+                break  # and it is not acceptable
             messages.append({"role": "assistant", "content": answer})
         good = made.finish == "stop" and acceptable(asked, answer, world)
         answered.append(Answered(asked, answer, good))

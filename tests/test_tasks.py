@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from raychat import tasks
 from raychat.chat import tools
-from raychat.tasks import Problem, Task, hold_out, joined, mixture
+from raychat.tasks import Problem, Task, chained, hold_out, joined, mixture
 from raychat.tasks.choices import choice_problem
 from raychat.tasks.gsm8k import final_number
 from raychat.tasks.humaneval import extract_code
@@ -418,6 +418,19 @@ def test_joined_tasks_are_judged_each_by_its_own_reward():
     assert sorted(earned) == [0.0] * 4 + [1.0] * 2 + [10.0] * 2
     assert [problem.messages for problem in both.problems] == [p.messages for p in mixture([(a, 2), (b, 1)], seed=1)]
     assert joined([(a, 1)]) is a
+
+
+def test_then_mixes_what_follows_after_what_is_before():
+    problems = chained([mixture([(counted("a", 3), 2)], seed=1), mixture([(counted("b", 2), 1), (counted("c", 2), 1)])])
+    names = [problem.messages[0]["content"][0] for problem in problems]
+    assert names[:6] == ["a"] * 6
+    assert sorted(names[6:]) == ["b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("entries", [["then", "mmlu"], ["mmlu", "then"], ["mmlu", "then", "then", "gsm8k"], []])
+def test_then_stands_between_tasks(entries):
+    with pytest.raises(ValueError, match="expected tasks before and behind every 'then'"):
+        tasks.in_turns(entries)
 
 
 def test_a_mixture_of_nothing_is_refused():

@@ -83,7 +83,7 @@ def test_bytes_belong_to_the_version(root):
     for name, content in sorted(files(root).items()):
         if name.endswith((".jsonl", ".txt", ".yaml", ".csv")):
             digest.update(name.encode() + content)
-    assert {VERSION: digest.hexdigest()} == {8: "2229ce632211c5fc151b7f15a1a2f120b5931fb1d040aa83ac8fbd58ac9ae7f5"}
+    assert {VERSION: digest.hexdigest()} == {9: "749d933217464875a16c7439481cc1843cbddc1d48c921d0caefdf5c8412ddd8"}
 
 
 def test_another_seed_gives_another_world(root, tmp_path):

@@ -3,7 +3,8 @@
 To add one, write a function of (root, split) that returns a `Task`, and name it in `TASKS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 from raychat.tasks.choices import Wording, arc, mmlu, own_wording
 from raychat.tasks.gsm8k import gsm8k
@@ -11,9 +12,24 @@ from raychat.tasks.humaneval import humaneval
 from raychat.tasks.source import HUB
 from raychat.tasks.spelling import simple_spelling, spelling_bee
 from raychat.tasks.talks import conversations, identity
-from raychat.tasks.task import Problem, Task, hold_out, joined, mixture
+from raychat.tasks.task import Problem, Task, chained, hold_out, joined, mixture
 
-__all__ = ["HUB", "TASKS", "Problem", "Task", "find", "hold_out", "joined", "load", "mixture", "name_and_repeat"]
+__all__ = [
+    "HUB",
+    "TASKS",
+    "Problem",
+    "Task",
+    "chained",
+    "find",
+    "hold_out",
+    "in_turns",
+    "joined",
+    "load",
+    "mixture",
+    "name_and_repeat",
+]
+
+THEN = "then"  # between tasks that are mixed and those that are mixed after them
 
 CHOICES = ("arc-easy", "arc-challenge", "mmlu")  # these also take a wording
 TASKS: dict[str, Callable[..., Task]] = {
@@ -67,3 +83,18 @@ def name_and_repeat(entry: str) -> tuple[str, int]:
     if star and not (repeat.isdecimal() and int(repeat) > 0):
         raise ValueError(f"task {entry!r}: expected NAME or NAME*N with a whole number N of 1 or more, such as gsm8k*4")
     return name, int(repeat) if star else 1
+
+
+def in_turns(entries: Sequence[str]) -> list[list[tuple[str, int]]]:
+    """Return the tasks that are mixed at a time, by name and repeat: `then` stands between these and the next ones.
+
+    Raises:
+        ValueError: as `name_and_repeat`; or there is no task before or behind a `then`.
+
+    >>> in_turns(["arc-easy", "then", "gsm8k*4", "mmlu"])
+    [[('arc-easy', 1)], [('gsm8k', 4), ('mmlu', 1)]]
+    """
+    turns = [list(turn) for is_then, turn in groupby(entries, THEN.__eq__) if not is_then]
+    if len(turns) != [*entries].count(THEN) + 1:
+        raise ValueError(f"tasks {' '.join(entries)!r}: expected tasks before and behind every {THEN!r}")
+    return [[name_and_repeat(entry) for entry in turn] for turn in turns]

@@ -77,6 +77,11 @@ def mixture(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Sequence[Proble
     return _chosen(order)
 
 
+def chained(parts: Sequence[Sequence[Problem]]) -> Sequence[Problem]:
+    """Return the problems of several sequences, one sequence after the other."""
+    return _chosen([(problems, i) for problems in parts for i in range(len(problems))])
+
+
 def joined(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Task:
     """Return several tasks as one: the problems of their `mixture`, each judged by its own task.
 

@@ -49,17 +49,20 @@ def packings(stage: Stage, *, masked: bool) -> tuple[Packing, Packing]:
 def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[Problem], Sequence[Problem]]:
     """Load training tasks and mix them; `gsm8k*4` takes one four times. Return what to train and what to validate on.
 
+    Tasks behind `then` are trained on after those before it.
+
     Raises:
-        ValueError: A task is unknown or has no data, the number behind a `*` is not a whole one of 1 or more, or there
-            are too few problems in all.
+        ValueError: A task is unknown or has no data, the number behind a `*` is not a whole one of 1 or more, a `then`
+            is first or last, or there are too few problems in all.
     """
-    parts = [(tasks.load(name, root, "train"), repeat) for name, repeat in map(tasks.name_and_repeat, names)]
-    total = sum(len(task.problems) for task, _ in parts)
+    turns = tasks.in_turns(names)
+    loaded = {name: tasks.load(name, root, "train") for turn in turns for name, _ in turn}
+    total = sum(len(loaded[name].problems) for turn in turns for name, _ in turn)
     if total < 2 * _MIN_VAL:
         raise ValueError(
             f"{', '.join(names)} have {total} conversations together, expected {2 * _MIN_VAL} or more: {_MIN_VAL} are "
             "held out for validation; name more --tasks"
         )
-    halves = [tasks.hold_out(task, max(_VAL_FRAC, _MIN_VAL / total)) for task, _ in parts]
-    train = [(part, repeat) for (part, _), (_, repeat) in zip(halves, parts, strict=True)]
-    return tasks.mixture(train, seed), tasks.mixture([(part, 1) for _, part in halves], seed)
+    halves = {name: tasks.hold_out(task, max(_VAL_FRAC, _MIN_VAL / total)) for name, task in loaded.items()}
+    train = [tasks.mixture([(halves[name][0], repeat) for name, repeat in turn], seed) for turn in turns]
+    return tasks.chained(train), tasks.mixture([(val, 1) for _, val in halves.values()], seed)
