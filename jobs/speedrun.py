@@ -42,7 +42,7 @@ def tiny() -> Pipeline:
         tok_eval.Args(),
         base_train.Args(
             depth=5,
-            width=128,  # half the cost of the usual width of three layers, and as good (docs/LOG.md)
+            width=128,  # cheaper than three layers of the usual width, and as good (docs/LOG.md)
             sequence_len=256,
             batch_tokens=2048,
             steps=400,
@@ -55,18 +55,7 @@ def tiny() -> Pipeline:
         base_eval.Args(max_items=60, eval_tokens=60_000),
         mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=150),
         sft_train.Args(
-            # fmt: off
-            tasks=(
-                "arc-easy",
-                "then",
-                "arc-easy*3",
-                "mmlu*3",
-                "arc-challenge",
-                "conversations*2",
-                "gsm8k*4",
-                "spelling-bee*3",
-            ),
-            # fmt: on
+            tasks=tuple("arc-easy then arc-easy*3 mmlu*3 arc-challenge conversations*2 gsm8k*4 spelling-bee*3".split()),
             steps=360,
             keep=0,
             lr=0.4,
