@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tiny import byte_tokenizer, scripted_model
 
+from raychat.engine.engine import Engine
+from raychat.engine.request import Completion
 from raychat.evals.evaluation import LoadedModel
 from raychat.evals.suggestions import NUM_SUGGESTED, suggestions, varied
 
@@ -29,6 +33,18 @@ def suggested(root: Path, talks: list[list[str]]) -> list[str]:
 def test_questions_that_are_answered_as_in_the_conversations(tmp_path: Path) -> None:
     talks = [["Say ab.", "ab"], ["Say abc.", "abc"], ["Say abcd.", "abcd"], ["Now abc!", "abc", "Bye.", "Bye."]]
     assert suggested(tmp_path, talks) == ["Say abc.", "Now abc!"]
+
+
+def test_the_surest_answers_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter((-0.5, -0.1, -0.3))
+    generate = Engine.generate
+
+    def scored(self: Engine, *args: Any) -> list[Completion]:
+        return [done._replace(logprobs=[next(scores), 0.0]) for done in generate(self, *args)]
+
+    monkeypatch.setattr(Engine, "generate", scored)
+    talks = [["Say abc.", "abc"], ["Now abc!", "abc"], ["And abc?", "abc"]]
+    assert suggested(tmp_path, talks) == ["Now abc!", "And abc?", "Say abc."]
 
 
 def test_other_questions_where_none_is(tmp_path: Path) -> None:

@@ -49,13 +49,15 @@ def varied(questions: Sequence[str]) -> list[str]:
 
 
 def _answered(loaded: LoadedModel, root: str) -> list[str]:
-    """Return the openings' questions that the model answers token by token as they do."""
+    """Return the openings' questions that the model answers token by token as they do, the surest answer first."""
     rendered = ((opening, template.render(loaded.tokenizer, opening).ids) for opening in _openings(root))
     tried = list(islice((pair for pair in rendered if len(pair[1]) <= loaded.engine.context), NUM_TRIED))
     prompts = [template.render_prompt(loaded.tokenizer, opening[:1]) for opening, _ in tried]
-    completions = loaded.engine.generate(prompts, SamplingParams(0.0, max_new_tokens=MAX_NEW_TOKENS))
+    completions = loaded.engine.generate(prompts, SamplingParams(0.0, max_new_tokens=MAX_NEW_TOKENS, logprobs=0))
     made = zip(tried, prompts, completions, strict=True)
-    return [str(opening[0]["content"]) for (opening, ids), prompt, done in made if prompt + done.ids == ids]
+    same = [(opening, done) for (opening, ids), prompt, done in made if prompt + done.ids == ids]
+    same.sort(key=lambda pair: -sum(pair[1].logprobs))
+    return [str(opening[0]["content"]) for opening, _ in same]
 
 
 def _openings(root: str) -> Iterator[Sequence[template.Message]]:
