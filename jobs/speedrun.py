@@ -45,9 +45,9 @@ def tiny() -> Pipeline:
             width=128,  # cheaper than three layers of the usual width, and as good (docs/LOG.md)
             sequence_len=256,
             batch_tokens=2048,
-            steps=400,
+            steps=300,
             lr_scale=0.8,  # the rule's least, 0.4, is timid for a few hundred small steps
-            eval_every=150,
+            eval_every=100,
             save_every=100,
             keep=0,  # to talk to the model at every age
             eval_tokens=60_000,
@@ -55,8 +55,8 @@ def tiny() -> Pipeline:
         base_eval.Args(max_items=60, eval_tokens=60_000),
         mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=150),
         sft_train.Args(
-            tasks=tuple("arc-easy then arc-easy*3 mmlu*3 arc-challenge conversations*2 gsm8k*4 spelling-bee*3".split()),
-            steps=360,
+            tasks=("arc-easy*4", "mmlu*3", "arc-challenge", "conversations*2", "gsm8k*3", "spelling-bee*3"),
+            steps=330,
             keep=0,
             lr=0.4,
         ),

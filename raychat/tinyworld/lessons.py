@@ -47,10 +47,7 @@ def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
 
 
 def quiz(world: TinyWorld, rng: random.Random) -> str:
-    """Ask with choices; an answer is the right choice and its letter, or the letter alone.
-
-    Small models learn to find the right choice from the answers that say it, and its letter from there.
-    """
+    """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
     (makers,) = rng.choices((NAMED, EASY, GENERAL, CHALLENGE), (3, 4, 1, 1))
     asked = questions(world, rng, makers, test=False)
     parts = []
