@@ -112,8 +112,8 @@ def page(run: str, stage: str, answered: list[Answered]) -> str:
     lines = [
         "# A hundred first questions",
         "",
-        f"What strangers type first, and what run `{run}` answers after {stage.upper()}, greedily. Nothing trains on these",
-        "questions. How each is judged: `tests/first_questions.py`, which has written this page.",
+        f"What strangers type first, and what run `{run}` answers greedily after {stage.upper()}. Nothing trains on",
+        "them. How each answer is judged: `tests/first_questions.py`, which has written this page.",
         "",
         "| kind | acceptable |",
         "|---|---|",
