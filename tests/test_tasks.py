@@ -1,5 +1,6 @@
 """Tasks: layouts of the real data sets read from local files and through `datasets`, prompts and rewards."""
 
+import collections
 import gzip
 import json
 import random
@@ -23,6 +24,7 @@ from raychat.tasks.gsm8k import final_number
 from raychat.tasks.humaneval import extract_code
 from raychat.tasks.spelling import letters_reward
 from raychat.tasks.talks import identity_messages
+from raychat.train.finetune import load_mixture
 
 GSM8K = {"question": "Ann has 3 hens and buys 4. How many?", "answer": "She has 3+4=<<3+4=7>>7 hens.\n#### 7"}
 ARC = {
@@ -425,6 +427,17 @@ def test_then_mixes_what_follows_after_what_is_before():
     names = [problem.messages[0]["content"][0] for problem in problems]
     assert names[:6] == ["a"] * 6
     assert sorted(names[6:]) == ["b", "b", "c", "c"]
+
+
+def test_a_stage_trains_on_the_tasks_behind_then_later_and_validates_on_all(monkeypatch):
+    for name in "ab":
+        monkeypatch.setitem(tasks.TASKS, name, lambda root, split, name=name: counted(name, 200))
+    train, val = load_mixture(("a", "then", "a", "b*2"), "", seed=0)
+    names = [problem.messages[0]["content"] for problem in train]
+    assert [name[0] for name in names[:175]] == ["a"] * 175
+    assert collections.Counter(name[0] for name in names[175:]) == {"a": 175, "b": 350}
+    assert collections.Counter(problem.messages[0]["content"][0] for problem in val) == {"a": 25, "b": 25}
+    assert not {problem.messages[0]["content"] for problem in val} & {*names}
 
 
 @pytest.mark.parametrize("entries", [["then", "mmlu"], ["mmlu", "then"], ["mmlu", "then", "then", "gsm8k"], []])

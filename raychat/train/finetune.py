@@ -57,7 +57,7 @@ def load_mixture(names: Sequence[str], root: str, seed: int) -> tuple[Sequence[P
     """
     turns = tasks.in_turns(names)
     loaded = {name: tasks.load(name, root, "train") for turn in turns for name, _ in turn}
-    total = sum(len(loaded[name].problems) for turn in turns for name, _ in turn)
+    total = sum(len(task.problems) for task in loaded.values())
     if total < 2 * _MIN_VAL:
         raise ValueError(
             f"{', '.join(names)} have {total} conversations together, expected {2 * _MIN_VAL} or more: {_MIN_VAL} are "
