@@ -36,7 +36,7 @@ def parsed() -> dict[str, list[Any]]:
     base = {"settings": {**recipe, "workers": 2}, "eval_settings": {"max_items": 60, "prompts": None, "tasks": None}}
     stages: dict[str, Any] = {"base": base}
     stages |= {name: {"settings": child, "eval_settings": evaluation} for name in ("mid", "sft")}
-    stages["rl"] = {"settings": {**child, "tasks": ["gsm8k"], "sampling": SAMPLING}, "provenance": PROVENANCE}
+    stages["rl"] = {"settings": {**child, "tasks": ["gsm8k", "spelling-bee*2"], "sampling": SAMPLING}, "provenance": PROVENANCE}
     report = {"run": "r", "tokenizer": {"settings": TOKENIZER}, "stages": stages}
     code, patch, *steps = reproduce.commands(report)
     assert (code, patch) == ("git checkout 1a4a211", "git apply r/rl/code-0123.diff")
@@ -67,7 +67,7 @@ def test_later_stages_have_their_settings() -> None:
         assert {key: getattr(args, key) for key in CHILD} == CHILD | {"tasks": tuple(CHILD["tasks"])}
     (rl,) = found["rl_train"]
     assert {key: getattr(rl, key) for key in SAMPLING} == SAMPLING
-    assert (rl.task, rl.task_data, rl.steps, rl.lr, rl.seed) == ("gsm8k", "hub", 7, 0.3, 1)
+    assert (rl.tasks, rl.task_data, rl.steps, rl.lr, rl.seed) == (("gsm8k", "spelling-bee*2"), "hub", 7, 0.3, 1)
     assert [args.stage for args in found["chat_eval"]] == ["mid", "sft"]
     assert found["tok_train"][0].vocab_size == 512
 

@@ -194,7 +194,8 @@ def test_spelling_bee_asks_for_letters_of_the_word_and_for_others(root):
     drawn, chances = [], []
     for problem in tasks.spelling_bee(root, "train").problems[:3000]:
         call = next(part["text"] for part in problem.messages[-1]["content"] if part["type"] == "python")
-        word, letter = re.fullmatch(r'"(.+)"\.count\("(.)"\)', call).groups()
+        letters, letter = re.fullmatch(r'"(.+)"\.count\("(.)"\)', call).groups()
+        word = letters.replace("-", "")
         assert problem.reference == word.count(letter)
         drawn.append((word, letter))
         letters = sorted({*word, *ascii_lowercase})

@@ -10,7 +10,7 @@ FROM_RECIPE = {
     "base": ("data", "num_shards", "batch_tokens", "steps", "lr_scale", "seed"),
     "mid": FINETUNED,
     "sft": FINETUNED,
-    "rl": ("task_data", "steps", "lr", "seed"),
+    "rl": ("tasks", "task_data", "steps", "lr", "seed"),
 }
 FROM_MODEL = ("sequence_len", "window_pattern")
 SHOWN = ("questions", "prompts")  # settings of evaluations that change no figure
@@ -40,10 +40,11 @@ def stage_settings(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     settings = {key: recipe.get(key) for key in FROM_RECIPE[name]}
     if name == "base":
         model = recipe["model"]
-        shape = {"depth": model["n_layer"], "head_dim": model["n_embd"] // model["n_head"]}
+        width = model["n_embd"]
+        shape = {"depth": model["n_layer"], "width": width, "head_dim": width // model["n_head"]}
         settings = shape | {key: model.get(key) for key in FROM_MODEL} | settings
     if name == "rl":
-        settings |= {"task": next(iter(recipe.get("tasks") or ()), None), **(recipe.get("sampling") or {})}
+        settings |= recipe.get("sampling") or {}
     return settings | {"cluster.workers": recipe.get("workers")}
 
 
