@@ -15,6 +15,7 @@ PROVENANCE = {"commit": "1a4a211", "dirty": True, "diff": "code-0123.diff"}
 ORIGINAL = base_train.Args(
     run="r",
     depth=2,
+    width=96,
     head_dim=32,
     sequence_len=64,
     window_pattern="SL",
@@ -36,7 +37,10 @@ def parsed() -> dict[str, list[Any]]:
     base = {"settings": {**recipe, "workers": 2}, "eval_settings": {"max_items": 60, "prompts": None, "tasks": None}}
     stages: dict[str, Any] = {"base": base}
     stages |= {name: {"settings": child, "eval_settings": evaluation} for name in ("mid", "sft")}
-    stages["rl"] = {"settings": {**child, "tasks": ["gsm8k", "spelling-bee*2"], "sampling": SAMPLING}, "provenance": PROVENANCE}
+    stages["rl"] = {
+        "settings": {**child, "tasks": ["gsm8k", "spelling-bee*2"], "sampling": SAMPLING},
+        "provenance": PROVENANCE,
+    }
     report = {"run": "r", "tokenizer": {"settings": TOKENIZER}, "stages": stages}
     code, patch, *steps = reproduce.commands(report)
     assert (code, patch) == ("git checkout 1a4a211", "git apply r/rl/code-0123.diff")
