@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from chromium import find_chromium, launch
 
 from raychat.serve.transport import set_environment
 
@@ -141,11 +142,11 @@ def shared_data() -> Path:
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    path = find_chromium()
+    if path is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch(started, path)
         yield browser
         browser.close()
 

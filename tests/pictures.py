@@ -6,45 +6,22 @@ serves the run (tiny) without Ray, asks what the page suggests, and writes docs/
 Playwright and Chromium (Debian: apt-get install chromium).
 """
 
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chromium import find_chromium, launch
 from playwright.sync_api import expect, sync_playwright
+from tiny_server import http_server
 
 from raychat import paths
+from raychat.runs import find_checkpoint
+from raychat.serve.models import open_models
 
-REPO = Path(__file__).parent.parent
-IMAGES = REPO / "docs" / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 WIDTH, HEIGHT = 1100, 760
 NUM_ASKED = 3
-START_S = 120.0
-
-
-@contextmanager
-def served(run: str) -> Iterator[str]:
-    """Serve a run in a process of its own; yield its URL."""
-    command = [sys.executable, "jobs/serve.py", "--run", run, "--cluster.workers", "0", "--port", "0"]
-    with (
-        tempfile.NamedTemporaryFile("w+") as log,
-        subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log) as server,
-    ):
-        try:
-            deadline = time.monotonic() + START_S
-            while not (found := re.search(r"chat at (http://\S+?),", Path(log.name).read_text())):
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{' '.join(command)} does not serve: {Path(log.name).read_text()}")
-                time.sleep(0.2)
-            yield found[1]
-        finally:
-            server.terminate()
+MAX_SEQUENCES = 4
 
 
 def chat(page: Any, url: str) -> None:
@@ -59,14 +36,18 @@ def chat(page: Any, url: str) -> None:
 
 
 def main(run: str = "tiny") -> None:
+    path = find_chromium()
+    if path is None:
+        raise SystemExit("there is no Chromium here; Debian: apt-get install chromium")
     IMAGES.mkdir(exist_ok=True)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    with sync_playwright() as playwright, served(run) as url:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    storage = paths.home()
+    models = open_models(storage, find_checkpoint(storage, run).name, run, MAX_SEQUENCES, max_loaded=1)
+    with sync_playwright() as playwright, http_server(models) as url:
+        browser = launch(playwright, path)
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, device_scale_factor=1.5)
         chat(page, url)
         page.screenshot(path=IMAGES / "chat.png")
-        page.goto(f"file://{paths.join(paths.home(), 'runs', run, 'report', 'report.html')}")
+        page.goto(f"file://{paths.join(storage, 'runs', run, 'report', 'report.html')}")
         page.screenshot(path=IMAGES / "report.png")
         browser.close()
     print(f"{IMAGES / 'chat.png'}, {IMAGES / 'report.png'}")

@@ -414,12 +414,12 @@ def test_joined_tasks_are_judged_each_by_its_own_reward():
     a = rewarded("a", 3, 0.25, lambda problem, text: float(text == problem.reference))
     b = rewarded("b", 2, 0.0, lambda problem, text: 10.0)
     a = replace(a, problems=[problem._replace(reference=f"a{i}") for i, problem in enumerate(a.problems)])
-    both = joined([(a, 2), (b, 1)], seed=1)
+    both = joined([(a, 2), (b, 1)])
     assert (both.name, both.max_new_tokens, both.guards) == ("a + b", 3, ("a", "b"))
     assert both.chance == pytest.approx(6 / 8 * 0.25)
     earned = [both.reward(problem, "a1") for problem in both.problems]
     assert sorted(earned) == [0.0] * 4 + [1.0] * 2 + [10.0] * 2
-    assert [problem.messages for problem in both.problems] == [p.messages for p in mixture([(a, 2), (b, 1)], seed=1)]
+    assert [problem.messages for problem in both.problems] == [p.messages for p in mixture([(a, 2), (b, 1)])]
     assert joined([(a, 1)]) is a
 
 

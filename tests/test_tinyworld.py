@@ -285,6 +285,7 @@ def test_numbers_in_words():
 
 
 def test_repeated_words_are_the_same():
+    checked = 0
     for seed in range(20):
         for line in lessons.repeating(TinyWorld(0), random.Random(seed)).splitlines():
             said = re.fullmatch(
@@ -294,10 +295,14 @@ def test_repeated_words_are_the_same():
                 first, second, person, third, other, fourth = said.groups()
                 assert (first, third) == (second, fourth)
                 assert person is None or person != other
+                checked += 1
+    assert checked > 10
+    assert all(template.count("{words}") == 2 for template in phrases.phrases("lessons", "repeating"))
 
 
 def test_a_named_question_names_its_right_choice_alone():
     asked = questions_of(TinyWorld(0), random.Random(0), NAMED, test=False)
     for question in itertools.islice(asked, 100):
-        assert re.search(rf"\b{question.right}\b", question.text)
+        named = [choice for choice in question.choices if re.search(rf"\b{choice}\b", question.text)]
+        assert named == [question.right]
         assert len(set(question.choices)) == 4

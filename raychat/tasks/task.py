@@ -82,7 +82,7 @@ def chained(parts: Sequence[Sequence[Problem]]) -> Sequence[Problem]:
     return _chosen([(problems, i) for problems in parts for i in range(len(problems))])
 
 
-def joined(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Task:
+def joined(parts: Sequence[tuple[Task, int]]) -> Task:
     """Return several tasks as one: the problems of their `mixture`, each judged by its own task.
 
     Raises:
@@ -92,7 +92,7 @@ def joined(parts: Sequence[tuple[Task, int]], seed: int = 0) -> Task:
         return parts[0][0]
     tasks = [task for task, _ in parts]
     owned = [(replace(task, problems=_owned(task.problems, number)), n) for number, (task, n) in enumerate(parts)]
-    problems = mixture(owned, seed)
+    problems = mixture(owned)
     return Task(
         name=" + ".join(task.name for task in tasks),
         problems=problems,
