@@ -43,9 +43,9 @@ CONTENDERS: dict[str, dict[str, Any]] = {
 def main(args: Args) -> None:
     """Time all contenders, round after round."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-    for round in range(args.repeats):
+    for repeat in range(args.repeats):
         for name, settings in CONTENDERS.items():
-            found[name].append(measured(args, f"bench-{name}", round, **settings))
+            found[name].append(measured(args, f"bench-{name}", repeat, **settings))
             print(name, found[name][-1], flush=True)
     best = {name: max(row["samples_per_s"] for row in rows) for name, rows in found.items()}
     result = {

@@ -1,5 +1,6 @@
 """The stage with rollouts ahead of the learner, replaced questions, a KL term: in this process, without Ray."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_rl import ascii_reward, ascii_task, interrupting, parent, stage_of
+from tiny_rl import PARAMS, ascii_reward, ascii_task, interrupting, parent, stage_of
+from torch import Tensor
 
 from raychat import checkpoint, paths
+from raychat.evals.generate import Group, Question
 from raychat.log import read_metrics
 from raychat.recipe import Runtime
 from raychat.rl.algorithms import Algorithm, find_algorithm
+from raychat.rl.queue import Answers
+from raychat.rl.sampler import Sampler
 from raychat.tasks import Problem
 from raychat.train.run import run_stage
 from raychat.train.stage import Stage
@@ -129,6 +134,38 @@ def test_looking_at_divergences_changes_no_weight(tmp_path: Path) -> None:
         load_file(paths.join(str(checkpoint.latest(work.folder)), "model.safetensors")) for work in (blind, looked)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class OneActor:
+    """A pool whose only actor is in this process, and that notes the learner's threads."""
+
+    cores = 1
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler, self.threads = sampler, set[int]()
+
+    def rollouts(self, calls: Sequence[Sequence[Question]], weights: Mapping[str, Tensor]) -> list[list[Group]]:
+        self.threads.add(torch.get_num_threads())
+        self._sampler.load_weights(weights)
+        return [self._sampler.rollout(questions) for questions in calls]
+
+    def stream(self) -> Answers:
+        self.threads.add(torch.get_num_threads())
+        return self._sampler.stream()
+
+
+@pytest.mark.parametrize(("ahead", "threads"), [(0, 3), (1, 2)])
+def test_learner_leaves_its_cores_to_actors_that_run_ahead(tmp_path: Path, ahead: int, threads: int) -> None:
+    path = parent(tmp_path)
+    pool = OneActor(Sampler.load(path, ascii_reward, PARAMS, 4))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run_stage(stage_of(tmp_path, steps=2, ahead=ahead, pool=pool), lambda row: None)
+        assert pool.threads == {threads}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_samples_of_every_step_are_written(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class RolloutPool:
     ) -> None:
         """Start actors that hold what `build` returns; it is called in their processes."""
         build_policy = partial(_Policy, build)
+        self.cores = 0 if gpus else num_actors
         self._actors = FanOut(build_policy, num_actors, name="rollouts", gpus=gpus, max_failures=max_failures)
 
     def rollouts(self, calls: Sequence[Sequence[Question]], weights: Mapping[str, Tensor]) -> list[list[Group]]:

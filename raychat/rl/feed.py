@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -99,7 +99,7 @@ class RolloutFeed:
     def steps(self, start: int) -> Iterator[Step]:
         """Yield step `start` and all that follow; `next` waits for the rollouts of a step."""
         folder, num_steps = self._learner.stage.folder, self._learner.stage.steps
-        with closing(self._answers()) as answers:
+        with self._cores_shared(), closing(self._answers()) as answers:
             queue = self._queue(answers, start)
             last = time.monotonic()
             for number in range(start, num_steps):
@@ -116,6 +116,17 @@ class RolloutFeed:
                 if dist.world().rank == 0:
                     write_samples(folder, number + 1, taken.groups, self._learner.tokenizer)
                 yield Step(batches, metrics, teaches=bool(weighed))
+
+    @contextmanager
+    def _cores_shared(self) -> Iterator[None]:
+        """Leave to actors that sample meanwhile their cores: a thread that waits for one holds all threads up."""
+        pool, threads = self._source.pool, torch.get_num_threads()
+        busy = -(-pool.cores // dist.world().size) if pool is not None and self._source.ahead else 0
+        torch.set_num_threads(max(1, threads - busy))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _answers(self) -> Answers:
         """Return who answers: in step with the learner, or ahead of it."""

@@ -44,6 +44,8 @@ class Sampler:
 class Pool(Protocol):
     """Samplers in other processes; see raychat/cluster/rollout.py."""
 
+    cores: int  # that they keep busy while they sample
+
     def rollouts(self, calls: Sequence[Sequence[Question]], weights: Mapping[str, Tensor]) -> list[list[Group]]:
         """Return for each call what `Sampler.rollout` returns with these weights."""
         ...
