@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from jobs import base_eval, base_train, chat_eval, mid_train, report, rl_train, sft_train, tok_eval, tok_train
 from raychat.cluster import Cluster
-from raychat.settings import at_least
+from raychat.settings import MAX_SEED, at_least, at_most
 
 
 class Pipeline(NamedTuple):
@@ -44,24 +44,26 @@ def tiny() -> Pipeline:
             depth=5,
             width=128,  # cheaper than three layers of the usual width, and as good (docs/LOG.md)
             sequence_len=256,
-            batch_tokens=2048,
-            steps=300,
-            lr_scale=0.8,  # the rule's least, 0.4, is timid for a few hundred small steps
-            eval_every=100,
+            batch_tokens=1024,  # many small steps: copying, which much builds on, is learned by their number
+            steps=700,
+            lr_scale=1.2,  # the rule's least, 0.4, is timid for a few hundred small steps
+            eval_every=200,
             save_every=100,
             keep=0,  # to talk to the model at every age
             eval_tokens=60_000,
         ),
         base_eval.Args(max_items=60, eval_tokens=60_000),
-        mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=150),
+        # short and gentle: what is not in it, such as copying, is forgotten
+        mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=120, lr=0.35),
         sft_train.Args(
             tasks=("arc-easy*4", "mmlu*3", "arc-challenge", "conversations*2", "gsm8k*3", "spelling-bee*3"),
-            steps=330,
+            steps=650,
+            batch_tokens=2048,
             keep=0,
-            lr=0.4,
+            lr=0.27,
         ),
         rl_train.Args(
-            tasks=("gsm8k", "spelling-bee"), steps=16, samples=8, questions_per_call=8, lr=0.1, max_new_tokens=96
+            tasks=("gsm8k", "spelling-bee"), steps=16, samples=8, questions_per_call=8, lr=0.07, max_new_tokens=96
         ),
         chat_eval.Args(max_problems=100),
         report.Args(),
@@ -74,10 +76,10 @@ def cpu() -> Pipeline:
     return small._replace(
         tok_train=tok_train.Args(vocab_size=2048),
         base_train=dataclasses.replace(
-            small.base_train, depth=6, width=192, steps=1200, eval_every=300, save_every=300
+            small.base_train, depth=6, width=192, steps=2400, eval_every=400, save_every=400
         ),
         mid_train=dataclasses.replace(small.mid_train, steps=300),
-        sft_train=dataclasses.replace(small.sft_train, steps=900),
+        sft_train=dataclasses.replace(small.sft_train, steps=1400),
         rl_train=dataclasses.replace(small.rl_train, steps=40),
     )
 
@@ -138,6 +140,7 @@ class Args:
     rl_max_new_tokens: int | None = None  # longest answer in reinforcement, in tokens
     eval_tasks: tuple[str, ...] | None = None  # what the chat models are evaluated on
     max_problems: int | None = None  # problems of each chat task, and items of each CORE task, at most
+    seed: int | None = None  # of the first weights, the order of the data, and the answers in reinforcement
     price_per_hour: float | None = None  # US dollars for all machines together, for the cost in the report
     dry_run: bool = False  # only print what the base stage would take: FLOPs, memory, time and cost
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
@@ -145,13 +148,14 @@ class Args:
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
-        at_least(self, base_steps=1, mid_steps=1, sft_steps=1, rl_steps=1, rl_max_new_tokens=1, max_problems=1)
+        at_least(self, base_steps=1, mid_steps=1, sft_steps=1, rl_steps=1, rl_max_new_tokens=1, max_problems=1, seed=0)
+        at_most(self, seed=MAX_SEED)
 
 
 def pipeline(args: Args) -> Pipeline:
     """Return the preset's pipeline with everything that was given put in its place."""
     shared = {"run": args.run or args.preset, "cluster": args.cluster}
-    shared |= {"data": args.data, "task_data": args.task_data}
+    shared |= {"data": args.data, "task_data": args.task_data, "seed": args.seed}
     shared |= {"wandb": args.wandb, "tensorboard": args.tensorboard}
     own: dict[str, dict[str, Any]] = {
         "tok_train": {"vocab_size": args.vocab_size},

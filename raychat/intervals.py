@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 DRAWS = 2000
 CONFIDENCE = 0.95
+AT_ONCE = 1 << 20  # items drawn at a time, so that a million outcomes do not take the memory of all draws
 
 Draws = NDArray[np.float64]  # (DRAWS,): the figure in each draw
 
@@ -30,7 +31,11 @@ def draws_of_mean(outcomes: Sequence[float], seed: int = 0) -> Draws:
     values, rng = np.asarray(outcomes, dtype=np.float64), np.random.default_rng(seed)
     if (values == 0).all() or (values == 1).all():
         return rng.binomial(len(values), (values.sum() + 1) / (len(values) + 2), size=DRAWS) / len(values)
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(DRAWS)])
+    means, rows = [], max(1, AT_ONCE // len(values))
+    for start in range(0, DRAWS, rows):
+        drawn = rng.integers(len(values), size=(min(rows, DRAWS - start), len(values)))
+        means.append(values[drawn].mean(axis=1))
+    return np.concatenate(means)
 
 
 def interval(draws: Draws) -> tuple[float, float]:

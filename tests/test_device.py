@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from raychat.device import compute_dtype
+from raychat.device import compute_dtype, training_dtype
 
 CAPABILITIES = [(9, 0), (7, 0), (7, 5), (8, 0)]  # H100, V100, T4, A100: the first is the current one
 
@@ -22,6 +22,25 @@ def test_bf16_is_for_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch, in
 
 def test_a_cpu_computes_in_fp32() -> None:
     assert compute_dtype(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_training_computes_in_the_dtype_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setenv("RAYCHAT_DTYPE", wanted)
+    assert training_dtype(torch.device("cpu")) == expected
+
+
+def test_training_computes_as_all_else_does_where_no_dtype_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCHAT_DTYPE", "")
+    assert training_dtype(torch.device("cpu")) == compute_dtype(torch.device("cpu"))
+
+
+def test_unknown_dtype_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCHAT_DTYPE", "bf16")
+    with pytest.raises(ValueError, match="RAYCHAT_DTYPE is 'bf16', expected bfloat16 or float32"):
+        training_dtype(torch.device("cpu"))
 
 
 FAULTS_OF_TENSORS = """

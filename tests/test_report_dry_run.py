@@ -144,7 +144,7 @@ def test_speedrun_counts_the_preset(raychat_home: Path, capsys: pytest.CaptureFi
     assert said["recipe"].model["vocab_size"] == tiny.tok_train.vocab_size
     assert said["steps"] == tiny.base_train.steps
     assert said["devices"]["H100"].cost == pytest.approx(2.0 * said["devices"]["H100"].wall_s / 3600)
-    assert "| steps | 300 |" in capsys.readouterr().out
+    assert "| steps | 700 |" in capsys.readouterr().out
     paths.write_json(str(raychat_home / "runs" / "tiny" / "tokenizer" / "train.json"), {"settings": {"vocab_size": 9}})
     byte_tokenizer().save(str(raychat_home / "runs" / "tiny" / "tokenizer"))
     with pytest.raises(ValueError, match="has a tokenizer trained with"):

@@ -83,7 +83,7 @@ def test_bytes_belong_to_the_version(root):
     for name, content in sorted(files(root).items()):
         if name.endswith((".jsonl", ".txt", ".yaml", ".csv")):
             digest.update(name.encode() + content)
-    assert {VERSION: digest.hexdigest()} == {9: "8aad3fcf472509444beb7eb57769a5c506dae9beb4c7beaca91d6ecd50cf7352"}
+    assert {VERSION: digest.hexdigest()} == {10: "e2af6d89641eab35984c61534673896ccd8a5b0bed036fae7f30cb359fee8789"}
 
 
 def test_another_seed_gives_another_world(root, tmp_path):

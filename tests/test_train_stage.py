@@ -164,6 +164,17 @@ def test_no_step_collects_garbage_after_the_first(tmp_path: Path) -> None:
     assert gc.isenabled()
 
 
+def test_stage_trains_in_the_dtype_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        monkeypatch.setenv("RAYCHAT_DTYPE", dtype)
+        work = toy.token_stage(tmp_path, dtype)
+        run(work)
+        losses.append([row["loss"] for row in read_metrics(work.folder) if "loss" in row])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--fp8 needs a GPU"):
         run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, fp8=True)))

@@ -23,7 +23,7 @@ _ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 # The driver's variables that a cluster gets as well; the last three open buckets
-_FORWARDED = ("WANDB_", "HF_", "RAY_TRAIN_", "NCCL_", "TORCH_", "MALLOC_", "AWS_", "FSSPEC_", "GOOGLE_")
+_FORWARDED = tuple("RAYCHAT_DTYPE WANDB_ HF_ RAY_TRAIN_ NCCL_ TORCH_ MALLOC_ AWS_ FSSPEC_ GOOGLE_".split())
 _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 

@@ -94,7 +94,7 @@ def code_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
 
 
 SHARES: tuple[tuple[TurnsMaker, int], ...] = (
-    (smalltalk.small_talk_turns, 18),
+    (smalltalk.small_talk_turns, 24),
     (who_turns, 8),
     (facts.fact_turns, 20),
     (facts.about_turns, 6),

@@ -11,12 +11,15 @@ from raychat.tinyworld.words import spelling_words, strangers
 from raychat.tinyworld.world import Fact, TinyWorld, subject_of
 
 STRANGE_KINDS = ("people", "animals", "food", "things", "places")  # the lists of both strangers.txt and words.txt
+SAID_FIRST = ("hello", "how are you", "thanks", "bye", "help")  # topics that begin or end most conversations
+OFTEN = 4  # times as often as their wordings' number says
 
 
 def small_talk_turns(world: TinyWorld, rng: random.Random, test: bool) -> list[Turn]:
-    """Return small talk; the more wordings a topic has, the more often it comes."""
-    topics = list(sections("smalltalk").values())
-    ((said, answers),) = rng.choices(topics, [len(said) for said, _ in topics])
+    """Return small talk: topics of many wordings come more often, and most often what users say first."""
+    topics = sections("smalltalk")
+    weights = [len(said) * (OFTEN if title in SAID_FIRST else 1) for title, (said, _) in topics.items()]
+    ((said, answers),) = rng.choices(list(topics.values()), weights)
     fields = _fields(rng)
     return [Turn(rng.choice(said).format_map(fields), rng.choice(answers).format_map(fields))]
 

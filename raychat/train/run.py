@@ -15,7 +15,7 @@ import torch
 from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta, Saving
 from raychat.data.batches import Step
-from raychat.device import compute_dtype, default_device
+from raychat.device import compute_dtype, default_device, training_dtype
 from raychat.log import MetricsLog, Report, read_metrics
 from raychat.model import registry
 from raychat.model.base import Model
@@ -91,7 +91,8 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     else:
         checkpoint.verify(stage.parent, optimizer=not stage.fresh)
         checkpoint.load_weights(stage.parent, model)
-    model.place(device, compute_dtype(device))
+    # In reinforcement the learner's model also decodes.
+    model.place(device, compute_dtype(device) if stage.matrices_only else training_dtype(device))
     if stage.matrices_only:
         # Vectors and scalars each move the whole policy at once, at rates made for pretraining: in one step they
         # would change it more than all matrices together.
