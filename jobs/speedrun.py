@@ -56,14 +56,14 @@ def tiny() -> Pipeline:
         # short and gentle: what is not in it, such as copying, is forgotten
         mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=120, lr=0.35),
         sft_train.Args(
-            tasks=("arc-easy*4", "mmlu*3", "arc-challenge", "conversations*2", "gsm8k*3", "spelling-bee*3"),
+            tasks=("arc-easy*5", "mmlu*3", "conversations*3", "gsm8k", "spelling-bee*3"),
             steps=650,
             batch_tokens=2048,
             keep=0,
-            lr=0.27,
+            lr=0.4,
         ),
         rl_train.Args(
-            tasks=("gsm8k", "spelling-bee"), steps=16, samples=8, questions_per_call=8, lr=0.07, max_new_tokens=96
+            tasks=("gsm8k", "spelling-bee"), steps=20, samples=8, questions_per_call=8, lr=0.1, max_new_tokens=96
         ),
         chat_eval.Args(max_problems=100),
         report.Args(),
