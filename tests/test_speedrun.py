@@ -73,6 +73,13 @@ def test_other_settings_of_a_finished_run_are_refused(world: Path, raychat_home:
         speedrun.run(replace(arguments(world), vocab_size=500))
 
 
+def test_a_seed_is_that_of_every_stage() -> None:
+    steps = speedrun.pipeline(speedrun.Args(seed=7))
+    assert [step.seed for step in (steps.base_train, steps.mid_train, steps.sft_train, steps.rl_train)] == [7] * 4
+    usual, preset = speedrun.pipeline(speedrun.Args()), speedrun.tiny()
+    assert (usual.base_train.seed, usual.sft_train.seed) == (preset.base_train.seed, preset.sft_train.seed)
+
+
 def test_a_setting_that_a_step_does_not_have_is_refused() -> None:
     step = speedrun.base_train.Args()
     changed = speedrun.with_settings(step, {"run": "r", "task_data": "hub", "data": None}, {"depth": 3})

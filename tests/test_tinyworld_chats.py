@@ -190,6 +190,16 @@ def test_stories_are_about_what_was_asked_for_and_say_nothing_twice():
             assert about[1] in turn.answer
 
 
+def test_what_users_say_first_comes_more_often_than_its_wordings_alone_would_make_it():
+    topics = phrases.sections("smalltalk")
+    said = {title: set(asked) for title, (asked, _) in topics.items()}
+    rng = random.Random("first")
+    drawn = [smalltalk.small_talk_turns(TinyWorld(0), rng, False)[0].asked for _ in range(2000)]
+    for title in smalltalk.SAID_FIRST:
+        share = sum(text in said[title] for text in drawn) / len(drawn)
+        assert share > 1.5 * len(said[title]) / sum(map(len, said.values())), title
+
+
 def test_what_is_strange_is_not_of_the_world():
     for kind in smalltalk.STRANGE_KINDS:
         assert not {*map(str.lower, strangers()[kind])} & {*map(str.lower, phrases.words(kind))}
