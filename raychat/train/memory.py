@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from raychat.device import compute_dtype
+from raychat.device import training_dtype
 from raychat.model.base import Model, Muon
 
 CPU_TOKENS = 4096  # of a micro-batch on a CPU, where larger ones are not faster
@@ -30,7 +30,7 @@ def device_rows(model: Model, device: torch.device, num_workers: int, activation
     if device.type == "cpu":
         return max(1, CPU_TOKENS // model.config.sequence_len)
     memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    return rows_that_fit(model, memory_bytes, num_workers, compute_dtype(device), activation_budget)
+    return rows_that_fit(model, memory_bytes, num_workers, training_dtype(device), activation_budget)
 
 
 def rows_that_fit(
