@@ -13,13 +13,13 @@ import tiny_rl
 import torch
 from ray import cloudpickle
 from safetensors.torch import load_file
-from tiny_rl import PARAMS, ascii_reward, ascii_task, parent, stage_of
+from tiny_rl import PARAMS, ascii_reward, ascii_task, assert_same, parent, stage_of
 
 from raychat import checkpoint, paths
 from raychat.cluster import Cluster
 from raychat.cluster.launch import launch
 from raychat.cluster.rollout import RolloutPool, num_actors, rollout_pool
-from raychat.evals.generate import Group, Question, Rollout
+from raychat.evals.generate import Group, Question
 from raychat.log import read_metrics
 from raychat.optim.schedule import Schedule, linear_to_zero
 from raychat.recipe import Runtime
@@ -54,18 +54,6 @@ def expected(path: str, weights: dict[str, torch.Tensor]) -> list[list[Group]]:
     here = Sampler.load(path, ascii_reward, PARAMS, 4)
     here.load_weights(weights)
     return [here.rollout(call) for call in calls()]
-
-
-def assert_same(got: list[list[Group]], expected: list[list[Group]]) -> None:
-    """Ids and rewards exactly; log-probabilities are fp32 sums, which another process may take in another order."""
-
-    def flat(calls: list[list[Group]]) -> list[Rollout]:
-        return [rollout for call in calls for group in call for rollout in group]
-
-    assert [[len(group) for group in call] for call in got] == [[len(group) for group in call] for call in expected]
-    for ours, theirs in zip(flat(got), flat(expected), strict=True):
-        assert ours._replace(logprobs=[]) == theirs._replace(logprobs=[])
-        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 @pytest.mark.ray

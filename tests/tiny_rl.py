@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pytest
 import tiny
 import torch
 
 from raychat import checkpoint
 from raychat.checkpoint import Meta
 from raychat.engine.sampling import SamplingParams
+from raychat.evals.generate import Group
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.model.registry import architecture_of
 from raychat.optim.schedule import linear_to_zero
@@ -72,6 +74,15 @@ def ascii_task(num_problems: int = 6, reward: Callable[[Problem, str], float] = 
         for i in range(num_problems)
     ]
     return Task("ascii", problems, 0.0, reward)
+
+
+def assert_same(got: list[list[Group]], expected: list[list[Group]]) -> None:
+    """Compare calls: ids and rewards exactly; log-probabilities are fp32 sums, whose order other batches may change."""
+    assert [[len(group) for group in call] for call in got] == [[len(group) for group in call] for call in expected]
+    pairs = zip(*([r for call in calls for group in call for r in group] for calls in (got, expected)), strict=True)
+    for ours, theirs in pairs:
+        assert ours._replace(logprobs=[]) == theirs._replace(logprobs=[])
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 
 
 def once(marker: Path) -> bool:
