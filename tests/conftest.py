@@ -39,6 +39,7 @@ SETTINGS = {
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
 set_environment()
+os.environ.pop("RAYCHAT_DTYPE", None)  # stages train in the dtype of all else
 os.environ.pop("RAY_ADDRESS", None)  # tests run on their own cluster, whatever else is running
 
 

@@ -29,6 +29,10 @@ class PartReader:
                 self._next |= {("text", tokenizer.special[start]): name, (name, tokenizer.special[end]): "text"}
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
+    def begins(self, token: int) -> bool:
+        """Tell whether another part begins with the token."""
+        return (self.type, token) in self._next
+
     def push(self, token: int) -> tuple[str, str | None]:
         """Return what the token adds to the part being read, and the type of the part that it begins, if it does."""
         if token not in self._special:

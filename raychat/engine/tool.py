@@ -18,7 +18,7 @@ class ToolUse:
     def __init__(self, tokenizer: Tokenizer, tool: Tool) -> None:
         self.forced: deque[int] = deque()
         self._tokenizer, self._tool = tokenizer, tool
-        self._reader, self._special = PartReader(tokenizer), set(tokenizer.special.values())
+        self._reader = PartReader(tokenizer)
         self._call = ""  # text of the call being written
 
     def push(self, token: int) -> None:
@@ -26,7 +26,7 @@ class ToolUse:
         if self.forced:
             self.forced.popleft()
         in_call = self._reader.type == "python"
-        if not in_call and token not in self._special:
+        if not in_call and not self._reader.begins(token):
             return  # nobody reads the text of other parts here
         text, begun = self._reader.push(token)
         if in_call:
