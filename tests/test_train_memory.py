@@ -113,4 +113,4 @@ def test_less_memory_gives_fewer_rows_but_at_least_one() -> None:
     rows = [memory.rows_that_fit(model, size * GIB, 8, torch.bfloat16) for size in (1, 8, 24, 80, 141)]
     assert rows == sorted(rows)
     assert rows[0] == 1
-    assert memory.device_rows(model, torch.device("cpu"), 8) == 4096 // 2048
+    assert memory.device_rows(model, torch.device("cpu"), 8, torch.float32) == 4096 // 2048

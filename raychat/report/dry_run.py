@@ -110,7 +110,7 @@ def groups_of(model: Model, recipe: Recipe) -> list[Group]:
 def rows_of(model: Model, device: str, num_workers: int, rows_per_step: int, runtime: Runtime) -> int:
     """Return the rows of a worker's largest micro-batch."""
     if device == CPU:
-        rows = device_rows(model, torch.device("cpu"), num_workers)
+        rows = device_rows(model, torch.device("cpu"), num_workers, torch.float32)
     else:
         rows = rows_that_fit(model, GPUS[device], num_workers, torch.bfloat16, runtime.activation_budget)
     return min(runtime.device_rows or rows, share(rows_per_step, num_workers))

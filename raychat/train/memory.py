@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import torch
 
-from raychat.device import training_dtype
 from raychat.model.base import Model, Muon
 
 CPU_TOKENS = 4096  # of a micro-batch on a CPU, where larger ones are not faster
@@ -25,12 +24,14 @@ class StepBytes(NamedTuple):
     logits: float  # and their gradient
 
 
-def device_rows(model: Model, device: torch.device, num_workers: int, activation_budget: float = 1.0) -> int:
-    """Return the rows of `sequence_len` tokens that a micro-batch on this device should have."""
+def device_rows(
+    model: Model, device: torch.device, num_workers: int, dtype: torch.dtype, activation_budget: float = 1.0
+) -> int:
+    """Return the rows of `sequence_len` tokens that a micro-batch on this device should have, computing in `dtype`."""
     if device.type == "cpu":
         return max(1, CPU_TOKENS // model.config.sequence_len)
     memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    return rows_that_fit(model, memory_bytes, num_workers, training_dtype(device), activation_budget)
+    return rows_that_fit(model, memory_bytes, num_workers, dtype, activation_budget)
 
 
 def rows_that_fit(
