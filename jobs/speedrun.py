@@ -74,13 +74,11 @@ def cpu() -> Pipeline:
     """The same on a larger model, trained for longer."""
     small = tiny()
     return small._replace(
-        tok_train=tok_train.Args(vocab_size=2048),
         base_train=dataclasses.replace(
-            small.base_train, depth=6, width=192, steps=2400, eval_every=400, save_every=400
+            small.base_train, depth=6, width=192, steps=2200, eval_every=400, save_every=400
         ),
-        mid_train=dataclasses.replace(small.mid_train, steps=300),
-        sft_train=dataclasses.replace(small.sft_train, steps=1400),
-        rl_train=dataclasses.replace(small.rl_train, steps=40),
+        mid_train=dataclasses.replace(small.mid_train, steps=250),
+        sft_train=dataclasses.replace(small.sft_train, steps=1600, eval_every=400, save_every=400),
     )
 
 

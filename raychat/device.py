@@ -74,6 +74,16 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return _DTYPES[wanted]
 
 
+def muon_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of Muon's products, which need few digits: bf16 also on CPUs with AMX, else training's.
+
+    Raises:
+        ValueError: RAYCHAT_DTYPE, which decides where it is set, is no dtype to train in.
+    """
+    has_amx = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if has_amx and not os.environ.get("RAYCHAT_DTYPE") else training_dtype(device)
+
+
 def peak_flops(device: torch.device) -> float | None:
     """Return the device's peak dense bf16 FLOP/s, or None when unknown: MFU is then not reported."""
     return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

@@ -39,8 +39,14 @@ SETTINGS = {
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
 set_environment()
-os.environ.pop("RAYCHAT_DTYPE", None)  # stages train in the dtype of all else
 os.environ.pop("RAY_ADDRESS", None)  # tests run on their own cluster, whatever else is running
+
+
+def pytest_configure() -> None:
+    import torch  # after the settings
+
+    # On a CPU with AMX Muon's products would be in bf16, which rounds other workers' sums to other updates.
+    os.environ["RAYCHAT_DTYPE"] = "" if torch.cuda.is_available() else "float32"
 
 
 @functools.cache
