@@ -71,7 +71,7 @@ def tiny() -> Pipeline:
 
 
 def cpu() -> Pipeline:
-    """The same on a larger model, trained for longer."""
+    """The same on a larger model, trained for half an hour on two cores."""
     small = tiny()
     return small._replace(
         base_train=dataclasses.replace(
