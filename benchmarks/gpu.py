@@ -82,7 +82,8 @@ def train(
     if in_fp8:
         fp8.use_fp8(model)
     optimizer, nll = build_optimizer(model, lr_scale=0.1, weight_decay=0.1), one_graph(model, tokens=0)
-    rows, T = memory.device_rows(model, device, 1), model.config.sequence_len
+    rows = memory.device_rows(model, device, 1, devices.compute_dtype(device))
+    T = model.config.sequence_len
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (rows, T + 1))
     batch = next_token(tokens, np.ones_like(tokens, dtype=bool), 1 / (rows * T), device)
 
