@@ -63,6 +63,14 @@ def test_job_reinforces_once(args: rl_train.Args, raychat_home: Path) -> None:
     assert rl_train.run(args) == json.loads((Path(folder) / "summary.json").read_text())
 
 
+def test_rows_of_a_micro_batch_follow_the_models_dtype(args: rl_train.Args, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In reinforcement it is not the one that is asked for in training."""
+    monkeypatch.setenv("RAYCHAT_DTYPE", "bfloat16")
+    asked = toy.dtypes_of_rows(monkeypatch, "raychat.rl.feed")
+    rl_train.run(args)
+    assert asked == [torch.float32]
+
+
 def test_validation_rows_of_the_parent_are_validated_on(args: rl_train.Args, raychat_home: Path) -> None:
     rows = toy.token_folder(str(raychat_home / "tokens" / "val"), num_rows=3, num_blocks=1, masked=True)
     sft = {"val_rows": rows, "unigram_bpb": 7.5}

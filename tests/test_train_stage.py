@@ -175,6 +175,15 @@ def test_stage_trains_in_the_dtype_that_is_asked_for(tmp_path: Path, monkeypatch
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
+def test_rows_of_a_micro_batch_follow_the_dtype_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYCHAT_DTYPE", "bfloat16")
+    asked = toy.dtypes_of_rows(monkeypatch, "raychat.train.token_feed")
+    run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, device_rows=None)))
+    assert asked == [torch.bfloat16]
+
+
 def test_fp8_is_refused_on_a_cpu(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--fp8 needs a GPU"):
         run(toy.token_stage(tmp_path, "one", replace(toy.RUNTIME, fp8=True)))

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from tiny import byte_tokenizer
 
 from raychat.checkpoint import Meta
 from raychat.data import shards
 from raychat.model import registry
+from raychat.model.base import Model
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import schedule
 from raychat.recipe import Recipe, Runtime
@@ -55,6 +58,18 @@ def meta(step: int = 0, model: GPT | None = None, **changes: Any) -> Meta:
 
 
 RUNTIME = Runtime(device_rows=4, eval_every=4, save_every=3)
+
+
+def dtypes_of_rows(monkeypatch: pytest.MonkeyPatch, feed: str) -> list[torch.dtype]:
+    """Give every micro-batch of a feed's module one row; return the dtypes that they are counted in from here on."""
+    dtypes: list[torch.dtype] = []
+
+    def device_rows(model: Model, device: torch.device, num_workers: int, dtype: torch.dtype, budget: float = 1) -> int:
+        dtypes.append(dtype)
+        return 1
+
+    monkeypatch.setattr(f"{feed}.device_rows", device_rows)
+    return dtypes
 
 
 def token_stage(root: Path, name: str, runtime: Runtime = RUNTIME, **changes: Any) -> Stage:
