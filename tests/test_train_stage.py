@@ -241,7 +241,7 @@ def test_rows_of_one_text_are_cut_for_training_and_as_stored_for_validation(tmp_
             plan = paths.read_json(file := str(root / name / "plan.json"))
             paths.write_json(file, plan | {"one_text": one_text})
         assert stage.source is not None
-        return stage.source(Learner(stage, toy.model(), toy.byte_tokenizer(), CPU))
+        return stage.source(Learner(stage, toy.model(), toy.byte_tokenizer(), CPU, torch.float32))
 
     feed = feed_of(tmp_path, one_text=True)
     given = torch.cat([batch.inputs for step in feed.steps(0) for batch in step.batches])

@@ -12,7 +12,6 @@ import torch
 from raychat import checkpoint, dist
 from raychat.data.batches import Batch, Step, validation_batches
 from raychat.data.shards import TokenRows
-from raychat.device import compute_dtype
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
 from raychat.evals.bpb import bits_per_byte
@@ -93,7 +92,7 @@ class RolloutFeed:
         if not self._task.problems:
             raise ValueError(f"task {self._task.name} has no problems to ask")
         rows = learner.stage.runtime.device_rows or device_rows(
-            self._model, self._device, dist.world().size, compute_dtype(self._device)
+            self._model, self._device, dist.world().size, learner.dtype
         )
         self._device_tokens = rows * self._model.config.sequence_len
         multiple = _LENGTH_MULTIPLE[self._device.type]

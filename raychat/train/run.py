@@ -56,8 +56,10 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
             )
         stage = replace(stage, fresh=True, schedule=partial(schedule.warmed_up, stage.schedule))
     device = default_device()
-    model, optimizer = _start(stage, device)
-    learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device)
+    # In reinforcement the learner's model also decodes.
+    dtype = compute_dtype(device) if stage.matrices_only else training_dtype(device)
+    model, optimizer = _start(stage, device, dtype)
+    learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device, dtype)
     assert stage.source is not None
     around = _Around(learner, optimizer, stage.source(learner), report)
     hooks = [
@@ -82,7 +84,7 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
     return around.close(done)
 
 
-def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
+def _start(stage: Stage, device: torch.device, dtype: torch.dtype) -> tuple[Model, Optimizer]:
     """Build the model and the optimizer as the stage begins: freshly drawn, or its parent's weights and momenta."""
     recipe = stage.recipe
     model = registry.build(recipe.model)
@@ -91,8 +93,7 @@ def _start(stage: Stage, device: torch.device) -> tuple[Model, Optimizer]:
     else:
         checkpoint.verify(stage.parent, optimizer=not stage.fresh)
         checkpoint.load_weights(stage.parent, model)
-    # In reinforcement the learner's model also decodes.
-    model.place(device, compute_dtype(device) if stage.matrices_only else training_dtype(device))
+    model.place(device, dtype)
     if stage.matrices_only:
         # Vectors and scalars each move the whole policy at once, at rates made for pretraining: in one step they
         # would change it more than all matrices together.

@@ -82,3 +82,4 @@ class Learner(NamedTuple):
     model: Model
     tokenizer: Tokenizer
     device: torch.device
+    dtype: torch.dtype  # that the model computes in

@@ -11,7 +11,6 @@ from raychat import dist
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows, manifest
 from raychat.data.text_rows import training_rows
-from raychat.device import training_dtype
 from raychat.evals.bpb import losses, unigram_bpb
 from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
@@ -44,9 +43,8 @@ class TokenFeed:
         self.nll = one_graph(learner.model, tokens, runtime.compile, runtime.activation_budget)
         self._rows, self._val_rows = training_rows(source.train, recipe.seed), TokenRows(source.val)
         self._num_val = min(self._val_rows.num_rows(), source.max_val_rows or self._val_rows.num_rows())
-        dtype = training_dtype(learner.device)
         rows = runtime.device_rows or device_rows(
-            learner.model, learner.device, dist.world().size, dtype, runtime.activation_budget
+            learner.model, learner.device, dist.world().size, learner.dtype, runtime.activation_budget
         )
         self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
