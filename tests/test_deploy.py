@@ -1,11 +1,15 @@
-"""The files for Kubernetes: structure, and that what they name is there. The operator's own schema is not at hand."""
+"""The files for Kubernetes, against the schemas of KubeRay's objects and of Kubernetes' pods, and what they name."""
 
+import copy
 import importlib
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import tyro
 import yaml
@@ -16,15 +20,48 @@ from jobs import speedrun
 REPO = Path(__file__).parent.parent
 DEPLOY = REPO / "deploy"
 MANIFESTS = ["rayjob.yaml", "rayservice.yaml"]
-# Fields of ray.io/v1 that are used, and what is required of each object (KubeRay's Go types of that version).
-JOB = {"entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
-FIELDS = {
-    "RayJob": JOB | {"rayClusterSpec"},
-    "RayService": {"serveConfigV2", "rayClusterConfig"},
-    "cluster": {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"},
-    "head": {"rayStartParams", "template"},
-    "group": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+KUBERNETES = "1.37"
+
+
+def only(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """Return the JSON schema of an object with these fields and no others."""
+    properties = required | optional
+    return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
+
+
+# The fields of ray.io/v1 that are used, as in KubeRay's custom resource definitions. Pods have a schema of their own.
+TEXT, FLAG = {"type": "string"}, {"type": "boolean"}
+INT32 = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+GROUP = {"rayStartParams": TEXTS, "template": {"type": "object"}}
+WORKERS = only({"groupName": TEXT, "minReplicas": INT32, "maxReplicas": INT32, **GROUP}, replicas=INT32)
+CLUSTER = only(
+    {"headGroupSpec": only(GROUP)},
+    workerGroupSpecs={"type": "array", "items": WORKERS},
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=FLAG,
+)
+SPECS = {
+    "RayJob": only(
+        {"entrypoint": TEXT},
+        rayClusterSpec=CLUSTER,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
+        backoffLimit=INT32,
+        shutdownAfterJobFinishes=FLAG,
+        ttlSecondsAfterFinished=INT32,
+    ),
+    "RayService": only({}, serveConfigV2=TEXT, rayClusterConfig=CLUSTER),
 }
+NAME = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9-]{0,45}[a-z0-9])?$"}
+
+
+def check(manifest: Any) -> None:
+    """Check a manifest, and every pod that it is a template of."""
+    fields = {"apiVersion": {"const": "ray.io/v1"}, "kind": TEXT, "metadata": only({"name": NAME})}
+    jsonschema.validate(manifest, only(fields | {"spec": SPECS[manifest["kind"]]}))
+    for group in groups_of(cluster_of(manifest)):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def read(name: str) -> Any:
@@ -51,20 +88,32 @@ def workdir() -> str:
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifest_has_known_fields_only(name: str) -> None:
+def test_manifest_fits_the_schemas(name: str) -> None:
     manifest = read(name)
-    cluster = cluster_of(manifest)
-    assert manifest["apiVersion"] == "ray.io/v1"
-    assert re.fullmatch(r"[a-z0-9-]{1,47}", manifest["metadata"]["name"])
-    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
-    assert set(manifest["spec"]) == FIELDS[manifest["kind"]]
-    assert set(cluster) <= FIELDS["cluster"]
-    assert set(cluster["headGroupSpec"]) == FIELDS["head"]
-    for group in cluster["workerGroupSpecs"]:
-        assert set(group) == FIELDS["group"]
+    check(manifest)
+    for group in cluster_of(manifest)["workerGroupSpecs"]:
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    for group in groups_of(cluster):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda manifest: manifest["spec"].update(entrypiont="python"),
+        lambda manifest: manifest["metadata"].update(name="Ray_chat"),
+        lambda manifest: groups_of(cluster_of(manifest))[1].update(minReplicas="1"),
+        lambda manifest: groups_of(cluster_of(manifest))[1].pop("groupName"),
+        lambda manifest: groups_of(cluster_of(manifest))[0]["rayStartParams"].update({"num-cpus": 0}),
+        lambda manifest: groups_of(cluster_of(manifest))[0]["template"]["spec"].update(nodeSelectr={}),
+        lambda manifest: container(groups_of(cluster_of(manifest))[1]).pop("name"),
+        lambda manifest: container(groups_of(cluster_of(manifest))[1])["resources"].update(limit={}),
+    ],
+)
+def test_the_schemas_refuse(name: str, spoil: Callable[[Any], object]) -> None:
+    manifest = copy.deepcopy(read(name))
+    spoil(manifest)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        check(manifest)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
