@@ -21,9 +21,11 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**26),
+    # The same on GPUs: segments grow, so that free memory is not cut up by blocks of many sizes
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 # The driver's variables that a cluster gets as well; the last three open buckets
-_FORWARDED = tuple("RAYCHAT_DTYPE WANDB_ HF_ RAY_TRAIN_ NCCL_ TORCH_ MALLOC_ AWS_ FSSPEC_ GOOGLE_".split())
+_FORWARDED = tuple("RAYCHAT_DTYPE WANDB_ HF_ RAY_TRAIN_ NCCL_ TORCH_ PYTORCH_ MALLOC_ AWS_ FSSPEC_ GOOGLE_".split())
 _LOGICAL_CPUS = 8  # at least, on one's own machine: actors mostly wait, and a small laptop must not deadlock
 
 
