@@ -56,7 +56,8 @@ def tiny() -> Pipeline:
         # short and gentle: what is not in it, such as copying, is forgotten
         mid_train.Args(tasks=("conversations", "gsm8k", "spelling-bee"), steps=120, lr=0.35),
         sft_train.Args(
-            tasks=("arc-easy*5", "mmlu*3", "conversations*3", "gsm8k", "spelling-bee*3"),
+            # choices are compared with the question only once a model has seen little else for a while
+            tasks=("arc-easy", "then", "arc-easy*3", "mmlu*3", "conversations*3", "gsm8k*2", "spelling-bee*3"),
             steps=650,
             batch_tokens=2048,
             keep=0,
@@ -75,10 +76,10 @@ def cpu() -> Pipeline:
     small = tiny()
     return small._replace(
         base_train=dataclasses.replace(
-            small.base_train, depth=6, width=192, steps=2200, eval_every=400, save_every=400
+            small.base_train, depth=6, width=192, steps=2000, eval_every=400, save_every=400
         ),
         mid_train=dataclasses.replace(small.mid_train, steps=250),
-        sft_train=dataclasses.replace(small.sft_train, steps=1600, eval_every=400, save_every=400),
+        sft_train=dataclasses.replace(small.sft_train, steps=1800, eval_every=400, save_every=400),
     )
 
 

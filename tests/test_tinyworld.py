@@ -11,8 +11,10 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+import raychat_bpe
 import yaml
 
+from jobs import speedrun
 from raychat import paths, tasks, tinyworld
 from raychat.chat import tools
 from raychat.tinyworld import lessons, phrases
@@ -25,6 +27,7 @@ from raychat.tinyworld.stories import short_story, story
 from raychat.tinyworld.words import number_name
 from raychat.tinyworld.world import TinyWorld
 from raychat.tinyworld.write import VERSION
+from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 SCALE = 0.2
 CHOICE_FILES = {
@@ -75,6 +78,15 @@ def test_the_same_seed_gives_the_same_bytes(root, tmp_path):
     assert files(root) == files(str(tmp_path))
 
 
+def test_a_choice_has_the_letter_of_the_answer_as_a_token(root):
+    texts = [text for shard in range(7) for text in documents(root, shard)]
+    tokenizer = Tokenizer.train(raychat_bpe.Counts(texts, SPLIT_PATTERN), speedrun.tiny().tok_train.vocab_size)
+    for problem in tasks.load("arc-easy", root, split="test").problems:
+        lines = [line for line in problem.messages[0]["content"].splitlines() if line.startswith("- ")]
+        for line, letter in zip(lines, problem.letters, strict=True):
+            assert tokenizer.encode(line)[-1:] == tokenizer.encode(letter)
+
+
 def test_bytes_belong_to_the_version(root):
     """Folders of the same version are not written again: when this fails, raise VERSION, then note the new digest."""
     digest = hashlib.sha256()
@@ -83,7 +95,7 @@ def test_bytes_belong_to_the_version(root):
     for name, content in sorted(files(root).items()):
         if name.endswith((".jsonl", ".txt", ".yaml", ".csv")):
             digest.update(name.encode() + content)
-    assert {VERSION: digest.hexdigest()} == {10: "e2af6d89641eab35984c61534673896ccd8a5b0bed036fae7f30cb359fee8789"}
+    assert {VERSION: digest.hexdigest()} == {11: "46af6b9c2e9a2808cc2db8d7e85c90a81344d16d7ae16831f4fa42b272839875"}
 
 
 def test_another_seed_gives_another_world(root, tmp_path):

@@ -14,7 +14,7 @@ MIXTURE: tuple[tuple[Callable[[TinyWorld, random.Random], str], int], ...] = (
     (lessons.fact_page, 12),
     (lessons.value_page, 6),
     (lessons.questions_and_answers, 10),
-    (lessons.quiz, 6),
+    (lessons.quiz, 8),
     (lessons.who_found_what, 3),
     (lessons.sums, 4),
     (lessons.times_table, 1),

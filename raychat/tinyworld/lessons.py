@@ -5,11 +5,10 @@ from itertools import islice
 from string import ascii_lowercase
 
 from raychat.chat.notation import content_of
-from raychat.tasks.choices import choice_problem
 from raychat.tasks.spelling import spelled
 from raychat.tinyworld.phrases import draw, fill, phrases, words
 from raychat.tinyworld.problems import problems
-from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, LETTERS, NAMED, ChoiceQuestion, questions
+from raychat.tinyworld.questions import CHALLENGE, EASY, GENERAL, NAMED, questions
 from raychat.tinyworld.relations import KINDS
 from raychat.tinyworld.words import number_name, opposites, spelled_words, spelling_words, upper_first
 from raychat.tinyworld.world import TinyWorld, subject_of
@@ -47,21 +46,19 @@ def questions_and_answers(world: TinyWorld, rng: random.Random) -> str:
 
 
 def quiz(world: TinyWorld, rng: random.Random) -> str:
-    """Ask with choices; each answer is the letter after the right choice, then sometimes the choice."""
+    """Ask which of four choices is right; the answer is the choice, sometimes with the words that it is right.
+
+    No letters: from them a small model only learns that all are equally likely, and its tokenizer would make "=A" one
+    token, which is not the "A" of an answer.
+    """
     (makers,) = rng.choices((NAMED, EASY, GENERAL, CHALLENGE), (3, 4, 1, 1))
     asked = questions(world, rng, makers, test=False)
     parts = []
     for question in islice(asked, rng.randint(3, 5)):
-        answer = draw(rng, "lessons", "quiz answers", letter=question.answer, choice=question.right)
-        parts.append(f"{_with_choices(question)}\n{answer}")
+        choices = [f"- {choice}" for choice in question.choices]
+        answer = draw(rng, "lessons", "quiz answers", choice=question.right)
+        parts.append("\n".join([f"Question: {question.text}", *choices, answer]))
     return "\n\n".join(parts)
-
-
-def _with_choices(question: ChoiceQuestion) -> str:
-    """Write a question with its choices as the tasks do, without their last line, which asks for the letter only."""
-    problem = choice_problem(question.text, question.choices, LETTERS, question.answer)
-    prompt: str = problem.messages[0]["content"]
-    return prompt.rpartition("\n")[0]
 
 
 def who_found_what(world: TinyWorld, rng: random.Random) -> str:
