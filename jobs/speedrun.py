@@ -1,6 +1,6 @@
 """The whole road in one command: tokenizer, base, mid, SFT, RL, each evaluated, and a report card.
 
-    python jobs/speedrun.py --preset tiny --cluster.workers 2          six to ten minutes on two CPU cores
+    python jobs/speedrun.py --preset tiny --cluster.workers 2          six to eleven minutes on two CPU cores
     python jobs/speedrun.py --preset d24 --cluster.workers 8           the GPT-2 run on one node of 8 H100
     ray job submit --working-dir . -- python jobs/speedrun.py --preset d32 --cluster.workers 32
 
@@ -36,7 +36,7 @@ class Pipeline(NamedTuple):
 
 
 def tiny() -> Pipeline:
-    """1.6 million parameters on tinyworld: six to ten minutes for two workers on two CPU cores."""
+    """1.6 million parameters on tinyworld: six to eleven minutes for two workers on two CPU cores."""
     return Pipeline(
         tok_train.Args(vocab_size=1024),
         tok_eval.Args(),
