@@ -61,7 +61,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def training_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of matmuls and activations in training: RAYCHAT_DTYPE, bfloat16 or float32, else as elsewhere.
 
-    CPUs with AMX train up to 1.7 times as fast in bf16, the smallest models less well (docs/LOG.md).
+    On a CPU without it, activations are fp32 and what is multiplied has `product_dtype`.
 
     Raises:
         ValueError: RAYCHAT_DTYPE is something else.
@@ -74,8 +74,10 @@ def training_dtype(device: torch.device) -> torch.dtype:
     return _DTYPES[wanted]
 
 
-def muon_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of Muon's products, which need few digits: bf16 also on CPUs with AMX, else training's.
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of what is multiplied in training, by layers and by Muon: bf16 also on CPUs with AMX.
+
+    Elsewhere it is that of training.
 
     Raises:
         ValueError: RAYCHAT_DTYPE, which decides where it is set, is no dtype to train in.

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from raychat.device import compute_dtype, muon_dtype, training_dtype
+from raychat.device import compute_dtype, product_dtype, training_dtype
 
 CAPABILITIES = [(9, 0), (7, 0), (7, 5), (8, 0)]  # H100, V100, T4, A100: the first is the current one
 
@@ -43,7 +43,7 @@ def test_muon_multiplies_in_bf16_on_cpus_that_are_fast_at_it(
 ) -> None:
     monkeypatch.setenv("RAYCHAT_DTYPE", "")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
-    assert muon_dtype(torch.device("cpu")) == expected
+    assert product_dtype(torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
@@ -52,14 +52,14 @@ def test_muon_multiplies_in_the_dtype_that_is_asked_for(
 ) -> None:
     monkeypatch.setenv("RAYCHAT_DTYPE", wanted)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert muon_dtype(torch.device("cpu")) == expected
+    assert product_dtype(torch.device("cpu")) == expected
 
 
 def test_muon_multiplies_in_the_dtype_of_all_else_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYCHAT_DTYPE", "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: CAPABILITIES[device.index])
-    assert muon_dtype(torch.device("cuda", 0)) == torch.bfloat16
-    assert muon_dtype(torch.device("cuda", 1)) == torch.float32
+    assert product_dtype(torch.device("cuda", 0)) == torch.bfloat16
+    assert product_dtype(torch.device("cuda", 1)) == torch.float32
 
 
 def test_unknown_dtype_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

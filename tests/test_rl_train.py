@@ -71,6 +71,16 @@ def test_rows_of_a_micro_batch_follow_the_models_dtype(args: rl_train.Args, monk
     assert asked == [torch.float32]
 
 
+def test_learner_and_sampler_multiply_alike(args: rl_train.Args, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner's products are not rounded on a CPU with AMX, where the sampler's are not."""
+    monkeypatch.setenv("RAYCHAT_DTYPE", "")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    rounding: list[object] = []
+    monkeypatch.setattr("raychat.train.run.use_bf16", rounding.append)
+    rl_train.run(args)
+    assert not rounding
+
+
 def test_validation_rows_of_the_parent_are_validated_on(args: rl_train.Args, raychat_home: Path) -> None:
     rows = toy.token_folder(str(raychat_home / "tokens" / "val"), num_rows=3, num_blocks=1, masked=True)
     sft = {"val_rows": rows, "unigram_bpb": 7.5}

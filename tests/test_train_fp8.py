@@ -17,8 +17,9 @@ from raychat.data.shards import TokenRows
 from raychat.dist import World
 from raychat.model.gpt import GPT, GPTConfig
 from raychat.optim import build_optimizer, schedule
-from raychat.train.fp8 import BACKWARD, FORWARD, Fp8Product, put_into, quantized, scaled_product, use_fp8
+from raychat.train.fp8 import BACKWARD, FORWARD, Fp8Linear, Fp8Product, quantized, scaled_product, use_fp8
 from raychat.train.loop import train
+from raychat.train.products import put_into
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_a_layer_and_its_gradients_are_products_of_quantised_tensors() -> None:
     with torch.no_grad():
         layer.weight.copy_(draw(64, 48, seed=5))
     plain = nn.functional.linear(x, layer.weight).detach()
-    put_into(nn.ModuleList([layer]))
+    put_into(nn.ModuleList([layer]), Fp8Linear)
     y = layer(x)
     y.backward(grad)
     assert x.grad is not None
@@ -83,7 +84,7 @@ def test_a_layer_and_its_gradients_are_products_of_quantised_tensors() -> None:
 
 def test_gradient_of_a_float32_weight_is_float32_and_of_bf16_activations_bf16() -> None:
     layer, x = nn.Linear(16, 16, bias=False), draw(16, 16, seed=0).to(torch.bfloat16).requires_grad_()
-    put_into(nn.ModuleList([layer]))
+    put_into(nn.ModuleList([layer]), Fp8Linear)
     y = layer(x)
     y.sum().backward()
     assert (y.dtype, x.grad.dtype) == (torch.bfloat16, torch.bfloat16)  # type: ignore[union-attr]
@@ -93,7 +94,7 @@ def test_gradient_of_a_float32_weight_is_float32_and_of_bf16_activations_bf16() 
 def test_evaluation_and_state_are_those_of_the_plain_model() -> None:
     plain, model, ids = random_model(), random_model(), torch.arange(64).view(2, 32)
     before = dict(model.named_parameters())
-    put_into(model)
+    put_into(model, Fp8Linear)
     assert dict(model.named_parameters()) == before  # the same objects under the same names
     assert list(model.state_dict()) == list(plain.state_dict())
     model.eval()
@@ -106,14 +107,14 @@ def test_evaluation_and_state_are_those_of_the_plain_model() -> None:
 
 def test_all_large_layers_and_no_gate_multiply_in_fp8() -> None:
     model = random_model()
-    put_into(model)
+    put_into(model, Fp8Linear)
     plain = {name for name, m in model.named_modules() if isinstance(m, nn.Linear) and "Fp8" not in type(m).__name__}
     assert plain == {"smear_gate", "blocks.0.attn.ve_gate", "blocks.2.attn.ve_gate"}
 
 
 def test_training_in_fp8_lowers_the_loss(tmp_path: Path) -> None:
     model = toy.model()
-    put_into(model)
+    put_into(model, Fp8Linear)
     optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.0)
     rows, losses = TokenRows(toy.token_folder(str(tmp_path))), list[float]()
     steps = steps_of(rows, rows_per_step=20, device_rows=20, start=0, world=World(0, 1), device=CPU)
@@ -162,7 +163,7 @@ def test_the_compiler_gets_the_model_as_one_graph() -> None:
     config = GPTConfig(sequence_len=160, vocab_size=265, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, ids = on_fake_gpu(config), torch.zeros(2, 160, dtype=torch.int64, device="cuda")
-        put_into(model)
+        put_into(model, Fp8Linear)
         torch.compile(model.nll, backend=backend, dynamic=False, fullgraph=True)(ids, ids)
     (graph,) = graphs
     parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from raychat.device import muon_dtype
+from raychat.device import product_dtype
 
 NORMUON_BETA2 = 0.9
 NORMUON_EPS = 1e-10
@@ -66,7 +66,7 @@ def muon_(
     R, C = p.shape[-2:]
     buffer.lerp_(grad, 1 - momentum)
     u = equilibrated(grad.lerp(buffer, momentum))
-    u = rescaled(polar(u, muon_dtype(u.device)), math.sqrt(min(R, C)))
+    u = rescaled(polar(u, product_dtype(u.device)), math.sqrt(min(R, C)))
     variance.lerp_(u.square().mean(dim=-1 if R >= C else -2, keepdim=True), 1 - NORMUON_BETA2)
     u = rescaled(u * variance.clamp_min(NORMUON_EPS).rsqrt(), frobenius(u))
     cautious = u * p >= 0  # decay only what the update shrinks anyway

@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits for training, put into a model's large linear layers from outside.
+"""Matrix products in 8 bits for training.
 
 Every tensor has one scale, which takes its largest magnitude to the largest number of the format (tensorwise scaling).
 Activations and weights are e4m3 (three bits of mantissa), gradients e5m2 (a wider range). Products accumulate in
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from raychat.model.base import Model
+from raychat.train.products import MULTIPLE, put_into
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16  # of which the kernels want all sizes of a product
 TINY = 1e-30  # a tensor of zeros has the scale of this magnitude
 
 
@@ -32,7 +32,7 @@ def use_fp8(model: Model) -> None:
     if model.config.sequence_len % MULTIPLE:
         got = model.config.sequence_len
         raise ValueError(f"--fp8 needs a --sequence-len that is a multiple of {MULTIPLE}, got {got}")
-    put_into(model)
+    put_into(model, Fp8Linear)
 
 
 def lacks_fp8(device: torch.device) -> str | None:
@@ -45,17 +45,7 @@ def lacks_fp8(device: torch.device) -> str | None:
     return None
 
 
-def put_into(model: nn.Module) -> None:
-    """Give linear layers whose sizes are multiples of 16, so not the small gates, the forward pass in fp8.
-
-    A layer changes its class alone: parameters, their names and everything else stay.
-    """
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear) and not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE):
-            layer.__class__ = type("Fp8Linear", (_Fp8Forward, type(layer)), {})
-
-
-class _Fp8Forward(nn.Linear):
+class Fp8Linear(nn.Linear):
     """The forward pass of a linear layer: in fp8 in training mode with gradients, else the layer's own."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta, Saving
 from raychat.data.batches import Step
-from raychat.device import compute_dtype, default_device, training_dtype
+from raychat.device import compute_dtype, default_device, product_dtype, training_dtype
 from raychat.log import MetricsLog, Report, read_metrics
 from raychat.model import registry
 from raychat.model.base import Model
@@ -25,6 +25,7 @@ from raychat.train.finished import check_recipe, check_shared
 from raychat.train.fp8 import use_fp8
 from raychat.train.garbage import collected_together
 from raychat.train.loop import every, is_due, rate, train
+from raychat.train.products import use_bf16
 from raychat.train.profiling import traced
 from raychat.train.stage import Feed, Learner, Metrics, Stage
 from raychat.train.stop import Stop, Stopped, never
@@ -101,6 +102,8 @@ def _start(stage: Stage, device: torch.device, dtype: torch.dtype) -> tuple[Mode
             p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
     if stage.runtime.fp8:
         use_fp8(model)
+    elif not stage.matrices_only and product_dtype(device) != dtype:
+        use_bf16(model)
     optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay, adamw=recipe.adamw)
     if stage.parent is not None and not stage.fresh:
         checkpoint.load_optimizer(stage.parent, optimizer)
