@@ -9,6 +9,7 @@ workers get. About nine minutes on two CPU cores. The last line is JSON:
     gemm_fraction               model FLOPs a second of a step over those of a square product in the same process
     gemm_fraction_compiled      the same under torch.compile
     bf16_vs_fp32                steps a second in bf16 over fp32, one row
+    bf16_products_vs_fp32       the same where layers multiply in bf16 and all else is fp32, as on CPUs with AMX
     ray_vs_bare                 tokens a second of a stage on one Ray worker over `run_stage` without Ray
     two_workers_vs_one          the same of two Ray workers over one; on a CPU they share its cores
     first_step_s                the first compiled step of a process, nothing cached
@@ -52,6 +53,7 @@ from raychat.recipe import Recipe, Runtime
 from raychat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from raychat.train import loop
 from raychat.train.compiling import one_graph
+from raychat.train.products import use_bf16
 from raychat.train.run import run_stage
 from raychat.train.scaling import from_depth
 from raychat.train.stage import Stage
@@ -79,11 +81,13 @@ class Sizes:
 class Trainer:
     """A model, its optimizer and one batch."""
 
-    def __init__(self, sizes: Sizes, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, sizes: Sizes, dtype: torch.dtype = torch.float32, bf16_products: bool = False) -> None:
         recipe, self.device = sizes.recipe(), devices.default_device()
         self.model: Model = registry.build(recipe.model)
         self.model.init_weights()
         self.model.place(self.device, dtype)
+        if bf16_products:
+            use_bf16(self.model)
         self.optimizer: Optimizer = build_optimizer(self.model, lr_scale=recipe.lr_scale, weight_decay=0.1)
         tokens = np.random.default_rng(0).integers(0, sizes.vocab_size, (sizes.rows, sizes.sequence_len + 1))
         self.batch = next_token(tokens, np.ones_like(tokens, dtype=bool), 1 / tokens[:, 1:].size, self.device)
@@ -146,12 +150,16 @@ def gemm_fractions(sizes: Sizes, rounds: int) -> tuple[float, float]:
     return eager.flops / seconds["eager"] / reached, eager.flops / seconds["compiled"] / reached
 
 
-def bf16_vs_fp32(sizes: Sizes, rounds: int) -> float:
-    """Return the speed of steps in bf16 over fp32."""
-    trainers = {str(dtype): Trainer(sizes, dtype) for dtype in (torch.float32, torch.bfloat16)}
+def in_bf16(sizes: Sizes, rounds: int) -> dict[str, float]:
+    """Return the speed of steps in bf16, and of steps whose products alone are, over fp32."""
+    trainers = {
+        "fp32": Trainer(sizes),
+        "bf16": Trainer(sizes, torch.bfloat16),
+        "bf16_products": Trainer(sizes, bf16_products=True),
+    }
     seconds = interleave({name: trainer.step_s for name, trainer in trainers.items()}, rounds)
     print(", ".join(f"{name} {s:.2f} s a step" for name, s in seconds.items()), flush=True)
-    return seconds["torch.float32"] / seconds["torch.bfloat16"]
+    return {f"{name}_vs_fp32": seconds["fp32"] / s for name, s in seconds.items() if name != "fp32"}
 
 
 def first_step_s(sizes: Sizes, cache: str) -> float:
@@ -237,6 +245,7 @@ def main(depths: list[int], sizes: Sizes, steps: int, rounds: int) -> None:
     began = time.monotonic()
     for key, value in _ENVIRONMENT.items():  # for the processes that this one starts
         os.environ.setdefault(key, value)
+    os.environ["RAYCHAT_DTYPE"] = "float32"
     os.environ.setdefault("RAY_worker_niceness", "0")  # else other work on this machine slows down Ray's workers alone
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="raychat-compiled-") as cache:
@@ -248,7 +257,7 @@ def main(depths: list[int], sizes: Sizes, steps: int, rounds: int) -> None:
     results["gemm_fraction"] = {name: round(eager, 3) for name, (eager, _) in fractions.items()}
     results["gemm_fraction_compiled"] = {name: round(compiled, 3) for name, (_, compiled) in fractions.items()}
     one_row = Sizes(sizes.depth, sizes.sequence_len, sizes.vocab_size, rows=1)
-    results["bf16_vs_fp32"] = apart(bf16_vs_fp32, one_row, 1)
+    results |= apart(in_bf16, one_row, 1)
     plain, fused = (apart(step_memory, sizes, fused) for fused in (False, True))
     print(f"memory of a step: {plain[0] / 2**20:.0f} MiB, head and loss by row {fused[0] / 2**20:.0f} MiB", flush=True)
     results["peak_memory_fused_vs_plain"], results["step_fused_vs_plain"] = fused[0] / plain[0], fused[1] / plain[1]
