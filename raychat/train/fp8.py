@@ -10,10 +10,10 @@ Source: FP8 formats for deep learning, arXiv:2209.05433.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raychat.model.base import Model
-from raychat.train.products import MULTIPLE, put_into
+from raychat.train.products import MULTIPLE, ProductLinear, put_into
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 TINY = 1e-30  # a tensor of zeros has the scale of this magnitude
@@ -45,15 +45,12 @@ def lacks_fp8(device: torch.device) -> str | None:
     return None
 
 
-class Fp8Linear(nn.Linear):
-    """The forward pass of a linear layer: in fp8 in training mode with gradients, else the layer's own."""
+class Fp8Linear(ProductLinear):
+    """Multiplies in fp8."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(x)
+    def product(self, x: Tensor) -> Tensor:
         y: Tensor = Fp8Product.apply(x.flatten(0, -2), self.weight)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 class Fp8Product(torch.autograd.Function):

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 MULTIPLE = 16  # of which fast kernels want all sizes of a product
 
 
-def put_into(model: nn.Module, forward: type[nn.Linear]) -> None:
-    """Give linear layers whose sizes are multiples of 16, so not the small gates, the forward pass of another class.
+def put_into(model: nn.Module, linear: type["ProductLinear"]) -> None:
+    """Give linear layers whose sizes are multiples of 16, so not the small gates, the products of another class.
 
     A layer changes its class alone: parameters, their names and everything else stay.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE):
-            layer.__class__ = type(forward.__name__, (forward, type(layer)), {})
+            layer.__class__ = type(linear.__name__, (linear, type(layer)), {})
 
 
 def use_bf16(model: nn.Module) -> None:
@@ -28,11 +28,22 @@ def use_bf16(model: nn.Module) -> None:
     put_into(model, Bf16Linear)
 
 
-class Bf16Linear(nn.Linear):
-    """The forward pass of a linear layer: in bf16 in training mode with gradients, else the layer's own."""
+class ProductLinear(nn.Linear):
+    """The forward pass of a linear layer: `product` in training mode with gradients, else the layer's own."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(x)
-        y = F.linear(x.bfloat16(), self.weight.bfloat16()).to(x.dtype)
+        y = self.product(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return x (..., K) times the transposed weight (M, K), in the dtype of x."""
+        raise NotImplementedError
+
+
+class Bf16Linear(ProductLinear):
+    """Multiplies in bf16."""
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(x.bfloat16(), self.weight.bfloat16()).to(x.dtype)
