@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from raychat.engine import graphs
+from raychat.engine import graphs, sampling
 from raychat.model import cache as caches
 from raychat.model.gpt import GPT, GPTConfig
 
@@ -91,6 +91,25 @@ def test_a_replayed_step_launches_next_to_nothing(monkeypatch: pytest.MonkeyPatc
     assert transfers == 2
     assert counts["copy_"] == 2  # to where the graph reads
     assert sum(counts.values()) <= 4, counts
+
+
+def test_penalties_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no numbers, so what reads one, or asks how many there are, raises."""
+    moved: list[np.ndarray] = []
+
+    def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+        moved.append(array)
+        return torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
+
+    monkeypatch.setattr(sampling, "to_device", to_device)
+    everything = sampling.SamplingParams(
+        logit_bias=((3, 1.0),), repetition_penalty=2.0, frequency_penalty=1.0, presence_penalty=1.0
+    )
+    with FakeTensorMode(), torch.device("cuda"), Calls() as calls:
+        prompt, generated = (torch.empty(n, dtype=torch.int64) for n in (5, 2))
+        sampling.penalise(torch.empty(100), everything, prompt, generated)
+    assert [array.tolist() for array in moved] == [[3], [1.0]]
+    assert not {"_local_scalar_dense", "nonzero", "item", "_unique2"} & calls.counts.keys()
 
 
 def test_a_layer_is_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:

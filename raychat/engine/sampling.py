@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raychat.device import to_device
+
 # Bounds on the temperature in fp32. Outside of them, sampling acts like the greedy choice among the largest logits, or
 # like a uniform draw.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-30, 1e30
@@ -263,22 +265,22 @@ def _nucleus(logits: Tensor, largest: Tensor, draws: Draws) -> tuple[Tensor, Ten
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: Tensor) -> None:
-    """Change a row of logits (V,) in place by the biases and penalties of its request.
+    """Change a row of logits (V,) in place by the biases and penalties of its request, without waiting for the device.
 
     Args:
         prompt: (P,) int64, the prompt's tokens.
         generated: (N,) int64, the tokens after it.
     """
     if params.logit_bias:
-        ids, biases = zip(*params.logit_bias, strict=True)
-        logits[list(ids)] += torch.tensor(biases, dtype=logits.dtype, device=logits.device)
+        ids, biases = (to_device(np.array(column), logits.device) for column in zip(*params.logit_bias, strict=True))
+        logits.index_add_(0, ids, biases.to(logits.dtype))
     if params.repetition_penalty != 1:
-        seen = torch.cat((prompt, generated)).unique()
-        old = logits[seen]
+        seen = torch.cat((prompt, generated))
+        old = logits[seen]  # read before any is changed: a token seen twice gets the same value twice
         logits[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
-    if (params.frequency_penalty or params.presence_penalty) and len(generated):
-        ids, counts = generated.unique(return_counts=True)
-        logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+    if params.frequency_penalty or params.presence_penalty:
+        counts = torch.zeros_like(logits).index_add_(0, generated, torch.ones_like(generated, dtype=logits.dtype))
+        logits -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
