@@ -1,10 +1,12 @@
 """The key/value cache: any way of reading sequences into it gives the logits of a model without one."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from tiny import extend, first_generation, gpt2, random_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raychat.model.base import Model
 
@@ -110,3 +112,32 @@ def test_what_does_not_fit_is_refused_and_leaves_the_cache() -> None:
     with pytest.raises(ValueError, match="chunks of at most 256"):
         extend(model, model.new_cache(1), [], {0: [1] * 257})
     assert cache.lengths.tolist() == [1]
+
+
+class Largest(TorchDispatchMode):
+    """Note how many elements the largest new tensor has; a view is none."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not func.is_view:
+            known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+            if out.untyped_storage().data_ptr() not in known:  # else it was changed in place
+                self.elements = max(self.elements, out.numel())
+        return out
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_single_tokens_copies_no_layer(name: str) -> None:
+    model, rows = MODELS[name], ids(200)
+    model.pack()
+    cache = model.new_cache(NUM, 300)
+    while (at := int(cache.lengths[0])) < 195:
+        extend(model, cache, [], {i: row[at : min(at + 50, 195)] for i, row in enumerate(rows)})
+    extend(model, cache, [row[195] for row in rows], {})  # lays the weights out
+    with Largest() as largest:
+        extend(model, cache, [row[196] for row in rows], {})
+    keys = NUM * 197 * cache.keys[0][0, 0].numel()
+    assert 0 < largest.elements < keys
