@@ -8,7 +8,7 @@ import pytest
 import torch
 import toy
 
-from raychat.data.batches import Batch, _batches, next_token, steps_of, validation_batches
+from raychat.data.batches import Batch, next_token, steps_of, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.dist import World
 
@@ -22,6 +22,11 @@ def step(
         rows, rows_per_step=rows_per_step, device_rows=device_rows, start=number, world=World(rank, size), device=CPU
     )
     return list(next(batches).batches)
+
+
+def given(batches: list[Batch]) -> list[list[int]]:
+    """The inputs of all rows that carry loss, sorted."""
+    return sorted(row for b in batches for row in b.inputs[b.weights.any(1)].tolist())
 
 
 def test_targets_are_the_next_tokens_and_masked_ones_are_ignored() -> None:
@@ -43,9 +48,8 @@ def test_weights_of_a_step_sum_to_one_over_all_workers(tmp_path: Path, masked: b
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_any_number_of_workers_sees_the_same_rows(tmp_path: Path, size: int) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
-    alone = torch.cat([b.inputs for b in step(rows, 2)])
-    shared = torch.cat([b.inputs for rank in range(size) for b in step(rows, 2, rank=rank, size=size)])
-    assert sorted(alone.tolist()) == sorted(shared.tolist())
+    alone, shared = step(rows, 2), [b for rank in range(size) for b in step(rows, 2, rank=rank, size=size)]
+    assert given(alone) == given(shared)
 
 
 def test_starting_at_a_step_gives_that_step(tmp_path: Path) -> None:
@@ -89,21 +93,21 @@ def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path)))
     ranks = [World(rank, 3) for rank in range(3)]
     batches = [b for w in ranks for b in validation_batches(rows, 11, device_rows=2, world=w, device=CPU)]
-    assert all(b.weights.eq(1).all() and len(b.inputs) <= 2 for b in batches)
-    seen = [row for b in batches for row in b.inputs.tolist()]
-    assert sorted(seen) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())
+    assert all(len(b.inputs) <= 2 for b in batches)
+    assert given(batches) == sorted(rows.rows(np.arange(11))[0][:, :-1].tolist())
 
 
 @pytest.mark.parametrize("num_rows", [1, 5, 8, 9])
-def test_batches_of_one_shape_hold_the_same_rows(tmp_path: Path, num_rows: int) -> None:
+def test_batches_have_one_height_and_hold_every_row(tmp_path: Path, num_rows: int) -> None:
     rows = TokenRows(toy.token_folder(str(tmp_path), masked=True))
-    indices = np.arange(num_rows)
-    plain, even = (list(_batches(rows, indices, 4, 0.5, one_shape)) for one_shape in (False, True))
-    assert len(even) == len(plain)
-    assert len({batch.inputs.shape for batch in even}) == 1
-    for field in Batch._fields:
-        joined, expected = (torch.cat([getattr(batch, field) for batch in batches]) for batches in (even, plain))
-        assert torch.equal(joined[:num_rows], expected)
-    padding = torch.cat([batch.targets for batch in even])[num_rows:]
-    assert (padding == -1).all()
-    assert not torch.cat([batch.weights for batch in even])[num_rows:].any()
+    validation = list(validation_batches(rows, num_rows, device_rows=4, world=World(0, 1), device=CPU))
+    training = step(rows, 0, rows_per_step=num_rows, device_rows=4)
+    scale = float(1 / rows.rows(range(num_rows))[1][:, 1:].sum())
+    for batches, weight in ((validation, 1.0), (training, scale)):
+        assert len(batches) == -(-num_rows // 4)
+        assert len({batch.inputs.shape for batch in batches}) == 1
+        joined = Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+        expected = next_token(*rows.rows(range(num_rows)), weight, CPU)
+        assert all(torch.equal(got[:num_rows], whole) for got, whole in zip(joined, expected, strict=True))
+        assert (joined.targets[num_rows:] == -1).all()
+        assert not joined.weights[num_rows:].any()

@@ -1,13 +1,17 @@
-"""Compiling: where it pays, and that the compiled loss is the model's."""
+"""Compiling: where it pays, how often, and that the compiled loss is the model's."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import toy
 
 from raychat.train.compiling import one_graph, pays
+from raychat.train.run import run_stage
+from raychat.train.token_feed import TokenSource
 
 
 def test_compiling_pays_in_long_stages_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +33,24 @@ def test_the_compiler_is_told_how_much_a_step_may_keep() -> None:
     with config.patch(activation_memory_budget=1.0):
         one_graph(toy.model(), tokens=0, compile=True, activation_budget=0.5)
         assert config.activation_memory_budget == pytest.approx(0.5)
+
+
+def test_stages_in_one_process_make_two_graphs_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation: no third one for a lower last batch, and no earlier stage's towards the limit."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_(f, backend=backend, **settings))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for number, name in enumerate(("base", "mid", "sft"), 1):
+        stage = toy.token_stage(tmp_path, name, replace(toy.RUNTIME, device_rows=4, compile=True), batch_tokens=5 * 32)
+        assert isinstance(stage.source, TokenSource)
+        run_stage(replace(stage, steps=3, source=replace(stage.source, max_val_rows=7)), lambda row: None)
+        assert len(graphs) == 2 * number
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def steps_of(
     def micro_batches(number: int) -> Iterator[Batch]:
         indices = np.arange(number * rows_per_step, (number + 1) * rows_per_step)
         scale = 1 / max(rows.num_valid(indices), 1)
-        yield from _batches(rows, indices[world.rank :: world.size], device_rows, scale, device.type == "cuda")
+        yield from _batches(rows, indices[world.rank :: world.size], device_rows, scale)
 
     steps: Iterator[Iterable[Batch]] = map(micro_batches, count(start) if stop is None else range(start, stop))
     if device.type == "cuda" or not paths.is_local(rows.folder):
@@ -117,20 +117,19 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """Yield this rank's share of the first `num_rows` rows, once; every target that carries loss weighs 1."""
     indices = np.arange(num_rows)[world.rank :: world.size]
-    for batch in _batches(rows, indices, device_rows, 1.0, device.type == "cuda"):
+    for batch in _batches(rows, indices, device_rows, 1.0):
         yield batch.to(device)
 
 
-def _batches(rows: TokenRows, indices: np.ndarray, device_rows: int, scale: float, one_shape: bool) -> Iterator[Batch]:
+def _batches(rows: TokenRows, indices: np.ndarray, device_rows: int, scale: float) -> Iterator[Batch]:
     """Yield these rows in batches of at most `device_rows`, in the host's memory.
 
-    one_shape: whether all batches are padded to one height: on CUDA, where the model is compiled for each shape.
+    All have one height, for which a model is compiled once: rows without loss fill up the last one.
     """
-    height = even_height(len(indices), device_rows) if one_shape else device_rows
+    height = even_height(len(indices), device_rows)
     for i in range(0, len(indices), height):
-        tokens, mask = rows.rows(indices[i : i + height])
-        if one_shape:
-            tokens, mask = (np.pad(x, ((0, height - len(x)), (0, 0))) for x in (tokens, mask))  # no loss there
+        part = rows.rows(indices[i : i + height])
+        tokens, mask = (np.pad(x, ((0, height - len(x)), (0, 0))) for x in part)
         yield next_token(tokens, mask, scale, torch.device("cpu"))
 
 

@@ -33,6 +33,7 @@ def one_graph(model: Model, tokens: int, compile: bool | None = None, activation
     if dist.world().rank == 0:
         print("compiling the model; the first step takes a minute or two (--compile False: none of it)", flush=True)
     functorch.activation_memory_budget = activation_budget
+    torch._dynamo.reset()  # graphs of earlier stages count towards the compiler's limit, and hold their models
     nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True)
     return nll
 
