@@ -129,6 +129,26 @@ def test_child_of_a_damaged_parent_is_refused(tmp_path: Path, file: str) -> None
             run(replace(child, fresh=True))
 
 
+@pytest.mark.parametrize("has_optimizer", [True, False])
+def test_stage_whose_parent_is_gone_ends_in_the_same_weights(tmp_path: Path, has_optimizer: bool) -> None:
+    parent = run(toy.token_stage(tmp_path, "parent"))["checkpoint"]
+    if not has_optimizer:  # as one that was imported; so the schedule begins with a warm-up
+        meta = checkpoint.read_meta(parent)
+        model = checkpoint.load_model(parent, CPU)[0]
+        parent = checkpoint.save_checkpoint(paths.parent(parent), model, None, toy.byte_tokenizer(), meta)
+    recipe = child_recipe(parent, str(tmp_path))
+    runtime = replace(toy.RUNTIME, save_every=1)
+    whole, cut = (replace(toy.token_stage(tmp_path, name, runtime), recipe=recipe) for name in ("whole", "cut"))
+    run(whole)
+    with pytest.raises(Killed):
+        run(cut, kill_at(3))
+    paths.remove(paths.parent(parent))
+    run(cut)
+    for file in ("model", "optimizer_000"):
+        name = f"step_{toy.STEPS:06d}/{file}.safetensors"
+        assert paths.read_bytes(f"{cut.folder}/{name}") == paths.read_bytes(f"{whole.folder}/{name}")
+
+
 def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) -> None:
     one = toy.token_stage(tmp_path, "one")
     rows: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ class Meta:
     step: int
     recipe: Recipe
     runtime: Runtime = Runtime()  # noqa: RUF009 (frozen)
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # latest evaluation; skipped steps, rewinds
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)  # latest evaluation; what the stage has counted
     wall_s: float = 0.0  # spent on the stage so far
     commit: str | None = None  # of the code that wrote it
     files: dict[str, Checksum] = dataclasses.field(default_factory=dict)  # all but meta.json; empty = older than this

@@ -39,20 +39,25 @@ def check_recipe(folder: str, there: Recipe, now: Recipe) -> None:
         )
 
 
-def check_shared(folder: str, written_by_driver: str) -> None:
-    """Check, before anything is trained, that all workers see one storage, the driver's. Every worker must call it.
+def check_shared(folder: str) -> None:
+    """Check, before anything is trained, that all workers share one storage. Every worker must call it.
 
     Raises:
-        ValueError: Some worker does not see what rank 0 writes to the folder, or what the driver has written.
+        ValueError: Some worker does not see what rank 0 writes to the folder.
     """
     probe = paths.join(folder, f".tmp-probe-{dist.gather(uuid.uuid4().hex)[0]}")
     dist.on_rank_0(lambda: paths.write_text(probe, ""))
-    seen = dist.together(lambda: (paths.exists(probe), paths.exists(written_by_driver)))
-    dist.on_rank_0(lambda: paths.remove(probe))
-    what = f"what worker 0 writes to {folder}", written_by_driver
-    for path, sees in zip(what, zip(*seen, strict=True), strict=True):
-        if blind := [rank for rank, sees_it in enumerate(sees) if not sees_it]:
-            raise ValueError(
-                f"{', '.join(map(str, blind))} of {len(seen)} workers do not see {path}; set --cluster.storage-path to "
-                "a folder or bucket that all machines share"
-            )
+    try:
+        check_seen(probe, f"what worker 0 writes to {folder}")
+    finally:
+        dist.on_rank_0(lambda: paths.remove(probe))
+
+
+def check_seen(path: str, what: str) -> None:
+    """Check that all workers see a file or folder. Every worker must call it. Raises ValueError where some do not."""
+    seen = dist.together(lambda: paths.exists(path))
+    if blind := [rank for rank, sees_it in enumerate(seen) if not sees_it]:
+        raise ValueError(
+            f"{', '.join(map(str, blind))} of {len(seen)} workers do not see {what}; set --cluster.storage-path to a "
+            "folder or bucket that all machines share"
+        )

@@ -1,4 +1,4 @@
-"""What all stages do around the loop: start or resume, log, evaluate, save, sum up.
+"""What all stages do around the loop: start or resume (`start.py`), log, evaluate, save, sum up.
 
 A stage's folder holds `step_000123/` checkpoints, `metrics.jsonl`, and, once it is finished, `summary.json`.
 Uncommitted changes of the code are beside them as `code-<hash>.diff`, and `trace.json.gz` where one was asked for.
@@ -15,19 +15,15 @@ import torch
 from raychat import checkpoint, dist, paths, provenance
 from raychat.checkpoint import Meta, Saving
 from raychat.data.batches import Step
-from raychat.device import compute_dtype, default_device, product_dtype, training_dtype
+from raychat.device import compute_dtype, default_device, training_dtype
 from raychat.log import MetricsLog, Report, read_metrics
-from raychat.model import registry
-from raychat.model.base import Model
-from raychat.optim import Optimizer, build_optimizer, schedule
+from raychat.optim import Optimizer, schedule
 from raychat.tokenizer import Tokenizer
-from raychat.train.finished import check_recipe, check_shared
-from raychat.train.fp8 import use_fp8
 from raychat.train.garbage import collected_together
 from raychat.train.loop import every, is_due, rate, train
-from raychat.train.products import use_bf16
 from raychat.train.profiling import traced
-from raychat.train.stage import Feed, Learner, Metrics, Stage
+from raychat.train.stage import Feed, Learner, Stage
+from raychat.train.start import FROM_ZERO, build, find_origin
 from raychat.train.stop import Stop, Stopped, never
 from raychat.train.watch import Clock, Rows, Spikes
 
@@ -49,20 +45,16 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
         Stopped: it was asked to, before the last step.
         FloatingPointError: losses or gradients stay NaN or infinite; see `loop.train`.
     """
-    check_shared(stage.folder, stage.tokenizer)
-    if stage.parent is not None and not stage.fresh and not checkpoint.has_optimizer(stage.parent):
-        if dist.world().rank == 0:
-            print(
-                f"{stage.name}: {stage.parent} has no optimizer state; momenta begin at 0, with a warm-up", flush=True
-            )
-        stage = replace(stage, fresh=True, schedule=partial(schedule.warmed_up, stage.schedule))
+    origin = find_origin(stage)
+    if FROM_ZERO in origin.meta.metrics:
+        stage = replace(stage, schedule=partial(schedule.warmed_up, stage.schedule))
     device = default_device()
     # In reinforcement the learner's model also decodes.
     dtype = compute_dtype(device) if stage.matrices_only else training_dtype(device)
-    model, optimizer = _start(stage, device, dtype)
-    learner = Learner(stage, model, Tokenizer.load(stage.tokenizer), device, dtype)
+    model, optimizer = build(stage, origin, device, dtype)
+    learner = Learner(stage, model, Tokenizer.load(origin.tokenizer), device, dtype)
     assert stage.source is not None
-    around = _Around(learner, optimizer, stage.source(learner), report)
+    around = _Around(learner, optimizer, stage.source(learner), origin.meta, report)
     hooks = [
         around.log_step,
         around.publish,
@@ -85,31 +77,6 @@ def run_stage(stage: Stage, report: Report, *, stop: Stop = never) -> dict[str, 
     return around.close(done)
 
 
-def _start(stage: Stage, device: torch.device, dtype: torch.dtype) -> tuple[Model, Optimizer]:
-    """Build the model and the optimizer as the stage begins: freshly drawn, or its parent's weights and momenta."""
-    recipe = stage.recipe
-    model = registry.build(recipe.model)
-    if stage.parent is None:
-        model.init_weights(recipe.seed)
-    else:
-        checkpoint.verify(stage.parent, optimizer=not stage.fresh)
-        checkpoint.load_weights(stage.parent, model)
-    model.place(device, dtype)
-    if stage.matrices_only:
-        # Vectors and scalars each move the whole policy at once, at rates made for pretraining: in one step they
-        # would change it more than all matrices together.
-        for p in model.parameters():
-            p.requires_grad_(p.dim() == 2 and min(p.shape) > 1)
-    if stage.runtime.fp8:
-        use_fp8(model)
-    elif not stage.matrices_only and product_dtype(device) != dtype:
-        use_bf16(model)
-    optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay, adamw=recipe.adamw)
-    if stage.parent is not None and not stage.fresh:
-        checkpoint.load_optimizer(stage.parent, optimizer)
-    return model.train(), optimizer
-
-
 def _seeded(steps: Iterator[Step], seed: int, start: int) -> Iterator[Step]:
     """Yield steps, and seed PyTorch before each: dropout is the same whatever was drawn before, also after a resume."""
     for number, step in enumerate(steps, start):
@@ -120,30 +87,17 @@ def _seeded(steps: Iterator[Step], seed: int, start: int) -> Iterator[Step]:
 class _Around:
     """The hooks of one worker, and what they share."""
 
-    def __init__(self, learner: Learner, optimizer: Optimizer, feed: Feed, report: Report) -> None:
+    def __init__(self, learner: Learner, optimizer: Optimizer, feed: Feed, meta: Meta, report: Report) -> None:
+        """meta: how far the stage is."""
         self.feed = feed
         self._provenance = provenance.record(learner.stage.folder) if dist.world().rank == 0 else None
         self._stage, self._model, self._optimizer, self._learner = learner.stage, learner.model, optimizer, learner
         self._schedule = learner.stage.schedule(learner.stage.steps)
-        self.start, spent_s, self._latest = self._resume()
+        self.start, self._latest = meta.step, dict(meta.metrics)
         self._saved = self.start
         self._saving: Saving | None = None  # the checkpoint whose files are being written
         self._rank, self._size = dist.world()
-        self._rows = self._open_rows(report, spent_s)
-
-    def _resume(self) -> tuple[int, float, Metrics]:
-        """Load the newest checkpoint that is as it was written; return its step, the seconds spent, its metrics."""
-        stage = self._stage
-        last = checkpoint.latest_verified(stage.folder)
-        if last is None:
-            return 0, 0.0, {}
-        meta = checkpoint.read_meta(last)
-        check_recipe(stage.folder, meta.recipe, stage.recipe)
-        checkpoint.load_weights(last, self._model)
-        checkpoint.load_optimizer(last, self._optimizer)
-        if dist.world().rank == 0:
-            print(f"{stage.name}: resumes at step {meta.step} of {stage.steps}", flush=True)
-        return meta.step, meta.wall_s, meta.metrics
+        self._rows = self._open_rows(report, meta.wall_s)
 
     def _open_rows(self, report: Report, spent_s: float) -> Rows:
         stage, log, losses = self._stage, None, list[float]()
