@@ -1,15 +1,17 @@
 """The board between driver and workers, as a plain object, and which failures the workers are started again after."""
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import toy
 
 from raychat.cluster import Cluster
 from raychat.cluster.board import Board
-from raychat.cluster.workers import _Failures
+from raychat.cluster.workers import _Failures, _work
 from raychat.train.run import run_stage
 from raychat.train.stage import Stage
 from raychat.train.stop import Stopped
@@ -88,6 +90,26 @@ def test_a_pause_waits_neither_for_idle_workers_nor_for_dead_ones() -> None:
         assert not await board.stop()  # nobody has the stage any more
 
     asyncio.run(talk())
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(6, 2, 3), (7, 2, 3), (1, 2, 1)])
+def test_workers_of_one_machine_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+) -> None:
+    import ray
+    import ray.train
+    import torch
+
+    context = SimpleNamespace(get_local_world_size=lambda: workers, get_world_rank=lambda: 0)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    no_more_stages = SimpleNamespace(remote=lambda number: None)
+    _work({"board": SimpleNamespace(next_stage=no_more_stages)})
+    assert found == [threads]
 
 
 def trained(stage: Stage, steps: int) -> None:

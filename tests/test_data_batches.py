@@ -2,11 +2,13 @@
 
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import toy
+from torch import Tensor
 
 from raychat.data.batches import Batch, next_token, steps_of, validation_batches
 from raychat.data.shards import TokenRows
@@ -87,6 +89,56 @@ def test_only_where_it_is_needed_a_thread_makes_batches_ahead(tmp_path: Path) ->
     early = steps_of(far, **settings)  # type: ignore[arg-type]
     next(early)
     assert [thread.name for thread in set(threading.enumerate()) - before] == ["ahead"]
+
+
+class Transfers(NamedTuple):
+    """What was asked of a GPU, with the thread that asked for it."""
+
+    devices: list[tuple[str, torch.device]]  # made a thread's own
+    pinned: list[tuple[str, Tensor]]
+    moved: list[tuple[Tensor, torch.device, bool]]  # tensor, where to, whether the host did not wait
+
+
+@pytest.fixture
+def transfers(monkeypatch: pytest.MonkeyPatch) -> Transfers:
+    """Note what PyTorch would do on a GPU; all tensors stay where they are."""
+    found = Transfers([], [], [])
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        found.pinned.append((threading.current_thread().name, tensor))
+        return tensor
+
+    def to(tensor: Tensor, device: torch.device, *, non_blocking: bool = False) -> Tensor:
+        found.moved.append((tensor, device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: found.devices.append((threading.current_thread().name, device))
+    )
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(Tensor, "to", to)
+    return found
+
+
+GPU = torch.device("cuda", 1)
+
+
+def test_for_a_gpu_a_thread_makes_pinned_batches_ahead(tmp_path: Path, transfers: Transfers) -> None:
+    settings = {"rows_per_step": 7, "device_rows": 4, "start": 0, "stop": 1, "world": World(0, 1)}
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
+    (step,) = steps_of(rows, device=GPU, **settings)  # type: ignore[arg-type]
+    assert transfers.devices == [("ahead", GPU)]
+    assert [thread for thread, _ in transfers.pinned] == ["ahead"] * 6  # three tensors of two batches
+    assert not transfers.moved
+    batches = list(step.batches)
+    assert transfers.moved == [(tensor, GPU, True) for batch in batches for tensor in batch]
+
+
+def test_validation_batches_go_to_the_gpu(tmp_path: Path, transfers: Transfers) -> None:
+    rows = TokenRows(toy.token_folder(str(tmp_path)))
+    batches = list(validation_batches(rows, 7, device_rows=4, world=World(0, 1), device=GPU))
+    assert [tensor.data_ptr() for _, tensor in transfers.pinned] == [t.data_ptr() for b in batches for t in b]
+    assert [(device, asynchronous) for _, device, asynchronous in transfers.moved] == [(GPU, True)] * 6
 
 
 def test_validation_batches_visit_every_row_once(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Attention against its definition: an explicit softmax over the visible positions."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import varlen_attn
+from tiny import gpt2, random_model, varlen_attn
 from torch import Tensor
 
 from raychat.model.attention import (
@@ -17,6 +18,7 @@ from raychat.model.attention import (
     rotate,
     use_fastest_kernel,
 )
+from raychat.model.base import Model
 
 T, H, D = 160, 4, 16
 
@@ -87,6 +89,16 @@ def test_a_kernel_that_cannot_be_used_is_named(
     refused, chosen = capsys.readouterr().out.splitlines()
     assert refused.startswith("FA3 is installed, but flash_attn_interface cannot be used: ")
     assert chosen == "attention on H100: FA2, PyTorch's own"
+
+
+@pytest.mark.parametrize("build", [random_model, gpt2])
+def test_a_model_chooses_the_kernel_when_it_is_placed(
+    monkeypatch: pytest.MonkeyPatch, build: Callable[[], Model]
+) -> None:
+    model, devices = build(), list[torch.device]()
+    monkeypatch.setattr(f"{type(model).__module__}.use_fastest_kernel", devices.append)
+    model.place(torch.device("cpu"), torch.float32)
+    assert devices == [torch.device("cpu")]
 
 
 @pytest.mark.gpu
