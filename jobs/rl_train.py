@@ -65,8 +65,8 @@ def validation_of(parent: str) -> dict[str, Any]:
     from raychat import paths
     from raychat.train.finished import summary_of
 
-    summary = summary_of(parent)
-    rows = summary.get("val_rows")
+    summary, storage = summary_of(parent), parent.rsplit("/runs/", 1)[0]
+    rows = paths.under(storage, summary["val_rows"]) if "val_rows" in summary else None
     return {"val_rows": rows if rows and paths.exists(rows) else None, "unigram_bpb": summary.get("unigram_bpb")}
 
 

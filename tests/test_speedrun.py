@@ -67,6 +67,28 @@ def test_speedrun_goes_all_the_way_and_does_nothing_twice(
     assert capsys.readouterr().out.count("already") >= len(STEPS) + 4  # stages and their evaluations
 
 
+def test_a_home_that_was_moved_goes_on(
+    world: Path, raychat_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = speedrun.pipeline(arguments(world))
+    mid, sft = replace(steps.mid_train, save_every=1), steps.sft_train
+    speedrun.tok_train.run(steps.tok_train)
+    speedrun.base_train.run(steps.base_train)
+    whole, before = speedrun.mid_train.run(mid), speedrun.sft_train.run(sft)
+    for name in (f"step_{STEPS['mid']:06d}/meta.json", "summary.json"):  # as if mid had been killed at its last step
+        (raychat_home / "runs" / "r" / "mid" / name).unlink()
+
+    moved = raychat_home.rename(raychat_home.parent / "moved")
+    monkeypatch.setenv("RAYCHAT_HOME", str(moved))
+    capsys.readouterr()
+    assert speedrun.mid_train.run(mid)["val_bpb"] == whole["val_bpb"]
+    assert f"resumes at step {STEPS['mid'] - 1} of {STEPS['mid']}" in capsys.readouterr().out
+    there = str(moved / "runs" / "r" / "sft" / f"step_{STEPS['sft']:06d}")
+    assert speedrun.sft_train.run(sft) == before | {"checkpoint": there}
+    assert 0 < speedrun.rl_train.run(steps.rl_train)["val_bpb"] < 20
+    assert not raychat_home.exists()
+
+
 def test_other_settings_of_a_finished_run_are_refused(world: Path, raychat_home: Path) -> None:
     speedrun.tok_train.run(speedrun.pipeline(arguments(world)).tok_train)
     with pytest.raises(ValueError, match="vocab_size"):

@@ -22,7 +22,7 @@ def finished(folder: str, recipe: Recipe) -> dict[str, Any] | None:
     if not summary or meta.step < summary.get("steps", 0):  # its last checkpoint was damaged since
         return None
     print(f"finished already: {last}")
-    return summary
+    return summary | {"checkpoint": last}  # the storage may have been moved
 
 
 def summary_of(path: str) -> dict[str, Any]:

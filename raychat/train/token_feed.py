@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raychat import dist
+from raychat import dist, paths
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows, manifest
 from raychat.data.text_rows import training_rows
@@ -65,4 +65,5 @@ class TokenFeed:
         train, val = self._rows.rows(np.arange(seen)), self._val_rows.rows(np.arange(self._num_val))
         bpb = unigram_bpb(train, val, self._learner.tokenizer.token_bytes())
         data = {"train": manifest(self._source.train), "val": manifest(self._source.val)}
-        return {"unigram_bpb": bpb, "val_rows": self._source.val, "data": data}
+        val_rows = paths.relative(self._source.val, self._learner.stage.storage)
+        return {"unigram_bpb": bpb, "val_rows": val_rows, "data": data}
