@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import IO, Any
 
 from fsspec.core import url_to_fs
 
+from raychat import disk
+
 LAST_FILE = "meta.json"  # uploaded last: a folder on an object store that has it is complete
-_CACHE_SHARE = 10  # copies of remote files may take a tenth of the disk
-_IN_USE_S = 600.0  # a copy that was asked for more recently stays
 _MARKS = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created")  # of rewritten files
 
 
@@ -31,10 +30,15 @@ def home() -> str:
     return os.environ.get("RAYCHAT_HOME") or os.path.expanduser("~/.cache/raychat")
 
 
+def on_this_machine(name: str) -> str:
+    """Return the path of what each machine has for itself: in home, in ~/.cache/raychat where that is a bucket."""
+    root = home()
+    return join(absolute(root if is_local(root) else "~/.cache/raychat"), name)
+
+
 def cache() -> str:
     """Return the folder of this machine's copies of remote files; `local` removes old ones."""
-    root = home()
-    return join(absolute(root if is_local(root) else "~/.cache/raychat"), "copies")
+    return on_this_machine("copies")
 
 
 def is_local(path: str) -> bool:
@@ -225,7 +229,7 @@ def rename(source: str, target: str) -> None:
 def local(path: str) -> str:
     """Return a local file with the same content: the file itself, or a copy in this machine's cache.
 
-    A version of a file is downloaded only once. A copy lives for `_IN_USE_S` at least: open it by then.
+    A version of a file is downloaded only once. A copy lives for `disk.IN_USE_S` at least: open it by then.
     """
     if is_local(path):
         return path
@@ -238,26 +242,10 @@ def local(path: str) -> str:
         if os.path.exists(copy):
             os.utime(copy)
             return copy
-        _make_room(cache(), fs.size(p) or 0)  # a web server may not say
+        disk.make_room(cache(), fs.size(p) or 0)  # a web server may not say
     with _renamed(copy) as temporary:
         fs.get_file(p, temporary)
     return copy
-
-
-def _make_room(folder: str, num_bytes: int) -> None:
-    """Remove the least recently used files of a folder until `num_bytes` more fit into its share of the disk."""
-    files = []
-    for file in Path(folder).rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed or removed by another process
-            if not file.is_dir():
-                files.append((file.stat().st_mtime, file.stat().st_size, file))
-    disk = shutil.disk_usage(folder)
-    excess = num_bytes - min(disk.total // _CACHE_SHARE - sum(size for _, size, _ in files), disk.free)
-    for used_at, size, file in sorted(files):
-        if excess <= 0 or time.time() - used_at < _IN_USE_S:
-            return
-        file.unlink(missing_ok=True)
-        excess -= size
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Compiling: where it pays, how often, and that the compiled loss is the model's."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,17 @@ def test_stages_in_one_process_make_two_graphs_each(tmp_path: Path, monkeypatch:
         assert isinstance(stage.source, TokenSource)
         run_stage(replace(stage, steps=3, source=replace(stage.source, max_val_rows=7)), lambda row: None)
         assert len(graphs) == 2 * number
+
+
+def test_compiled_code_stays_on_this_machine_where_home_is_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("RAYCHAT_HOME", "s3://bucket/raychat")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # to be put back after the test
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    one_graph(toy.model(), tokens=0, compile=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / ".cache" / "raychat" / "compiled")
 
 
 @pytest.mark.slow

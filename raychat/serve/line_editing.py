@@ -31,7 +31,7 @@ def line_editing(completions: Callable[[str], list[str]]) -> Iterator[None]:
     readline.parse_and_bind("tab: complete")
     readline.parse_and_bind("set enable-bracketed-paste on")  # a pasted text of several lines is one question
     readline.set_history_length(HISTORY_LINES)
-    file = os.path.join(paths.home(), HISTORY_FILE)
+    file = paths.on_this_machine(HISTORY_FILE)
     with contextlib.suppress(OSError):
         readline.read_history_file(file)
     try:
@@ -39,6 +39,6 @@ def line_editing(completions: Callable[[str], list[str]]) -> Iterator[None]:
     finally:
         readline.set_completer(None)
         with contextlib.suppress(OSError):  # a full or read-only disk does not matter here
-            os.makedirs(paths.home(), exist_ok=True)
+            os.makedirs(paths.parent(file), exist_ok=True)
             readline.write_history_file(file)
             os.chmod(file, 0o600)  # what one types into a chat is private

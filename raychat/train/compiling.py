@@ -6,7 +6,7 @@ import shutil
 import torch
 import torch._functorch.config as functorch
 
-from raychat import dist, paths
+from raychat import disk, dist, paths
 from raychat.model.base import Model
 from raychat.train.loop import Nll
 
@@ -20,7 +20,8 @@ WORTH = 2.0  # times its cost, for it to be begun
 def one_graph(model: Model, tokens: int, compile: bool | None = None, activation_budget: float = 1.0) -> Nll:
     """Return a model's `nll`, compiled whole for batches of one shape where that pays.
 
-    Compiled code is kept below RAYCHAT_HOME, so that workers, stages and runs of the same shapes compile once.
+    Compiled code is kept on this machine, so that workers, stages and runs of the same shapes compile once; a folder of
+    it that has grown too large is emptied before.
 
     Args:
         tokens: that this worker trains on.
@@ -29,7 +30,9 @@ def one_graph(model: Model, tokens: int, compile: bool | None = None, activation
     """
     if compile is False or (compile is None and not pays(model, tokens)):
         return model.nll
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(paths.home(), "compiled"))
+    folder = paths.on_this_machine("compiled")
+    if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder) == folder:
+        disk.empty_if_large(folder)
     if dist.world().rank == 0:
         print("compiling the model; the first step takes a minute or two (--compile False: none of it)", flush=True)
     functorch.activation_memory_budget = activation_budget
