@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,31 @@ def test_cluster_has_an_8_gpu_head_and_spot_workers() -> None:
     assert len(spot) == 1
     assert spot[0]["max_workers"] > 0
     assert spot[0]["min_workers"] == 0
+
+
+def test_cluster_holds_64_gpus_and_names_the_fabric_between_them() -> None:
+    text, config = (REPO / "cluster.yaml").read_text(), read("cluster.yaml")
+    head, spot = config["available_node_types"]["head"], config["available_node_types"]["spot"]
+    workers = min(config["max_workers"], spot["max_workers"])
+    assert head["resources"]["GPU"] + workers * spot["resources"]["GPU"] == 64
+    made = re.search(r"for i in (.*); do .*\n(.*networks create raychat-\$i .*\n)", text)
+    assert made
+    assert "--mtu=8244" in made[2]  # Google's number for these cards
+    for kind in (head, spot):
+        cards = kind["node_config"]["networkInterfaces"]
+        assert {card["nicType"] for card in cards} == {"GVNIC"}
+        networks = [card["subnetwork"].rsplit("/", 1)[1] for card in cards]
+        assert networks == ["default", *(f"raychat-{i}" for i in made[1].split())]
+        region = config["provider"]["region"]
+        assert all(card["subnetwork"].startswith(f"projects/YOUR-PROJECT/regions/{region}/") for card in cards)
+        assert ["accessConfigs" in card for card in cards] == [True] + [False] * (len(cards) - 1)
+
+
+def test_nccl_uses_all_network_cards_but_the_first() -> None:
+    (command,) = (command for command in read("cluster.yaml")["setup_commands"] if "/etc/nccl.conf" in command)
+    first = "ip() { echo '8.8.8.8 via 10.128.0.1 dev enp0s12 src 10.128.0.5 uid 1000'; }; sudo() { cat; }; "
+    written = subprocess.run(["bash", "-c", first + command], capture_output=True, text=True, check=True).stdout
+    assert written == "NCCL_SOCKET_IFNAME=^=lo,docker0,enp0s12\n"
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
