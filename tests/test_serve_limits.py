@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import threading
 import time
@@ -12,11 +13,12 @@ import aiohttp
 import httpx
 import openai
 import pytest
+from fastapi import HTTPException
 from test_serve import ASK, END, START, ask, client, num_open, service, slow_service, wait_until
 from tiny import scripted_model
 from tiny_server import http_server
 
-from raychat.serve.limits import RateLimit
+from raychat.serve.limits import BoundedRequest, RateLimit, excess
 from raychat.serve.settings import API_KEYS_VARIABLE, ServerSettings
 
 
@@ -151,25 +153,78 @@ def test_too_much_text_in_a_prompt() -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
 
 
-@pytest.mark.parametrize("fields", [{"role": "user", "content": "x"}, {}, {"role": "user", "content": [PART, 5]}])
-def test_very_many_messages_hold_nobody_up(fields: dict[str, Any]) -> None:
-    """Four bodies of 200,000 messages, at once; meanwhile others are answered."""
-    body = json.dumps({"messages": [fields] * 200_000}).encode()
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ({"prompt": [[]] * 129}, "129 prompts; expected at most 128"),
+        ({"prompt": ["x"] * 129}, "129 prompts"),
+        ({"prompt": [1] * 262_145}, "262145 token ids; expected at most 262144"),
+        ({"prompt": [[1] * 131_073] * 2}, "262146 token ids"),
+        ({"tokens": [1] * 262_145}, "262145 token ids"),
+        ({"prompt": "x", "stream_options": {str(i): None for i in range(10_000)}}, "10002 fields"),
+    ],
+)
+def test_too_much_around_a_prompt(body: dict[str, Any], message: str) -> None:
+    failure = excess(body, ServerSettings())
+    assert failure is not None
+    assert message in failure.message
+    assert failure.param in (None, next(iter(body)))
+
+
+def test_as_much_as_is_allowed_in_a_prompt() -> None:
+    for body in ({"prompt": ["x"] * 128}, {"prompt": [[1] * 2048] * 128}, {"tokens": [1] * 262_144}):
+        assert excess(body, ServerSettings()) is None
+
+
+VERY_MANY = {
+    "messages": ("chat/completions", {"messages": [{"role": "user", "content": "x"}] * 100_000}),
+    "empty messages": ("chat/completions", {"messages": [{}] * 1_000_000}),
+    "parts": ("chat/completions", {"messages": [{"role": "user", "content": [PART, 5]}] * 50_000}),
+    "prompts": ("completions", {"prompt": [[]] * 1_000_000}),
+    "token ids": ("completions", {"prompt": [1] * 1_500_000}),
+}
+
+
+@pytest.mark.parametrize("route, body", VERY_MANY.values(), ids=VERY_MANY)
+def test_very_much_in_a_body_holds_nobody_up(route: str, body: dict[str, Any]) -> None:
+    """Four bodies of almost 4 MiB, at once; meanwhile others are answered."""
+    content, headers = json.dumps(body, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
     with serving() as url:
         refused: list[httpx.Response] = []
-        senders = [
-            threading.Thread(
-                target=lambda: refused.append(httpx.post(f"{url}/v1/chat/completions", content=body, timeout=60))
-            )
-            for _ in range(4)
-        ]
+
+        def send() -> None:
+            refused.append(httpx.post(f"{url}/v1/{route}", content=content, headers=headers, timeout=60))
+
+        senders = [threading.Thread(target=send) for _ in range(4)]
         for sender in senders:
             sender.start()
         assert ask(client(url)).choices[0].message.content == "abc"
         for sender in senders:
             sender.join()
-        assert {answer.status_code for answer in refused} <= {400, 413}
-        assert len(refused) == 4
+    answers = [(answer.status_code, answer.json()["error"]["code"]) for answer in refused]
+    assert answers == [(400, "array_above_max_length")] * 4
+
+
+def test_many_lists_are_parsed_without_a_search_for_garbage() -> None:
+    """Python would look for it after every 700 new lists, and again and again in all of them."""
+    body, collections = json.dumps({"prompt": [[]] * 100_000}).encode(), 0
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        nonlocal collections
+        collections += phase == "start"
+
+    request = BoundedRequest({"type": "http", "headers": []}, receive, ServerSettings())
+    gc.callbacks.append(count)
+    try:
+        with pytest.raises(HTTPException):
+            asyncio.run(request.json())
+    finally:
+        gc.callbacks.remove(count)
+    assert collections < 20
+    assert gc.isenabled()
 
 
 def test_overload_is_refused_at_once_and_ends() -> None:

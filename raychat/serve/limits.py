@@ -1,10 +1,12 @@
 """What is refused before a request is read: unknown API keys, too many requests, too large bodies."""
 
+import contextlib
+import gc
 import hmac
 import json
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from fastapi import HTTPException, Request, Response
@@ -12,9 +14,10 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope
 
 from raychat.serve.settings import ServerSettings
-from raychat.serve.types import Failure
+from raychat.serve.types import MAX_CHOICES, Failure
 
 MAX_FIELDS = 10_000  # of all objects in a body
+MAX_TOKEN_IDS = 2048 * MAX_CHOICES  # of all prompts in a body
 
 
 def refused(failure: Failure, headers: dict[str, str] | None = None) -> HTTPException:
@@ -101,7 +104,9 @@ class BoundedRequest(Request):
 
     async def json(self) -> Any:
         """Return the parsed body. Raises HTTPException with status 400."""
-        data = json.loads(await self.body())
+        body = await self.body()
+        with _no_collections():
+            data = json.loads(body)
         if isinstance(data, dict) and (failure := excess(data, self._settings)):
             raise refused(failure)
         return data
@@ -109,21 +114,41 @@ class BoundedRequest(Request):
 
 def excess(data: dict[str, Any], settings: ServerSettings) -> Failure | None:
     """Return the failure for a body that would take long to validate; what is wrong otherwise is not looked at."""
-    prompt, messages = data.get("prompt"), data.get("messages")
+    for number, most, what, param, code in _sizes(data, settings):
+        if number > most:
+            return Failure(400, f"{number} {what}; expected at most {most}", param, code)
+    return None
+
+
+def _sizes(data: dict[str, Any], settings: ServerSettings) -> Iterator[tuple[int, int, str, str | None, str]]:
+    """Yield what a body has much of: the number, its limit, of what, the field, and the code for too much."""
+    messages, prompt, tokens = data.get("messages"), data.get("prompt"), data.get("tokens")
     messages = messages if isinstance(messages, list) else []
     objects: list[Any] = [message for message in messages if isinstance(message, dict)]
     contents = [message.get("content") for message in objects]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    if (number := len(messages) + len(parts)) > settings.max_messages:
-        message = f"{number} messages, parts included; expected at most {settings.max_messages}"
-        return Failure(400, message, "messages", "array_above_max_length")
-    objects += [data, data.get("logit_bias"), *parts]
-    if (number := sum(len(fields) for fields in objects if isinstance(fields, dict))) > MAX_FIELDS:
-        return Failure(400, f"{number} fields; expected at most {MAX_FIELDS}", code="object_above_max_properties")
-    texts = [*(prompt if isinstance(prompt, list) else [prompt]), *contents]
-    texts += [part.get("text") for part in parts if isinstance(part, dict)]
-    characters = sum(len(text) for text in texts if isinstance(text, str))
-    if characters > settings.max_characters:
-        message = f"{characters} characters; expected at most {settings.max_characters}"
-        return Failure(400, message, "messages" if messages else "prompt", "string_above_max_length")
-    return None
+    number = len(messages) + len(parts)
+    yield number, settings.max_messages, "messages, parts included", "messages", "array_above_max_length"
+    several = isinstance(prompt, list) and not isinstance(next(iter(prompt), None), int)  # else one text, or its ids
+    prompts: Any = prompt if several else [prompt]
+    yield len(prompts), MAX_CHOICES, "prompts", "prompt", "array_above_max_length"
+    for ids, param in ((prompts, "prompt"), ([tokens], "tokens")):
+        number = sum(len(one) for one in ids if isinstance(one, list))
+        yield number, MAX_TOKEN_IDS, "token ids", param, "array_above_max_length"
+    objects += [data, data.get("logit_bias"), data.get("stream_options"), *parts]
+    number = sum(len(fields) for fields in objects if isinstance(fields, dict))
+    yield number, MAX_FIELDS, "fields", None, "object_above_max_properties"
+    texts = [*prompts, *contents, *(part.get("text") for part in parts if isinstance(part, dict))]
+    number = sum(len(text) for text in texts if isinstance(text, str))
+    param = "messages" if messages else "prompt"
+    yield number, settings.max_characters, "characters", param, "string_above_max_length"
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Keep Python from looking for garbage: among a million new lists it would do so for seconds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

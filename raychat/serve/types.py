@@ -6,6 +6,7 @@ that vLLM has too.
 Source: https://platform.openai.com/docs/api-reference, https://docs.vllm.ai/en/latest/serving/openai_compatible_server
 """
 
+import itertools
 import json
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -76,7 +77,7 @@ def unsupported(name: str, hint: str) -> PydanticCustomError:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value)
+    text = "".join(itertools.islice(json.JSONEncoder().iterencode(value), MAX_SHOWN + 1))  # not all of a large one
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
 
