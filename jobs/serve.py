@@ -10,7 +10,7 @@ python jobs/serve.py --cluster.workers 0  (in this process, without Ray)
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from raychat.cluster import Cluster
 from raychat.settings import at_least
@@ -26,19 +26,30 @@ class Args:
     max_models: int = 2  # in the memory of one replica; the least used one makes room for another
     min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
+    max_queued: int = 128  # answers of one ingress that wait for their first token; more requests get status 429
+    requests_per_minute: int | None = None  # of one API key, at each of Ray's two ingresses; None = no limit
+    cors_origins: tuple[str, ...] = ()  # web pages of these origins may call the API; "*" = all
     cluster: Cluster = field(default_factory=Cluster)  # workers 0 = without Ray; gpus_per_worker = of a replica
 
     def __post_init__(self) -> None:
         at_least(self, max_sequences=1, max_models=1, min_replicas=0, max_replicas=1)
+        at_least(self, max_queued=1, requests_per_minute=1)
 
 
 def run(args: Args) -> None:
     """Serve until interrupted."""
     storage = args.cluster.storage()
+    server: dict[str, Any] = {
+        "max_queued": args.max_queued,
+        "requests_per_minute": args.requests_per_minute,
+        "cors_origins": args.cors_origins,
+    }
     if args.cluster.max_workers == 0:
         from raychat.serve.run import serve_here
+        from raychat.serve.settings import ServerSettings
 
-        serve_here(storage, args.run, args.stage, args.max_sequences, args.max_models, args.host, args.port)
+        listening = ServerSettings.from_environment(host=args.host, port=args.port, **server)
+        serve_here(storage, args.run, args.stage, args.max_sequences, args.max_models, listening)
         return
     from raychat.cluster.serve import serve_on_ray
 
@@ -51,6 +62,7 @@ def run(args: Args) -> None:
         "min_replicas": args.min_replicas,
         "max_replicas": args.max_replicas,
         "gpus_per_replica": args.cluster.gpus_per_worker,
+        **server,
     }
     serve_on_ray(settings, args.host, args.port, args.cluster)
 

@@ -25,6 +25,7 @@ from tiny import scripted_model
 
 from raychat.checkpoint import save_checkpoint
 from raychat.serve.run import listen
+from raychat.serve.transport import statistics_ports
 from raychat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 LETTERS = 26  # of the endless alphabet
@@ -100,7 +101,8 @@ def served(
     ray_cluster: None, trained_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[openai.OpenAI]:
     """The application under Ray Serve, one replica of one sequence."""
-    with application(tmp_path_factory.mktemp("served"), trained_tokenizer, max_sequences="1", max_replicas=1) as api:
+    settings = {"max_sequences": "1", "max_replicas": 1, "cors_origins": ["https://page.example"]}
+    with application(tmp_path_factory.mktemp("served"), trained_tokenizer, **settings) as api:
         yield api
 
 
@@ -118,7 +120,9 @@ def test_ray_serve_answers(served: openai.OpenAI) -> None:
 @pytest.mark.ray
 def test_ray_serve_page_health_and_errors(served: openai.OpenAI) -> None:
     url = str(served.base_url).removesuffix("/v1/")
-    assert httpx.get(f"{url}/health", timeout=60).json()["status"] == "ok"
+    answer = httpx.get(f"{url}/health", headers={"Origin": "https://page.example"}, timeout=60)
+    assert answer.json()["status"] == "ok"
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"
     assert "<title>raychat</title>" in httpx.get(url, timeout=60).text
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(served, temperature=9, stream=True)
@@ -180,7 +184,7 @@ def test_failed_engine_turns_health_503(served: openai.OpenAI, trained_tokenizer
 
 @pytest.mark.ray
 def test_ending_leaves_the_other_applications_of_a_joined_cluster(
-    served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path
+    served: openai.OpenAI, trained_tokenizer: Tokenizer, raychat_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last test that uses `served`: it replaces and ends its application."""
     from ray import serve
@@ -209,6 +213,8 @@ def test_ending_leaves_the_other_applications_of_a_joined_cluster(
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert list(serve.status().applications) == ["other"]
+    said = capsys.readouterr().out
+    assert all(str(port) in said for port in statistics_ports())
 
 
 def test_build_says_what_is_wrong(raychat_home: Path) -> None:

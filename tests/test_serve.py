@@ -21,10 +21,14 @@ import toy
 from tiny import byte_tokenizer, random_model, scripted_model
 from tiny_server import http_server
 
+from jobs import serve
 from raychat.checkpoint import save_checkpoint
+from raychat.cluster import Cluster
 from raychat.engine.engine import Engine
 from raychat.serve.answers import ModelCard
+from raychat.serve.run import announce
 from raychat.serve.service import ChatService
+from raychat.serve.settings import ServerSettings
 
 REPO = Path(__file__).parent.parent
 TOKENIZER = byte_tokenizer()
@@ -344,7 +348,7 @@ runpy.run_path("jobs/serve.py", run_name="__main__")
 def test_job_serves_without_ray_until_interrupted(raychat_home: Path) -> None:
     script = scripted_model([[START, *b"Hi", END]], sequence_len=64)
     save_checkpoint(str(raychat_home / "runs" / "r" / "sft"), script, None, TOKENIZER, toy.meta(3, script))
-    command = [sys.executable, "-c", JOB_WITHOUT_RAY, "--port", "0"]
+    command = [sys.executable, "-c", JOB_WITHOUT_RAY, "--port", "0", "--cors-origins", "https://page.example"]
     with subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
         assert job.stdout
         output = ""
@@ -352,7 +356,9 @@ def test_job_serves_without_ray_until_interrupted(raychat_home: Path) -> None:
             line = job.stdout.readline()
             assert line, output
             output += line
-        assert httpx.get(f"{url[1]}/health", timeout=60).json() == {"status": "ok", "model": "r-sft"}
+        health = httpx.get(f"{url[1]}/health", headers={"Origin": "https://page.example"}, timeout=60)
+        assert health.json() == {"status": "ok", "model": "r-sft"}
+        assert health.headers["access-control-allow-origin"] == "https://page.example"
         assert ask(client(url[1]), model="r-sft").choices[0].message.content == "Hi"
         job.send_signal(signal.SIGINT)
         output += job.stdout.read()
@@ -371,3 +377,20 @@ def test_port_in_use_is_an_error_before_anything_is_loaded(raychat_home: Path, w
     assert job.returncode == 1
     assert re.search(rf"ValueError: cannot listen on 127\.0\.0\.1:{port}: .*in use.* --port N", job.stderr)
     assert "Started a local Ray instance" not in job.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rate_without_keys_is_an_error_before_anything_is_loaded(raychat_home: Path, workers: int) -> None:
+    with pytest.raises(ValueError, match="requests_per_minute counts per API key, and there are none"):
+        serve.run(serve.Args(requests_per_minute=5, cluster=Cluster(workers=workers)))
+
+
+def test_server_says_who_can_connect(capsys: pytest.CaptureFixture[str]) -> None:
+    announce(ServerSettings(), 8000, [8404, 9101])
+    alone, statistics, where = capsys.readouterr().out.splitlines()
+    assert "no API keys (RAYCHAT_API_KEYS): only this machine can connect to page and API" in alone
+    assert "ports 8404 and 9101 show HAProxy's statistics to all machines" in statistics
+    assert "chat at http://127.0.0.1:8000" in where
+    announce(ServerSettings(host="0.0.0.0", api_keys=("secret",)), 8000)
+    assert "all machines" not in (out := capsys.readouterr().out)
+    assert len(out.splitlines()) == 1

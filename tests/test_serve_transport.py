@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
-from raychat.serve.transport import _VARIABLES
+import pytest
+
+from raychat.serve.transport import _VARIABLES, statistics_ports
 
 COMMAND = f'eval "$({sys.executable} -m raychat.serve.transport)" && env -0'
 
@@ -27,3 +29,11 @@ def test_what_the_user_has_set_stays() -> None:
     own = {"RAY_SERVE_HAPROXY_RETRIES": "2", "RAY_SERVE_HAPROXY_STATS_PORT": "8404", "RAY_SERVE_ENABLE_HA_PROXY": "0"}
     found = shell_environment(**own)
     assert own.items() <= found.items()
+
+
+def test_statistics_are_on_ports_of_haproxy_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_SERVE_HAPROXY_METRICS_PORT", raising=False)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", "1234")
+    for enabled, ports in (("0", []), ("1", [1234, 9101])):
+        monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", enabled)
+        assert statistics_ports() == ports

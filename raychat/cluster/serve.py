@@ -8,9 +8,10 @@ serve run raychat.cluster.serve:build run=tiny max_sequences=8
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 from fastapi import FastAPI
@@ -28,11 +29,13 @@ from raychat.serve.http import make_app
 from raychat.serve.models import open_models
 from raychat.serve.run import announce, listen
 from raychat.serve.settings import ServerSettings
-from raychat.serve.transport import REQUEST_TIMEOUT_S, set_environment
+from raychat.serve.transport import REQUEST_TIMEOUT_S, set_environment, statistics_ports
 
 APPLICATION = "raychat"  # its name on Ray Serve
 GRACE_S = 120.0  # for a replica that stops to finish its answers
 HEALTH_PERIOD_S = 1.0  # Serve replaces a replica that has died at the next check, others after three failed checks
+
+T = TypeVar("T")
 
 
 class ServeArgs(BaseModel):
@@ -73,12 +76,7 @@ def build(args: dict[str, Any]) -> Application:
     # `serve run module:build` has not connected to a cluster yet, and looking for one would take minutes where the last
     # one has died. So `web` checks the host of Serve again.
     running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
-    server = ServerSettings.from_environment(
-        host=running.http_config.host if running else "127.0.0.1",
-        max_queued=settings.max_queued,
-        requests_per_minute=settings.requests_per_minute,
-        cors_origins=tuple(settings.cors_origins),
-    )
+    server = _server(settings, running.http_config.host if running else "127.0.0.1")
 
     def web() -> FastAPI:
         """Make the web application in an ingress."""
@@ -131,12 +129,22 @@ def _settings(args: dict[str, Any]) -> ServeArgs:
         raise ValueError(f"wrong setting of the application: {wrong}") from None
 
 
+def _server(settings: ServeArgs, host: str, port: int = 0) -> ServerSettings:
+    return ServerSettings.from_environment(
+        host=host,
+        port=port,
+        max_queued=settings.max_queued,
+        requests_per_minute=settings.requests_per_minute,
+        cors_origins=tuple(settings.cors_origins),
+    )
+
+
 def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluster) -> None:
     """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
 
     A cluster that was joined keeps Ray Serve and its other applications.
     """
-    ServerSettings.from_environment(host=host, port=port)  # fail before Ray starts
+    _server(_settings(settings), host, port)  # fail before Ray starts
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:
         port = _free_port(host, port)
@@ -144,7 +152,7 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
     cluster.connect()
     host, port = _start_serve(host, port)
     serve.run(build(settings), name=APPLICATION)
-    announce(ServerSettings.from_environment(host=host), port)
+    announce(_server(_settings(settings), host), port, _on_head(statistics_ports))
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -161,13 +169,19 @@ def _start_serve(host: str, port: int) -> tuple[str, int]:
     if running is not None:
         return running.http_config.host, running.http_config.port
     # Ask first: Serve's proxies set SO_REUSEPORT, so two clusters on one machine would share the port silently.
-    on_head = ray.remote(_free_port).options(num_cpus=0, resources={"node:__internal_head__": 0.001})
-    try:
-        port = ray.get(on_head.remote(host, port))
-    except ray.exceptions.RayTaskError as e:
-        raise e.cause from None
+    port = _on_head(_free_port, host, port)
     serve.start(http_options={"host": host, "port": port, "request_timeout_s": REQUEST_TIMEOUT_S})
     return host, port
+
+
+def _on_head(function: Callable[..., T], *args: Any) -> T:
+    """Return what a function returns on the cluster's head. Raises what it raises."""
+    task = ray.remote(function).options(num_cpus=0, resources={"node:__internal_head__": 0.001})
+    try:
+        result: T = ray.get(task.remote(*args))
+    except ray.exceptions.RayTaskError as e:
+        raise e.cause from None
+    return result
 
 
 def _free_port(host: str, port: int) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -25,15 +25,18 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def announce(settings: ServerSettings, port: int) -> None:
-    """Print where the server listens, and to whom."""
+def announce(settings: ServerSettings, port: int, statistics: Sequence[int] = ()) -> None:
+    """Print where the server listens, and to whom. statistics: ports that HAProxy opens besides, to everybody."""
     if not settings.api_keys:
-        print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect", flush=True)
+        print(f"no API keys ({API_KEYS_VARIABLE}): only this machine can connect to page and API", flush=True)
+    if statistics:
+        ports = " and ".join(map(str, statistics))
+        print(f"ports {ports} show HAProxy's statistics to all machines: keep them behind a firewall", flush=True)
     print(READY.format(settings.host, port), flush=True)
 
 
 def serve_here(
-    storage: str, run: str | None, stage: str | None, max_sequences: int, max_models: int, host: str, port: int
+    storage: str, run: str | None, stage: str | None, max_sequences: int, max_models: int, settings: ServerSettings
 ) -> None:
     """Serve the checkpoints of a storage until interrupted.
 
@@ -50,7 +53,7 @@ def serve_here(
         print(f"serving {found.name} from {found.path}", flush=True)
         return models
 
-    serve_until_interrupted(load, ServerSettings.from_environment(host=host, port=port))
+    serve_until_interrupted(load, settings)
 
 
 def serve_until_interrupted(load: Callable[[], Backend], settings: ServerSettings) -> None:

@@ -26,7 +26,8 @@ _VARIABLES = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # on a busy machine HAProxy takes longer to start than Ray's 5 s
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # of an idle ingress, till HAProxy knows that it stops
 }
-_STATISTICS = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")  # Ray's own would clash with another's
+# Ports that Ray's template opens on all addresses, whatever the host is. Ray's numbers clash with another HAProxy's.
+_STATISTICS = {"RAY_SERVE_HAPROXY_STATS_PORT": 8404, "RAY_SERVE_HAPROXY_METRICS_PORT": 9101}
 
 
 def set_environment() -> None:
@@ -38,6 +39,13 @@ def set_environment() -> None:
     for key, server in [(key, socket.create_server(("", 0))) for key in missing]:  # open at once, so they differ
         with server:
             os.environ[key] = str(server.getsockname()[1])
+
+
+def statistics_ports() -> list[int]:
+    """Return the ports of HAProxy's statistics in the environment of a process of Ray; none without HAProxy."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
+        return []
+    return [int(os.environ.get(key, default)) for key, default in _STATISTICS.items()]
 
 
 if __name__ == "__main__":
