@@ -145,7 +145,6 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
     from raychat.data import corpus
     from raychat.report import dry_run
     from raychat.tokenizer import FILE_NAME, Tokenizer
-    from raychat.train.finished import finished
     from raychat.train.scaling import VOCAB_SIZE
 
     folder = args.cluster.run_folder(args.run, "tokenizer")
@@ -155,10 +154,8 @@ def dry_run(args: Args, vocab_size: int | None = None, price_per_hour: float | N
     else:
         stage = stage_of(args, vocab_size or VOCAB_SIZE, None)
         print(f"{folder} has no tokenizer yet: counted with {vocab_size or VOCAB_SIZE:,} tokens")
-    finished(stage.folder, stage.recipe)
-    if "tinyworld" not in args.data:  # which is written when it is first named
-        corpus.check(corpus.shards(args.data, stage.storage, num_shards_of(args, stage.recipe)))
-    return dry_run.show(stage.recipe, stage.runtime, args.cluster.max_workers, price_per_hour)
+    data = corpus.described(args.data, stage.storage, num_shards_of(args, stage.recipe))
+    return dry_run.show(stage, args.cluster.max_workers, data, price_per_hour)
 
 
 if __name__ == "__main__":

@@ -99,18 +99,16 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.evals.evaluation import LoadedModel
     from raychat.evals.samples import sampled
     from raychat.report import dry_run
-    from raychat.train.finished import finished
 
     parent = parent_of(args)
     tokenizer = tokenizer_of(args, parent)
     stage = stage_of(args, tokenizer, parent)
+    num_shards = corpus.shards_needed(args.data, args.steps * args.batch_tokens)
     if args.dry_run:
-        finished(stage.folder, stage.recipe)
-        return dry_run.show(stage.recipe, stage.runtime, args.cluster.max_workers)
+        return dry_run.show(stage, args.cluster.max_workers, corpus.described(args.data, stage.storage, num_shards))
     tokenizer.save_once(args.cluster.run_folder(run_of(args), "tokenizer"))
 
     def packings() -> tuple[Packing, Packing]:
-        num_shards = corpus.shards_needed(args.data, args.steps * args.batch_tokens)
         return pretraining(args.data, tokenizer, args.sequence_len, stage.storage, num_shards)
 
     max_val_rows = max(1, args.eval_tokens // args.sequence_len)

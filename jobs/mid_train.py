@@ -5,10 +5,14 @@ base checkpoint.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raychat.cluster import Cluster
 from raychat.settings import MAX_SEED, above, at_least, at_most
+
+if TYPE_CHECKING:  # a job shows its help without torch
+    from raychat.recipe import Recipe
+    from raychat.train.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Args:
     activation_budget: float = 1.0  # share of the activations that a compiled step keeps; less = more rows, slower
     fp8: bool = False  # multiply in 8 bits in training, on GPUs from compute capability 8.9 on (L4, H100)
     profile: bool = False  # write a trace of the sixth to eighth step to the stage's folder
+    dry_run: bool = False  # only print what the stage would take: parameters, FLOPs, steps, memory, time and cost
     wandb: bool = False  # log to Weights & Biases (the driver's WANDB_* variables reach the workers)
     tensorboard: bool = False  # log to the stage's folder for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
@@ -50,25 +55,58 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Midtrain, or find that it is done; return the stage's summary."""
+    if args.dry_run:
+        return dry_run(args)
+
+    from functools import partial
+
+    from raychat.cluster.launch import train_on_tokens
+    from raychat.train.finetune import packings
+
+    stage = stage_of(args)
+    return train_on_tokens(stage, partial(packings, stage, masked=False), args.cluster)
+
+
+def stage_of(args: Args, planned: "Recipe | None" = None) -> "Stage":
+    """Return the stage. planned: the recipe of a parent without a checkpoint yet; None = the checkpoint has it."""
     from functools import partial
 
     from raychat import checkpoint, paths
-    from raychat.cluster.launch import train_on_tokens
     from raychat.optim import schedule
     from raychat.recipe import Runtime
-    from raychat.train.finetune import child_recipe, packings
+    from raychat.train.finetune import child_recipe, inherited
     from raychat.train.stage import Stage
 
     cluster, storage = args.cluster, args.cluster.storage()
-    parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("base",)))
-    stage = Stage(
+    if planned is None:
+        parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("base",)))
+        recipe = child_recipe(parent, storage, args)
+    else:
+        recipe = inherited(planned, args)
+    return Stage(
         name=f"{args.run}/mid",
         storage=storage,
-        recipe=child_recipe(parent, storage, args),
+        recipe=recipe,
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         runtime=Runtime.of(args),
     )
-    return train_on_tokens(stage, partial(packings, stage, masked=False), cluster)
+
+
+def dry_run(args: Args, planned: "Recipe | None" = None, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Print what the stage will take, and return its figures. Nothing is read but the parent's recipe.
+
+    Args:
+        planned: as for `stage_of`.
+        price_per_hour: US dollars, of all machines together; None = list prices.
+
+    Raises:
+        ValueError: A setting is one that the run would refuse, or there is no parent.
+    """
+    from raychat.report import dry_run
+    from raychat.train.finetune import described
+
+    stage = stage_of(args, planned)
+    return dry_run.show(stage, args.cluster.max_workers, described(stage), price_per_hour)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ class Args:
     max_problems: int | None = None  # problems of each chat task, and items of each CORE task, at most
     seed: int | None = None  # of the first weights, the order of the data, and the answers in reinforcement
     price_per_hour: float | None = None  # US dollars for all machines together, for the cost in the report
-    dry_run: bool = False  # only print what the base stage would take: FLOPs, memory, time and cost
+    dry_run: bool = False  # only print what base, mid and SFT would take: FLOPs, memory, time and cost
     wandb: bool = False  # log the stages to Weights & Biases (the driver's WANDB_* variables reach the workers)
     tensorboard: bool = False  # log to the stages' folders for TensorBoard
     cluster: Cluster = field(default_factory=Cluster)
@@ -230,12 +230,24 @@ def check_tasks(steps: Pipeline) -> None:
 
 
 def dry_run(args: Args) -> dict[str, Any]:
-    """Print what the base stage will take; return its figures. The length of later stages follows from their data."""
+    """Print what base, mid and SFT will take; return their figures. How long RL takes depends on its answers."""
+    from raychat import checkpoint
+
     steps = pipeline(args)
     check_tasks(steps)
     folder = args.cluster.run_folder(steps.tok_train.run, "tokenizer")
+
+    def unless_trained(stage: str, figures: dict[str, Any]) -> Any:
+        """Return the recipe of a stage that the next one starts from; None where a checkpoint has it."""
+        trained = checkpoint.latest(args.cluster.run_folder(steps.report.run, stage))
+        return None if trained else figures["recipe"]
+
     tok_train.finished(folder, tok_train.settings_of(steps.tok_train), overwrite=False)
-    return base_train.dry_run(steps.base_train, steps.tok_train.vocab_size, args.price_per_hour)
+    base = base_train.dry_run(steps.base_train, steps.tok_train.vocab_size, args.price_per_hour)
+    mid = mid_train.dry_run(steps.mid_train, unless_trained("base", base), args.price_per_hour)
+    sft = sft_train.dry_run(steps.sft_train, unless_trained("mid", mid), args.price_per_hour)
+    print("RL and the evaluations are not counted: how long they take depends on the length of answers.")
+    return {"base": base, "mid": mid, "sft": sft}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 import toy
 from tiny import byte_tokenizer
 
-from jobs import base_train, speedrun
+from jobs import base_train, mid_train, sft_train, speedrun
 from raychat import checkpoint, paths
 from raychat.cluster import Cluster
+from raychat.data import hub
 from raychat.data.batches import steps_of
 from raychat.data.shards import TokenRows
 from raychat.dist import World
@@ -111,6 +113,51 @@ def test_dry_run_says_what_the_run_does(tmp_path: Path, raychat_home: Path) -> N
         base_train.run(replace(args, seed=1))
 
 
+@pytest.mark.parametrize("name", ["climbmix", "tinyworld", "tinyshakespeare"])
+def test_shards_are_named_without_network_and_writing(
+    raychat_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(hub.TEXTS, "tinyshakespeare", "http://127.0.0.1:9")
+    base_train.run(job(raychat_home / "text", data=(name,), steps=40_000_000))
+    folder = raychat_home / "data" / name
+    hubs = f"123 shards, {folder}/shard_00000.parquet to shard_00122.parquet; shard_06542.parquet for validation"
+    assert f"Data: {hubs if name == 'climbmix' else f'{name}; {name} will be made or downloaded first'}\n" in (
+        capsys.readouterr().out
+    )
+    assert not folder.exists()
+
+
+def test_shards_that_are_there_are_named(
+    tmp_path: Path, raychat_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_train.run(job(tmp_path / "text"))
+    assert f"Data: 1 shards, {tmp_path}/text/a.txt to a.txt; b.txt for validation\n" in capsys.readouterr().out
+    base_train.run(job(tmp_path / "text", data=(f"{tmp_path}/text/a.txt",)))
+    assert f"Data: {tmp_path}/text/a.txt, its end for validation\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", [mid_train, sft_train])
+def test_stage_of_unknown_length_has_the_time_of_a_step(raychat_home: Path, stage: ModuleType) -> None:
+    base = toy.meta(3, steps=3, data=("tinyworld",))
+    checkpoint.save_checkpoint(str(raychat_home / "runs/r/base"), toy.model(), None, byte_tokenizer(), base)
+    args = stage.Args(run="r", lr=0.5, dry_run=True, cluster=Cluster(workers=0))
+    said, known = stage.run(args), stage.run(replace(args, steps=7))
+    assert (said["steps"], said["tokens"], said["devices"]["H100"].wall_s) == (None, None, None)
+    assert (known["steps"], known["tokens"]) == (7, 7 * 6 * toy.CONFIG.sequence_len)
+    assert known["devices"]["H100"].wall_s == pytest.approx(7 * said["devices"]["H100"].step_s)
+    full = dry_run.groups_of(toy.model(), base.recipe)
+    assert [group.lr for group in said["groups"]] == [0.5 * group.lr for group in full]
+    assert said["recipe"].parent == "runs/r/base/step_000003"
+    assert [path.name for path in raychat_home.iterdir()] == ["runs"]
+    with pytest.raises(ValueError, match="no task is called 'mmlv'"):
+        stage.run(replace(args, tasks=("mmlv",)))
+    with pytest.raises(ValueError, match="is not a folder"):
+        stage.run(replace(args, task_data="nowhere"))
+    with pytest.raises(ValueError, match="no checkpoint of"):
+        stage.run(replace(args, run="absent"))
+
+
 def test_dry_run_needs_no_ray_and_writes_nothing(raychat_home: Path) -> None:
     program = (
         "import sys; from jobs import speedrun; speedrun.run(speedrun.Args(dry_run=True)); print('ray' in sys.modules)"
@@ -141,10 +188,14 @@ def test_settings_that_the_run_refuses_are_refused(tmp_path: Path, wrong: dict[s
 def test_speedrun_counts_the_preset(raychat_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = speedrun.Args(dry_run=True, price_per_hour=2.0)
     said, tiny = speedrun.run(args), speedrun.pipeline(args)
-    assert said["recipe"].model["vocab_size"] == tiny.tok_train.vocab_size
-    assert said["steps"] == tiny.base_train.steps
-    assert said["devices"]["H100"].cost == pytest.approx(2.0 * said["devices"]["H100"].wall_s / 3600)
-    assert "| steps | 700 |" in capsys.readouterr().out
+    assert said["base"]["recipe"].model["vocab_size"] == tiny.tok_train.vocab_size
+    planned = (tiny.base_train.steps, tiny.mid_train.steps, tiny.sft_train.steps)
+    assert tuple(figures["steps"] for figures in said.values()) == planned
+    assert said["sft"]["recipe"].batch_tokens == tiny.sft_train.batch_tokens
+    for figures in said.values():
+        assert figures["devices"]["H100"].cost == pytest.approx(2.0 * figures["devices"]["H100"].wall_s / 3600)
+    printed = capsys.readouterr().out
+    assert all(f"| steps | {steps} |" in printed for steps in planned)
     paths.write_json(str(raychat_home / "runs" / "tiny" / "tokenizer" / "train.json"), {"settings": {"vocab_size": 9}})
     byte_tokenizer().save(str(raychat_home / "runs" / "tiny" / "tokenizer"))
     with pytest.raises(ValueError, match="has a tokenizer trained with"):

@@ -44,6 +44,8 @@ def test_speedrun_goes_all_the_way_and_does_nothing_twice(
     world: Path, raychat_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = arguments(world)
+    planned = speedrun.run(replace(args, dry_run=True))
+    assert not list(raychat_home.iterdir())
     report = speedrun.run(args)
     run = raychat_home / "runs" / "r"
     assert json.loads((run / "report" / "report.json").read_text()) == report
@@ -59,6 +61,12 @@ def test_speedrun_goes_all_the_way_and_does_nothing_twice(
     last = [all_in(str(run / stage))[-1] for stage in STEPS]
     parents = [read_meta(path).recipe.parent for path in last]
     assert parents == [None, *(path.removeprefix(f"{raychat_home}/") for path in last[:-1])]
+
+    known = speedrun.run(replace(args, dry_run=True))
+    for stage, path in zip(("base", "mid", "sft"), last, strict=False):
+        recipe = replace(read_meta(path).recipe, inputs=None)
+        assert known[stage]["recipe"] == recipe
+        assert planned[stage]["recipe"] == replace(recipe, parent=None, tokenizer=None)
 
     written = {path: path.stat().st_mtime_ns for stage in STEPS for path in (run / stage).rglob("*")}
     capsys.readouterr()

@@ -16,7 +16,7 @@ import posixpath
 from collections.abc import Sequence
 
 from raychat import paths, tinyworld
-from raychat.data.hub import HUB, TEXTS, fetch_text, hub_shards, source
+from raychat.data.hub import HUB, TEXTS, fetch_text, hub_shards, source, text_path
 from raychat.data.reading import KINDS
 
 _HASHED_BYTES = 16 << 20  # of the largest local shard that is read to name its version
@@ -53,6 +53,22 @@ def check(shards: Sequence[str]) -> None:
     """Check that a corpus has something to train on and something to validate on. Raises ValueError as `split`."""
     if not one_text(shards):
         split(shards)
+
+
+def described(data: Sequence[str], storage: str, num_shards: int | None = None) -> str:
+    """Say which shards there are to train on and to validate on. Downloads and writes nothing.
+
+    Raises:
+        ValueError: as `shards` and `check`.
+    """
+    if missing := [entry for entry in data if not _is_there(entry, storage)]:
+        return f"{', '.join(data)}; {' and '.join(missing)} will be made or downloaded first"
+    found = shards(data, storage, num_shards)
+    check(found)
+    if one_text(found):
+        return f"{found[0]}, its end for validation"
+    *train, val = found
+    return f"{len(train):,} shards, {train[0]} to {paths.name(train[-1])}; {paths.name(val)} for validation"
 
 
 def one_text(shards: Sequence[str]) -> bool:
@@ -114,6 +130,13 @@ def task_root(task_data: str, storage: str) -> str:
     raise ValueError(
         f"--task-data is {task_data!r}; expected tinyworld, hub or a folder of data sets; {root} is not a folder"
     )
+
+
+def _is_there(entry: str, storage: str) -> bool:
+    """Tell whether `shards` lists this name as it is, and has nothing to write or to download for it."""
+    if entry == "tinyworld":
+        return tinyworld.complete(paths.join(storage, "data", "tinyworld"))
+    return entry not in TEXTS or paths.exists(text_path(entry, storage))
 
 
 def _resolve(entry: str, storage: str) -> list[str]:

@@ -47,13 +47,18 @@ def source(path: str) -> HubCorpus | None:
     return corpus if found and corpus and int(found[2]) < corpus.num_shards else None
 
 
+def text_path(name: str, storage: str) -> str:
+    """Return the path that a text of `TEXTS` has, or will have, in the storage."""
+    return paths.join(storage, "data", name, "input.txt")
+
+
 def fetch_text(name: str, storage: str) -> str:
     """Return the path of a text of `TEXTS` in the storage; download it first if it is missing.
 
     Raises:
         ConnectionError: it could not be downloaded.
     """
-    path = paths.join(storage, "data", name, "input.txt")
+    path = text_path(name, storage)
     if not paths.exists(path):
         try:
             with urllib.request.urlopen(TEXTS[name], timeout=60) as answer:

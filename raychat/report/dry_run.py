@@ -1,5 +1,6 @@
 """What a training stage will take, counted from its recipe before anything is read or started."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from raychat.recipe import Recipe, Runtime
 from raychat.report.figures import LIST_PRICES, cost
 from raychat.report.markdown import table_text
 from raychat.report.tables import Table, dollars, duration, number
+from raychat.train.finished import finished
 from raychat.train.memory import USABLE, StepBytes, device_rows, rows_that_fit, step_bytes
+from raychat.train.stage import Stage
 
 GIB = 2**30
 GPUS = {"H100": 80 * GIB, "A100": 80 * GIB, "RTX 4090": 24 * GIB}  # bytes of memory
@@ -47,7 +50,8 @@ class Estimate(NamedTuple):
     rows: dict[int, int]  # of a worker's largest micro-batch, by the number of workers
     step: StepBytes
     memory: int | None  # bytes of a device; None = not looked at
-    wall_s: float
+    step_s: float
+    wall_s: float | None  # None = the number of steps is unknown
     cost: float | None  # US dollars
 
 
@@ -56,30 +60,38 @@ class Figures(NamedTuple):
 
     recipe: Recipe
     groups: list[Group]
-    steps: int
-    tokens: int
+    steps: int | None  # None = one pass over data that is not read here
+    tokens: int | None  # of all steps
     flops_per_token: int
     num_workers: int
     devices: dict[str, Estimate]
 
 
-def show(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Print what a stage takes as `count` says, and return it. num_workers: 0 = in this process."""
-    figures = count(recipe, runtime, max(1, num_workers), price_per_hour)
-    print("\n\n".join(map(table_text, tables_of(figures))))
+def show(stage: Stage, num_workers: int, data: str, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Print what a stage takes as `count` says, and return it.
+
+    Args:
+        num_workers: 0 = in this process.
+        data: what it is trained on.
+
+    Raises:
+        ValueError: The stage's folder holds a stage of another recipe.
+    """
+    finished(stage.folder, stage.recipe)
+    figures = count(stage.recipe, stage.runtime, max(1, num_workers), price_per_hour)
+    print("\n\n".join([f"# {stage.name}", f"Data: {data}", *map(table_text, tables_of(figures))]), end="\n\n")
     return figures._asdict()
 
 
 def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: float | None = None) -> Figures:
-    """Count what a stage of a known number of steps takes.
+    """Count what a stage takes.
 
     Args:
         price_per_hour: US dollars, of all machines together; None = the list price of each device that has one.
     """
-    assert recipe.steps is not None
     with torch.device("meta"):
         model = registry.build(recipe.model)
-    tokens = recipe.steps * recipe.rows_per_step * recipe.sequence_len
+    step_tokens = recipe.rows_per_step * recipe.sequence_len
     groups, flops_per_token, devices = groups_of(model, recipe), model.flops_per_token(), {}
     for device in (*GPUS, CPU):
         dtype = torch.float32 if device == CPU else torch.bfloat16
@@ -88,10 +100,13 @@ def count(recipe: Recipe, runtime: Runtime, num_workers: int, price_per_hour: fl
         rows = {workers: rows_of(model, device, workers, recipe.rows_per_step, runtime) for workers in counts}
         peak = measured_flops() if device == CPU else peak_flops_of(device)
         assert peak is not None
-        wall_s = tokens * flops_per_token / (UTILISATION * peak * (1 if device == CPU else num_workers))
-        paid = cost({"wall_s": wall_s, "eval_wall_s": None, "workers": num_workers, "device": device}, price_per_hour)
+        step_s = step_tokens * flops_per_token / (UTILISATION * peak * (1 if device == CPU else num_workers))
+        wall_s = None if recipe.steps is None else recipe.steps * step_s
+        used = {"wall_s": wall_s, "eval_wall_s": None, "workers": num_workers, "device": device}
+        paid = None if wall_s is None else cost(used, price_per_hour)
         step = step_bytes(model, rows[num_workers], num_workers, dtype, runtime.activation_budget)
-        devices[device] = Estimate(peak, rows, step, GPUS.get(device), wall_s, paid)
+        devices[device] = Estimate(peak, rows, step, GPUS.get(device), step_s, wall_s, paid)
+    tokens = None if recipe.steps is None else recipe.steps * step_tokens
     return Figures(recipe, groups, recipe.steps, tokens, flops_per_token, num_workers, devices)
 
 
@@ -103,7 +118,9 @@ def groups_of(model: Model, recipe: Recipe) -> list[Group]:
         part = name.split(".")[0]
         of_part = NAMES.get(part) if p.dim() > 1 else None
         counts[of_part or f"scalars ({part})", rates[name].scaled(recipe.lr_scale)] += p.numel()
-    groups = [Group(name, num_params, type(rate).__name__, rate.lr) for (name, rate), num_params in counts.items()]
+    groups = [
+        Group(name, num_params, type(rate).__name__, recipe.lr * rate.lr) for (name, rate), num_params in counts.items()
+    ]
     return sorted(groups, key=lambda group: -group.num_params)
 
 
@@ -121,6 +138,7 @@ def share(count: int, parts: int) -> int:
     return -(-count // parts)
 
 
+@functools.cache  # once for all stages
 def measured_flops() -> float:
     """Return what this process reaches in a product of large matrices, in FLOP/s."""
     return measure_speed(torch.device("cpu"), torch.float32).flops_per_s
@@ -139,12 +157,12 @@ def _stage(figures: Figures) -> Table:
     rows = {
         "model": ", ".join(f"{key} {recipe.model[key]}" for key in sizes if key in recipe.model),
         "parameters": f"{sum(group.num_params for group in figures.groups):,}",
-        "steps": f"{figures.steps:,}",
-        "tokens": f"{figures.tokens:,}",
+        "steps": "one pass over the data" if figures.steps is None else f"{figures.steps:,}",
+        "tokens": number(figures.tokens, ","),
         "tokens of a step": f"{recipe.rows_per_step * recipe.sequence_len:,} in {recipe.rows_per_step:,} rows",
         "FLOPs per token": f"{figures.flops_per_token:.3e}",
-        "FLOPs": f"{figures.tokens * figures.flops_per_token:.3e}",
-        "learning rates times": f"{recipe.lr_scale:.4g}",
+        "FLOPs": number(figures.tokens and figures.tokens * figures.flops_per_token, ".3e"),
+        "learning rates times": f"{recipe.lr_scale:.4g} where they grow with the batch, {recipe.lr:g} at the peak",
         "weight decay": f"{recipe.weight_decay:.4g}, of Muon, at the first step",
     }
     if recipe.adamw is not None:
@@ -166,6 +184,7 @@ def _devices(figures: Figures) -> Table:
         *kinds,
         row("sum, GiB", lambda e: f"{sum(e.step) / GIB:.2f}"),
         row("memory, GiB", _memory),
+        row("time of a step", lambda e: f"{e.step_s:.3g} s"),
         row("time", lambda e: duration(e.wall_s)),
         row("cost", lambda e: dollars(e.cost)),
     ]

@@ -24,11 +24,30 @@ def child_recipe(parent: str, storage: str, job: object = None, **changes: Any) 
     Args:
         job: settings of the job; those that are fields of a recipe are changes, too.
     """
-    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling", "schedule"))
-    own |= {"parent": paths.relative(parent, storage), "weight_decay": 0.0}
+    recipe = inherited(checkpoint.read_meta(parent).recipe, job, **changes)
+    return replace(recipe, parent=paths.relative(parent, storage))
+
+
+def inherited(parent: Recipe, job: object = None, **changes: Any) -> Recipe:
+    """Return the recipe of a stage as `child_recipe` does, from a parent that may have no checkpoint yet."""
+    own: dict[str, Any] = dict.fromkeys(("steps", "num_shards", "inputs", "sampling", "schedule", "parent"))
     given = {field.name: getattr(job, field.name, None) for field in fields(Recipe) if field.name != "parent"} | changes
-    own |= {key: value for key, value in given.items() if value is not None}
-    return replace(checkpoint.read_meta(parent).recipe, **own)
+    own |= {"weight_decay": 0.0} | {key: value for key, value in given.items() if value is not None}
+    return replace(parent, **own)
+
+
+def described(stage: Stage) -> str:
+    """Say what the stage's conversations are made from. Reads and writes nothing.
+
+    Raises:
+        ValueError: A task is unknown, or the folder of their data does not exist.
+    """
+    recipe = stage.recipe
+    assert recipe.task_data is not None
+    tasks.in_turns(recipe.tasks)
+    if recipe.task_data != "tinyworld":  # which is written when it is first named
+        corpus.task_root(recipe.task_data, stage.storage)
+    return f"{', '.join(recipe.tasks)} of {recipe.task_data}"
 
 
 def packings(stage: Stage, *, masked: bool) -> tuple[Packing, Packing]:
