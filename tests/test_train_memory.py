@@ -1,15 +1,17 @@
 """Rows of a micro-batch follow from memory: against what the compiler's partitioner keeps, and for the presets."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import toy
 from torch import Tensor
 
-from jobs.speedrun import PRESETS
 from raychat.model import registry
 from raychat.model.base import Model
 from raychat.model.loss import token_nll
+from raychat.optim import build_optimizer
 from raychat.train import memory, scaling
 
 GIB = 2**30
@@ -68,15 +70,35 @@ def test_bytes_of_a_row_are_what_the_partitioner_keeps() -> None:
     assert counted <= estimated <= 1.2 * counted
 
 
+def test_the_other_bytes_are_those_of_a_step() -> None:
+    model = toy.model().place(torch.device("cpu"), torch.bfloat16)
+    optimizer = build_optimizer(model, lr_scale=0.1, weight_decay=0.1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step(0.1, 0.95, 0.1)
+    step = memory.step_bytes(model, 0, 1, torch.bfloat16)
+    assert step.weights == sum(p.nbytes for p in model.parameters())
+    assert step.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    state = sum(slot.rows.nbytes for group in optimizer._groups for slot in group.slots())
+    assert 0.95 * state < step.optimizer <= state  # without the variances of Muon's rows, some 1/n_embd of it
+    assert step.casts == sum(2 * p.numel() for p in model.parameters() if p.dtype == torch.float32)
+    assert step.activations == step.logits == 0
+
+
+@pytest.fixture(scope="module")
+def kept_of_64_rows() -> float:
+    return kept_bytes_per_row(on_meta(4, sequence_len=224, vocab_size=8192), num_rows=64)
+
+
 @pytest.mark.parametrize("budget", [0.7, 0.5, 0.3])
-def test_a_budget_of_activations_keeps_no_more_than_its_share(budget: float) -> None:
+def test_a_budget_of_activations_keeps_no_more_than_its_share(budget: float, kept_of_64_rows: float) -> None:
     model = on_meta(4, sequence_len=224, vocab_size=8192)
     config = pytest.importorskip("torch._functorch.config")
     with config.patch(activation_memory_budget=budget):
         kept = kept_bytes_per_row(model, num_rows=64)
     step = memory.step_bytes(model, 1, 1, torch.bfloat16, budget)
     logits = step.logits / 2  # the other half is their gradient
-    assert budget / 2 * kept_bytes_per_row(model, num_rows=64) < kept < step.activations + logits
+    assert budget / 2 * kept_of_64_rows < kept < step.activations + logits
 
 
 def test_a_budget_makes_room_for_more_rows() -> None:
@@ -85,14 +107,39 @@ def test_a_budget_makes_room_for_more_rows() -> None:
     assert rows[1] > rows[0]
 
 
-@pytest.mark.parametrize("preset", ["d20", "d24", "d32"])
+@pytest.fixture(scope="module")
+def kept_at_d24s_width() -> tuple[float, float]:
+    """What the partitioner keeps per token and channel: in a layer, and outside of the layers without the logits."""
+    T, C, kept = 224, 1536, {}
+    for layers in (2, 4):
+        model = on_meta(layers, width=C, head_dim=128, sequence_len=T)
+        kept[layers] = (kept_bytes_per_row(model) / T - 2 * model.config.vocab_size) / C
+    layer = (kept[4] - kept[2]) / 2
+    return layer, kept[2] - 2 * layer
+
+
 @pytest.mark.parametrize("workers", [1, 8])
-def test_presets_fit_an_80_gb_gpu(preset: str, workers: int) -> None:
-    args = PRESETS[preset]().base_train
-    model = on_meta(args.depth, sequence_len=args.sequence_len)
-    rows = memory.rows_that_fit(model, 80 * GIB, workers, torch.bfloat16)
-    need, twice = (sum(memory.step_bytes(model, n, workers, torch.bfloat16)) for n in (rows, 2 * rows))
-    assert need < 0.9 * 80 * GIB < twice
+@pytest.mark.parametrize("depth, gib", [(20, 80), (24, 80), (32, 80), (12, 24), (20, 24), (24, 24)])
+def test_rows_fit_by_the_partitioners_count(
+    depth: int, gib: int, workers: int, kept_at_d24s_width: tuple[float, float]
+) -> None:
+    model = on_meta(depth)
+    config, (layer, outside) = model.config, kept_at_d24s_width
+    rows = memory.rows_that_fit(model, gib * GIB, workers, torch.bfloat16)
+    of_a_token = (layer * config.n_layer + outside) * config.n_embd + 2 * 2 * config.vocab_size  # logits, gradient
+    of_a_row = of_a_token * config.sequence_len
+    others = sum(memory.step_bytes(model, 0, workers, torch.bfloat16))
+    assert others + rows * of_a_row < 0.9 * gib * GIB < others + 2 * rows * of_a_row
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_a_model_that_is_too_large_is_refused(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(total_memory=24 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    cuda = torch.device("cuda")
+    assert memory.device_rows(on_meta(24), cuda, workers, torch.bfloat16) >= 1
+    with pytest.raises(ValueError, match=rf"on {workers} workers takes \d\d.\d GiB .* has 24.0 GiB: too small"):
+        memory.device_rows(on_meta(32), cuda, workers, torch.bfloat16)
 
 
 def test_d20_at_32_rows_does_not_fit_an_80_gb_gpu() -> None:

@@ -27,11 +27,23 @@ class StepBytes(NamedTuple):
 def device_rows(
     model: Model, device: torch.device, num_workers: int, dtype: torch.dtype, activation_budget: float = 1.0
 ) -> int:
-    """Return the rows of `sequence_len` tokens that a micro-batch on this device should have, computing in `dtype`."""
+    """Return the rows of `sequence_len` tokens that a micro-batch on this device should have, computing in `dtype`.
+
+    Raises:
+        ValueError: The device's memory is too small for a single row.
+    """
     if device.type == "cpu":
         return max(1, CPU_TOKENS // model.config.sequence_len)
     memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    return rows_that_fit(model, memory_bytes, num_workers, dtype, activation_budget)
+    rows = rows_that_fit(model, memory_bytes, num_workers, dtype, activation_budget)
+    need = sum(step_bytes(model, rows, num_workers, dtype, activation_budget))
+    if need > memory_bytes:  # up to that it may fit: the count is on the safe side
+        raise ValueError(
+            f"a step of one row of {model.config.sequence_len} tokens on {num_workers} workers takes "
+            f"{need / 2**30:.1f} GiB of a device's memory, this one has {memory_bytes / 2**30:.1f} GiB: too small; "
+            "take more workers, a smaller --activation-budget or a smaller model, or try --device-rows 1"
+        )
+    return rows
 
 
 def rows_that_fit(
