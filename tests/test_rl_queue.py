@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raychat.evals.generate import Group, Question, Rollout
@@ -32,12 +32,14 @@ class Slow:
     def __init__(self, rank: Callable[[int], float], rewards: Callable[[int], tuple[float, ...]] | None = None) -> None:
         self.rank, self.rewards = rank, rewards or (lambda place: (0.0, 1.0))
         self.asked: dict[int, Question] = {}
+        self.version, self.versions = 0, dict[int, int]()  # of the weights, and by place those that began to answer
 
     def publish(self, version: int, weights: Mapping[str, torch.Tensor]) -> None:
-        pass
+        self.version = version
 
     def ask(self, questions: Mapping[int, Question]) -> None:
         self.asked |= questions
+        self.versions |= dict.fromkeys(questions, self.version)
 
     def finished(self) -> dict[int, Group]:
         place = min(self.asked, key=self.rank)
@@ -81,6 +83,21 @@ def test_a_slow_answer_holds_no_step_up_until_it_is_due() -> None:
     assert taken == [[0, 2, 3], [4, 5, 6], [1, 7, 8]]  # asked for by step 0, question 1 is due at step 2
 
 
+@settings(deadline=None)
+@given(st.integers(0, 4), st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
+@example(2, set(range(3, 9)), set())  # many are slow at once: more than one step could take when all are due
+@example(3, set(range(3, 12)), set())
+@example(4, set(range(3, 15)), {15, 16})
+def test_no_answer_is_older_than_twice_the_steps_ahead(ahead: int, slow: set[int], same: set[int]) -> None:
+    answers = Slow(
+        lambda place: place + 1000 * (place in slow), lambda place: (1.0, 1.0) if place in same else (0.0, 1.0)
+    )
+    steps = queue(answers, ahead, num_steps=16, useful=lambda group: group[0].reward != group[1].reward)
+    for number in range(16):
+        answers.publish(number, {})
+        assert all(number - answers.versions[place] <= 2 * ahead for place in places_of(steps.take(number)))
+
+
 def test_questions_without_signal_are_replaced_within_bounds() -> None:
     rewards = lambda place: (1.0, 1.0) if place in (1, 3) else (0.0, 1.0)  # noqa: E731
     steps = queue(Slow(float, rewards), useful=lambda group: group[0].reward != group[1].reward)
@@ -109,7 +126,7 @@ def test_resumed_stage_asks_what_is_not_used_up() -> None:
 
 
 @settings(deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(0, 3), st.integers(1, 5))
+@given(st.randoms(use_true_random=False), st.integers(0, 4), st.integers(1, 5))
 def test_no_question_is_lost_or_used_twice_whatever_order_and_interruption(rng: Any, ahead: int, stop: int) -> None:
     """The stage is killed after `stop` steps, with a checkpoint some steps ago."""
     ranks = [rng.random() for _ in range(200)]

@@ -90,8 +90,9 @@ class RolloutQueue:
     """The questions that are asked and not used up yet. Every worker holds the same.
 
     While the learner takes a step, up to `ahead` further steps' questions are being answered. A step takes what is
-    finished, the oldest first, so a slow answer holds it up only when its question has waited for 2 * `ahead` steps:
-    no token is older than that when it is trained on.
+    finished, the oldest first. It waits for a slow answer only where this or a later step would otherwise have more
+    questions due than it takes. A question is due 2 * `ahead` steps after it was asked: no token is older than that
+    when it is trained on.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class RolloutQueue:
         self._answers, self._question_at, self._useful = answers, question_at, useful
         self._per_step, self._ahead, self._num_steps = per_step, ahead, num_steps
         self._places = (place for place in count() if place not in used)
-        self._asked: dict[int, int] = {}  # place -> the step that asked
+        self._asked: dict[int, int] = {}  # place -> the step that asked; in order, which is that of the steps, too
         self._groups: dict[int, Group] = {}  # finished, by place
 
     def take(self, number: int) -> Taken:
@@ -146,11 +147,18 @@ class RolloutQueue:
 
     def _ready(self, number: int) -> list[int] | None:
         """Return the places of the groups that the step takes, in order; None = some are awaited."""
-        due = sorted(place for place, asked in self._asked.items() if asked + 2 * self._ahead <= number)
-        if any(place not in self._groups for place in due[: self._per_step]):
+        if any(place not in self._groups for place in list(self._asked)[: self._num_due(number)]):
             return None
         places = sorted(self._groups)[: self._per_step]
         return places if len(places) == self._per_step else None
+
+    def _num_due(self, number: int) -> int:
+        """Return how many of the oldest questions the step must take, so that none is ever taken later than due.
+
+        The first `count` questions can wait for as many steps as are left to the last of them, `per_step` a step.
+        """
+        steps_left = (asked + 2 * self._ahead - number for asked in self._asked.values())
+        return max(0, *(count - left * self._per_step for count, left in enumerate(steps_left, start=1)))
 
 
 def usual_places(number: int, per_step: int) -> list[int]:
