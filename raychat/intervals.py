@@ -38,6 +38,11 @@ def draws_of_mean(outcomes: Sequence[float], seed: int = 0) -> Draws:
     return np.concatenate(means)
 
 
+def draws_of_ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Draws:
+    """Return the sum of the numerators over that of the denominators of the same items, in each draw of the items."""
+    return draws_of_mean(numerators, seed) / draws_of_mean(denominators, seed)
+
+
 def interval(draws: Draws) -> tuple[float, float]:
     """Return the lower and the upper end of the figure's interval.
 

@@ -1,5 +1,6 @@
 """Runs side by side: differences, their intervals, what differs."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,65 @@ def test_without_outcomes_there_is_no_interval(tmp_path: Path) -> None:
     assert found == (-0.25, None, True)
     (row,) = [row for row in compare.stage_table("base", runs).rows if row[0] == "val bpb"]
     assert row == ["val bpb", "2.0000", "1.7500", "-0.2500"]
+
+
+def with_summary(root: Path, stage: str, name: str, **figures: Any) -> None:
+    path = paths.join(str(root / name), stage, "summary.json")
+    paths.write_json(path, paths.read_json(path) | figures)
+
+
+def measured(root: Path, stage: str, figure: str, first: dict[str, Any], other: dict[str, Any]) -> compare.Difference:
+    """Return the difference of a figure of two runs whose stages have recorded this."""
+    for name, found in (("a", first), ("b", other)):
+        write_run(str(root / name))
+        with_summary(root, stage, name, **found)
+    runs = [compare.Compared(*report.collect(str(root / name))) for name in ("a", "b")]
+    found = compare.difference(runs[0].stage(stage), runs[1].stage(stage), figure)
+    assert found is not None
+    return found
+
+
+def bpb_of(nats: list[float], bytes_: list[int]) -> dict[str, Any]:
+    return {
+        "val_bpb": sum(nats) / sum(bytes_) / math.log(2),
+        "outcomes": {"val_bpb": {"nats": nats, "bytes": bytes_}},
+    }
+
+
+def test_bits_per_byte_of_the_same_text_are_compared_block_by_block(tmp_path: Path) -> None:
+    """Every block has one percent fewer nats: however the blocks differ, the difference is sure."""
+    rng = np.random.default_rng(0)
+    bytes_ = rng.integers(500, 1500, 100).tolist()
+    nats = (rng.uniform(0.5, 2, 100) * bytes_).tolist()
+    less = bpb_of([0.99 * of_block for of_block in nats], bytes_)
+    found = measured(tmp_path / "same", "base", "val_bpb", bpb_of(nats, bytes_), less)
+    value = bpb_of(nats, bytes_)["val_bpb"]
+    assert found.paired
+    assert found.value == pytest.approx(-0.01 * value)
+    assert found.interval is not None
+    assert found.interval[0] < found.value < found.interval[1] < 0
+    assert found.interval[1] - found.interval[0] < 0.003 * value
+    other = bpb_of([*nats[1:], nats[0]], [*bytes_[1:], bytes_[0]])
+    apart = measured(tmp_path / "other", "base", "val_bpb", bpb_of(nats, bytes_), other)
+    assert not apart.paired
+    assert apart.interval is not None
+    assert apart.interval[0] < -0.01 * value < 0.01 * value < apart.interval[1]
+
+
+@pytest.mark.parametrize(("figure", "paired"), [("val_reward", True), ("reward_last", False)])
+def test_rewards_have_the_interval_of_their_difference(tmp_path: Path, figure: str, paired: bool) -> None:
+    first, other = [0.0, 0.5, 0.5, 1.0] * 10, [0.25, 0.75, 0.75, 1.0] * 10
+    found = measured(
+        tmp_path,
+        "rl",
+        figure,
+        {figure: 0.5, "outcomes": {figure: first}},
+        {figure: 0.6875, "outcomes": {figure: other}},
+    )
+    assert (found.value, found.paired) == (0.1875, paired)
+    low, high = found.interval or (0.0, 0.0)
+    assert low < 0.1875 < high
+    assert (high - low < 0.1) == paired
 
 
 def test_settings_that_differ(tmp_path: Path) -> None:

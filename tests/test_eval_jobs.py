@@ -142,7 +142,8 @@ def test_items_in_the_training_text_are_told(made: Path, storage: Cluster, capsy
     found = base_eval.run(args)
     right = found["outcomes"]["colours"]
     expected = {"checked": 2, "hits": 1, "share": 0.5, "clean_accuracy": right[1]}
-    assert found["contamination"] == {"colours": expected}
+    assert found["contamination"].keys() == {"colours"}
+    assert found["contamination"]["colours"].items() >= expected.items()
     assert "1 of 2 items are in the training text" in capsys.readouterr().out
     assert base_eval.run(replace(args, contamination=10))["contamination"]["colours"]["hits"] == 1
     assert "evaluated already" not in capsys.readouterr().out
@@ -159,6 +160,8 @@ def test_problems_are_looked_for_in_the_base_stages_text(made: Path, storage: Cl
     args = chat_eval.Args(run="t", tasks=("arc-easy",), task_data=data, contamination=8, questions=(), cluster=storage)
     found = chat_eval.run(args)["contamination"]["arc-easy"]
     assert (found["checked"], found["hits"]) == (2, 1)
+    low, high = found["interval"]["clean_accuracy"]
+    assert low <= found["clean_accuracy"] <= high
     shutil.rmtree(storage.run_folder("t", "base"))
     with pytest.raises(ValueError, match=r"text of the base stage, but .*base has no checkpoint"):
         chat_eval.run(replace(args, contamination=9))
@@ -171,7 +174,8 @@ def test_several_answers_give_pass_at_k_and_every_figure_an_interval(
     found = chat_eval.run(chat_eval.Args(run="t", task_data=str(made / "tasks"), cluster=storage, **settings))
     assert list(found["pass_at_k"]) == ["spelling-bee"]
     assert list(found["pass_at_k"]["spelling-bee"]) == ["1", "2", "4"]
-    assert found["interval"].keys() == {"arc-easy", "spelling-bee", "chatcore"}
+    rates = {f"spelling-bee pass@{k}" for k in (1, 2, 4)}
+    assert found["interval"].keys() == {"arc-easy", "spelling-bee", "chatcore"} | rates
     assert {name: len(of_task) for name, of_task in found["outcomes"].items()} == {"arc-easy": 4, "spelling-bee": 4}
     assert found["seconds"].keys() == {"arc-easy", "spelling-bee", "samples"}
     shown = capsys.readouterr().out

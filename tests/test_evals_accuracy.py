@@ -48,6 +48,6 @@ def test_pass_at_k_is_unbiased() -> None:
 
 
 def test_pass_rates_are_of_powers_of_two_and_of_all_samples() -> None:
-    assert accuracy.pass_rates(6, [0, 6]) == {"1": 0.5, "2": 0.5, "4": 0.5, "6": 0.5}
+    assert accuracy.pass_rates(6, [0, 6]) == {"1": [0, 1], "2": [0, 1], "4": [0, 1], "6": [0, 1]}
     assert list(accuracy.pass_rates(4, [1])) == ["1", "2", "4"]
-    assert accuracy.pass_rates(4, [1, 0])["2"] == 0.25
+    assert accuracy.pass_rates(4, [1, 0])["2"] == [0.5, 0]

@@ -53,7 +53,7 @@ def test_equals_the_sum_written_out() -> None:
         expected = by_hand(model, tokens, mask, token_bytes)
     got = bpb.bits_per_byte(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
     assert got == pytest.approx(expected, rel=1e-5)  # fp32 against fp64 log-softmax
-    found = bpb.losses(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes))
+    found = bpb.figures(bpb.sums_of_all(model.nll, batches(tokens, mask, 4), torch.from_numpy(token_bytes)))
     sizes = token_bytes[tokens[:, 1:][mask[:, 1:]]]
     assert found["val_loss"] == pytest.approx(expected * math.log(2) * sizes.sum() / (sizes > 0).sum(), rel=1e-5)
 
@@ -62,11 +62,15 @@ def test_division_into_batches_and_workers_does_not_matter(tmp_path: Path) -> No
     model, token_bytes = toy.model(), torch.from_numpy(lengths())
     store = TokenRows(toy.token_folder(str(tmp_path / "rows"), num_rows=10, masked=True))
     whole = bpb.bits_per_byte(model.nll, batches(*store.rows(np.arange(7)), 7), token_bytes)
-    sums = sum(
-        bpb.sums_of(model.nll, validation_batches(store, 7, device_rows=2, world=World(r, 3), device=CPU), token_bytes)
-        for r in range(3)
-    )
-    assert bpb.figures(torch.as_tensor(sums))["val_bpb"] == pytest.approx(whole, rel=1e-6)
+
+    def sums(size: int) -> torch.Tensor:
+        worlds = [World(rank, size) for rank in range(size)]
+        shares = [validation_batches(store, 7, device_rows=2, world=world, device=CPU) for world in worlds]
+        parts = [bpb.sums_of(model.nll, share, token_bytes, world) for share, world in zip(shares, worlds, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    assert bpb.figures(sums(3))["val_bpb"] == pytest.approx(whole, rel=1e-6)
+    torch.testing.assert_close(sums(3), sums(1), rtol=1e-6, atol=0)  # block by block
 
 
 def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
@@ -77,6 +81,9 @@ def test_evaluation_of_a_folder_equals_the_whole(tmp_path: Path) -> None:
     found = evaluation.finish([call(loaded) for call in evaluation.calls])
     got, (low, high) = found["val_bpb"], found["interval"]["val_bpb"]
     assert low < got < high < low + 0.1  # 150 rows of a model that has learnt nothing: all much alike
+    kept = found["outcomes"]["val_bpb"]
+    assert len(kept["nats"]) == len(kept["bytes"]) == bpb.BLOCKS
+    assert sum(kept["nats"]) / sum(kept["bytes"]) / math.log(2) == pytest.approx(got, rel=1e-5)  # six digits
     store, token_bytes = TokenRows(folder), torch.from_numpy(loaded.tokenizer.token_bytes())
     assert got == pytest.approx(bpb.bits_per_byte(loaded.model.nll, batches(*store.rows(range(150)), 50), token_bytes))
 

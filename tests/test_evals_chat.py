@@ -1,6 +1,7 @@
 """Chat tasks done by tiny models: one that always says the same, whose results are known, and a lively one."""
 
 import functools
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +10,19 @@ from typing import Any
 import pytest
 import torch
 import toy
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, scripted_model
 
 from raychat.chat import template
 from raychat.engine.sampling import SamplingParams
+from raychat.evals import accuracy, samples
 from raychat.evals import chat as evals_chat
-from raychat.evals import samples
 from raychat.evals.chat import Sampling
 from raychat.evals.evaluation import Evaluation, LoadedModel
 from raychat.evals.generate import prompt
 from raychat.model.gpt import GPTConfig
-from raychat.tasks import Problem, Task
+from raychat.tasks import Problem, Task, sandbox
 from raychat.tasks.choices import choice_problem
+from raychat.tokenizer import Tokenizer
 
 CONFIG = GPTConfig(sequence_len=128, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
 
@@ -211,8 +213,43 @@ def test_pass_at_k_counts_answers_of_the_whole_reward(data: str) -> None:
     answers = [evals_chat.Graded((1.0, 0.0), "x"), evals_chat.Graded((0.5, 0.0), "y")]
     found = evaluation.finish([[choices], [answers]])
     assert found["pass_at_k"] == {"gsm8k": {"1": 0.25, "2": 0.5}}
+    assert found["interval"].keys() == {"arc-easy", "gsm8k", "chatcore", "gsm8k pass@1", "gsm8k pass@2"}
+    assert found["interval"]["gsm8k pass@2"] == [0, 1]  # two problems, one of them solved
+    assert "pass@2 0.5000 [0.0000, 1.0000]" in accuracy.details(found)[0]
     assert found["accuracy"] == {"arc-easy": 0.5, "gsm8k": 0.375}
     assert found["outcomes"] == {"arc-easy": [1.0, 0.0], "gsm8k": [0.5, 0.25]}
+
+
+HOSTILE = {
+    "exits": "import os; os._exit(0)",
+    "kills the parent": "import os; os.kill(os.getppid(), 9)",
+    "forks without end": "import os\nwhile True: os.fork()",
+    "truncates a library": "import json, os; os.truncate(json.__file__, os.stat(json.__file__).st_size)",
+    "reads files": "open('/etc/passwd').read()",
+}
+
+
+@pytest.mark.parametrize(("act", "reward"), [*((act, 0.0) for act in HOSTILE.values()), ("", 1.0)], ids=[*HOSTILE, "-"])
+def test_no_hostile_program_of_a_model_passes_and_the_guards_are_told(tmp_path: Path, act: str, reward: float) -> None:
+    """The model's answer to every problem is one token: a right function, after an act that nobody permits."""
+    try:
+        guards = sandbox.guards()
+    except ValueError as e:
+        pytest.skip(str(e))
+    if missing := sandbox.REQUIRED.difference(guards):
+        pytest.skip(f"this system has no {missing}")
+    problem = {"task_id": "0", "prompt": "def f(n):\n", "entry_point": "f", "canonical_solution": "    return 2 * n\n"}
+    problem["test"] = "def check(candidate):\n    assert candidate(2) == 4\n"
+    (tmp_path / "humaneval").mkdir()
+    with gzip.open(tmp_path / "humaneval" / "HumanEval.jsonl.gz", "wt") as file:
+        file.write(json.dumps(problem) + "\n" + json.dumps(problem | {"task_id": "1"}) + "\n")
+    tokenizer = Tokenizer([*byte_tokenizer().tokens, f"{act}\ndef f(n):\n    return 2 * n\n".encode()])
+    start, end = (tokenizer.special[f"<|assistant_{name}|>"] for name in ("start", "end"))
+    model = scripted_model([[start, len(tokenizer.tokens) - 1, end]], vocab_size=tokenizer.vocab_size)
+    found = results(evals_chat.chat_evaluation(["humaneval"], str(tmp_path)), LoadedModel(model, tokenizer))
+    assert found["outcomes"] == {"humaneval": [reward, reward]}
+    assert found["guards"] == {"humaneval": list(guards)}
+    assert f"programs ran under {', '.join(guards)}" in accuracy.details(found)[0]
 
 
 def test_what_is_looked_for_is_the_question_of_a_choice_and_question_and_answer_else(data: str) -> None:

@@ -213,17 +213,41 @@ def test_intervals_and_guards_of_newer_evaluations(tmp_path: Path) -> None:
     write_run(run)
     path = paths.join(run, "sft", "eval.json")
     newer = {"interval": {"gsm8k": [0.0625, 0.21], "chatcore": [0.2, 0.4]}, "guards": {"humaneval": ["seccomp"]}}
+    newer["interval"] |= {"gsm8k pass@8": [0.375, 0.6]}
+    newer |= {"seconds": {"arc-easy": 1.5, "gsm8k, humaneval": 75.0}}
     newer |= {"pass_at_k": {"gsm8k": {"1": 0.125, "8": 0.5}}, "outcomes": {"gsm8k": [0.0] * 7 + [1.0]}}
     newer |= {"contamination": {"gsm8k": {"checked": 80, "hits": 3, "share": 0.0375, "clean_accuracy": 0.1}}}
+    newer["contamination"]["gsm8k"] |= {"interval": {"clean_accuracy": [0.05, 0.16]}}
     paths.write_json(path, paths.read_json(path) | newer)
     written = report.write(run)
     rows = cells(written, "Results")
     assert rows["GSM8K"] == ["-", "-", "0.1250 [0.06, 0.21]", "-"]
-    assert rows["GSM8K, pass@8"] == ["-", "-", "0.5000", "-"]
+    assert rows["GSM8K, pass@8"] == ["-", "-", "0.5000 [0.38, 0.60]", "-"]
     assert "GSM8K, pass@1" not in rows
-    assert cells(written, "Items in the training text") == {"GSM8K": ["SFT", "3 of 80", "0.1000"]}
+    assert cells(written, "Items in the training text") == {"GSM8K": ["SFT", "3 of 80", "0.1000 [0.05, 0.16]"]}
+    times = {"ARC-Easy": ["SFT", "1.5 s"], "GSM8K, HumanEval": ["SFT", "1 min 15 s"]}
+    assert cells(written, "Time of evaluations") == times
     assert "<small>[0.06, 0.21]</small>" in file(run, "report.html")
     assert "ran under seccomp" in file(run, "report.md")
+
+
+def test_every_task_of_core_has_its_interval_and_its_time(tmp_path: Path) -> None:
+    write_run(run := str(tmp_path / "r"))
+    path = paths.join(run, "base", "eval.json")
+    newer = {"interval": {"copying": [0.5, 0.9]}, "seconds": {"copying": 2.25}}
+    paths.write_json(path, paths.read_json(path) | newer)
+    rows = cells(report.write(run), "CORE by task")
+    assert rows == {"copying": ["BASE", "0.7500 [0.50, 0.90]", "+0.5000", "40", "2.2 s"]}
+
+
+def test_intervals_of_what_a_stage_measures_itself(tmp_path: Path) -> None:
+    write_run(run := str(tmp_path / "r"))
+    path = paths.join(run, "rl", "summary.json")
+    newer = {"val_reward": 0.5, "interval": {"reward_last": [0.25, 0.75], "val_reward": [0.3, 0.7]}}
+    paths.write_json(path, paths.read_json(path) | newer)
+    rows = cells(report.write(run), "Results")
+    assert rows["mean reward, last steps"][-1].endswith(" [0.25, 0.75]")
+    assert rows["reward of held-out problems"] == ["-", "-", "-", "0.5000 [0.30, 0.70]"]
 
 
 def test_markdown_keeps_texts_of_the_model_from_being_markup(run: str) -> None:

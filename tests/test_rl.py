@@ -189,6 +189,11 @@ def test_reward_rises(tmp_path: Path) -> None:
     assert summary["reward_first"] < 0.75
     assert summary["reward_last"] > 0.9
     assert summary["val_reward"] > 0.9
+    assert len(summary["outcomes"]["val_reward"]) == 6
+    assert sum(summary["outcomes"]["val_reward"]) / 6 == summary["val_reward"]
+    for name in ("reward_first", "reward_last", "val_reward"):
+        low, high = summary["interval"][name]
+        assert low <= summary[name] <= high
     rows = [row for row in read_metrics(work.folder) if "reward" in row]
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert summary["reward_last"] == pytest.approx(sum(row["reward"] for row in rows[-6:]) / 6)

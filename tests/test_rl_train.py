@@ -91,6 +91,8 @@ def test_validation_rows_of_the_parent_are_validated_on(args: rl_train.Args, ray
     token_bytes = torch.from_numpy(checkpoint.load_tokenizer(summary["checkpoint"]).token_bytes())
     batch = next_token(*TokenRows(rows).rows([0, 1, 2]), 1.0, torch.device("cpu"))
     assert summary["val_bpb"] == pytest.approx(bits_per_byte(model.eval().nll, [batch], token_bytes), rel=1e-5)
+    assert len(summary["outcomes"]["val_bpb"]["bytes"]) == 3
+    assert summary["interval"].keys() >= {"val_bpb", "val_reward"}
 
 
 def test_other_settings_are_refused(args: rl_train.Args) -> None:

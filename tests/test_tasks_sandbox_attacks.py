@@ -200,6 +200,7 @@ ACTS = {
     "an owner": "import os; os.chown('.', 1, 1)",
     "a package of the library": "import json, os; open(json.__file__, 'a')",
     "a shorter library": "import json, os; os.close(os.open(json.__file__, os.O_RDONLY | os.O_TRUNC))",
+    "a library of its own length": "import json, os; os.truncate(json.__file__, os.stat(json.__file__).st_size)",
     "a full folder": "for i in range(64): open(str(i), 'wb').write(bytes(1 << 20))",
     "many names": "for i in range(10_000): open(str(i), 'w').close()",
 }

@@ -160,6 +160,10 @@ def test_metrics_have_every_step_once_and_the_summary_the_end(tmp_path: Path) ->
     assert summary == paths.read_json(one.folder + "/summary.json")
     assert summary["tokens"] == toy.STEPS * 6 * toy.CONFIG.sequence_len
     assert summary["unigram_bpb"] > 0
+    low, high = summary["interval"]["val_bpb"]
+    assert low < summary["val_bpb"] < high
+    kept = summary["outcomes"]["val_bpb"]
+    assert sum(kept["nats"]) / sum(kept["bytes"]) / math.log(2) == pytest.approx(summary["val_bpb"], rel=1e-5)
     assert paths.name(summary["checkpoint"]) == "step_000008"
 
 

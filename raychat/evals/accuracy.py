@@ -53,10 +53,10 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_right, k) / math.comb(num_samples, k)
 
 
-def pass_rates(num_samples: int, right: Sequence[int]) -> dict[str, float]:
-    """Return the mean pass@k of problems, for k = 1, 2, 4, ... and all samples. right: samples of each that are."""
+def pass_rates(num_samples: int, right: Sequence[int]) -> dict[str, list[float]]:
+    """Return each problem's pass@k, for k = 1, 2, 4, ... and all samples. right: samples of each that are."""
     ks = sorted({2**i for i in range(num_samples.bit_length())} | {num_samples})
-    return {str(k): mean([pass_at_k(num_samples, c, k) for c in right]) for k in ks}
+    return {str(k): [pass_at_k(num_samples, c, k) for c in right] for k in ks}
 
 
 def between(found: Mapping[str, Any], name: str) -> str:
@@ -70,14 +70,16 @@ def between(found: Mapping[str, Any], name: str) -> str:
 
 
 def details(found: Mapping[str, Any]) -> list[str]:
-    """Return lines about pass@k, contamination and time, as far as an eval.json has them."""
+    """Return lines about pass@k, guards, contamination and time, as far as an eval.json has them."""
     lines = [
-        f"  {task:20} " + "  ".join(f"pass@{k} {rate:.4f}" for k, rate in rates.items())
+        f"  {task:20} "
+        + "  ".join(f"pass@{k} {rate:.4f}{between(found, f'{task} pass@{k}')}" for k, rate in rates.items())
         for task, rates in found.get("pass_at_k", {}).items()
     ]
+    lines += [f"  {task:20} programs ran under {', '.join(names)}" for task, names in found.get("guards", {}).items()]
     for task, of_task in found.get("contamination", {}).items():
         clean = of_task["clean_accuracy"]
-        rest = f"; {clean:.4f} on the others" if clean is not None else ""
+        rest = f"; {clean:.4f}{between(of_task, 'clean_accuracy')} on the others" if clean is not None else ""
         lines.append(f"  {task:20} {of_task['hits']} of {of_task['checked']} items are in the training text{rest}")
     if "seconds" in found:
         lines.append("  seconds: " + "; ".join(f"{part} {seconds:.1f}" for part, seconds in found["seconds"].items()))

@@ -16,10 +16,11 @@ from raychat import dist
 from raychat.data.batches import Batch, next_token
 from raychat.data.shards import TokenRows
 from raychat.evals.evaluation import Call, Evaluation, LoadedModel, chunks
-from raychat.intervals import draws_of_mean, interval
+from raychat.intervals import draws_of_ratio, interval
 
 ROWS_PER_CALL = 64
 DEVICE_ROWS = 8
+BLOCKS = 128  # of rows, whose sums are kept to say how sure a figure is; row i is in block i % BLOCKS
 
 Nll = Callable[[Tensor, Tensor], Tensor]  # a model's
 MaskedRows = tuple[np.ndarray, np.ndarray]  # tokens (N, T + 1) int and mask (N, T + 1) bool, as of `TokenRows.rows`
@@ -33,19 +34,27 @@ def bits_per_byte(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> fl
         batches: this worker's, possibly none; their weights do not matter.
         token_bytes: (V,) int on the model's device, the UTF-8 bytes of every token, 0 for special ones.
     """
-    return losses(nll, batches, token_bytes)["val_bpb"]
+    return figures(sums_of_all(nll, batches, token_bytes))["val_bpb"]
 
 
-def losses(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
-    """Evaluate a model as `bits_per_byte` does; return `val_bpb`, and `val_loss`, the nats per token."""
-    return figures(dist.sum_(sums_of(nll, batches, token_bytes)))
+def sums_of_all(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
+    """Return `sums_of` the rows of all workers. Collective."""
+    return dist.sum_(sums_of(nll, batches, token_bytes, dist.world()))
 
 
-def sums_of(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor) -> Tensor:
-    """Sum nats and bytes of the targets that have bytes, and count them, over these batches only: (3,) float64."""
-    sums = torch.zeros(3, dtype=torch.float64, device=token_bytes.device)
+def sums_of(nll: Nll, batches: Iterable[Batch], token_bytes: Tensor, world: dist.World) -> Tensor:
+    """Sum nats and bytes of the targets that have bytes, and count them, by block of rows: (BLOCKS, 3) float64.
+
+    Args:
+        batches: one worker's: every `world.size`-th row from the `world.rank`-th on, as of `validation_batches`.
+    """
+    sums = torch.zeros(BLOCKS, 3, dtype=torch.float64, device=token_bytes.device)
+    row = world.rank
     for batch in batches:
-        sums += row_sums(nll, batch, token_bytes).sum(0)
+        of_rows = row_sums(nll, batch, token_bytes)
+        rows = torch.arange(row, row + len(of_rows) * world.size, world.size, device=sums.device)
+        sums.index_add_(0, rows % BLOCKS, of_rows)
+        row += len(of_rows) * world.size
     return sums
 
 
@@ -58,11 +67,22 @@ def row_sums(nll: Nll, batch: Batch, token_bytes: Tensor) -> Tensor:
 
 
 def figures(sums: Tensor) -> dict[str, float]:
-    """Turn (nats, bytes, tokens) into bits per byte and nats per token."""
-    nats, bytes_, tokens = sums.tolist()
+    """Turn sums of nats, bytes and tokens, (3,) or (BLOCKS, 3), into `val_bpb` and `val_loss`, the nats per token."""
+    nats, bytes_, tokens = sums.reshape(-1, 3).sum(0).tolist()
     if bytes_ == 0:
         raise ValueError("no target has bytes of its own: the validation rows are empty or all masked")
     return {"val_bpb": nats / (math.log(2) * bytes_), "val_loss": nats / tokens}
+
+
+def spread(sums: Tensor) -> dict[str, dict[str, Any]]:
+    """Return what tells how sure `val_bpb` is: under `outcomes` the sums of its blocks, and its `interval`.
+
+    sums: (BLOCKS, 3), of which the nats are kept with six digits. Blocks without text are left out.
+    """
+    blocks = sums[sums[:, 1] > 0].tolist()
+    nats, bytes_ = [float(f"{block[0]:.6g}") for block in blocks], [int(block[1]) for block in blocks]
+    ends = interval(draws_of_ratio(nats, bytes_) / math.log(2))
+    return {"outcomes": {"val_bpb": {"nats": nats, "bytes": bytes_}}, "interval": {"val_bpb": list(ends)}}
 
 
 def unigram_bpb(train: MaskedRows, val: MaskedRows, token_bytes: np.ndarray) -> float:
@@ -91,7 +111,7 @@ def _target_counts(rows: MaskedRows, vocab_size: int) -> np.ndarray:
 def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
     """Describe bits per byte over the first rows of a complete folder of token shards.
 
-    The figures are `losses`', and under `interval` how sure `val_bpb` is, by rows.
+    The figures are those of `figures` and of `spread`.
 
     folder: readable by every process that makes a call.
     """
@@ -102,9 +122,10 @@ def bpb_evaluation(folder: str, max_rows: int) -> Evaluation:
     ]
 
     def finish(results: list[list[list[float]]]) -> dict[str, Any]:
-        sums = torch.tensor([row for result in results for row in result], dtype=torch.float64)
-        nats, bytes_ = (draws_of_mean(column) for column in sums.T[:2].tolist())  # of the same rows
-        return {**figures(sums.sum(0)), "interval": {"val_bpb": list(interval(nats / (math.log(2) * bytes_)))}}
+        of_rows = torch.tensor([row for result in results for row in result], dtype=torch.float64)
+        sums = torch.zeros(BLOCKS, 3, dtype=torch.float64)
+        sums.index_add_(0, torch.arange(len(of_rows)) % BLOCKS, of_rows)
+        return {**figures(sums), **spread(sums)}
 
     return Evaluation("bits per byte", calls, finish)
 

@@ -17,6 +17,7 @@ from raychat.evals.accuracy import mean, pass_rates
 from raychat.evals.evaluation import MAX_SEQUENCES, Evaluation, LoadedModel, chosen, chunks, over_tasks, parts_of
 from raychat.evals.generate import Question, prompt, question_prompt
 from raychat.evals.scoring import predictions
+from raychat.intervals import draws_of_mean, interval
 from raychat.tasks import Problem, Task
 from raychat.tasks.choices import Wording, own_wording
 from raychat.tokenizer import Tokenizer
@@ -151,13 +152,15 @@ def chat_evaluation(
     def figures(graded: dict[str, list[Graded]]) -> dict[str, Any]:
         outcomes = {name: [g.reward for g in graded[name]] for name in by_name}
         chances = {name: task.chance for name, task in by_name.items()}
+        composed, rates = accuracy.figures("chatcore", outcomes, chances), _pass_at_k(graded, sampling.num_samples)
         return {
             "accuracy": {name: mean(of_task) for name, of_task in outcomes.items()},
             "chance": chances,
             "num_problems": {name: len(of_task) for name, of_task in outcomes.items()},
             "guards": {name: list(task.guards) for name, task in by_name.items() if task.guards},
-            **accuracy.figures("chatcore", outcomes, chances),
-            **_pass_at_k(graded, sampling.num_samples),
+            **composed,
+            **rates,
+            "interval": {**composed["interval"], **rates.get("interval", {})},
             "answers": [
                 {"task": name, "question": task.problems[i].messages[-2]["content"], "reward": g.reward, "text": g.text}
                 for name, task in by_name.items()
@@ -180,10 +183,20 @@ def chat_evaluation(
 
 
 def _pass_at_k(graded: Mapping[str, Sequence[Graded]], num_samples: int) -> dict[str, Any]:
-    """Return pass@k of the tasks that were answered several times, if any. An answer of the whole reward is right."""
+    """Return `pass_at_k` of the tasks that were answered several times, if any, and `interval` of each.
+
+    An answer of the whole reward is right.
+    """
     right = {name: [sum(reward == 1 for reward in g.rewards) for g in of_task] for name, of_task in graded.items()}
     sampled = [name for name, of_task in graded.items() if len(of_task[0].rewards) == num_samples > 1]
-    return {"pass_at_k": {name: pass_rates(num_samples, right[name]) for name in sampled}} if sampled else {}
+    if not sampled:
+        return {}
+    rates = {name: pass_rates(num_samples, right[name]) for name in sampled}
+    draws = {f"{name} pass@{k}": draws_of_mean(of_k) for name, ks in rates.items() for k, of_k in ks.items()}
+    return {
+        "pass_at_k": {name: {k: mean(of_k) for k, of_k in ks.items()} for name, ks in rates.items()},
+        "interval": {name: list(interval(drawn)) for name, drawn in draws.items()},
+    }
 
 
 def _evaluate(

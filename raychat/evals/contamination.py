@@ -20,6 +20,7 @@ from raychat.actors import Actors
 from raychat.data import corpus, reading
 from raychat.evals.accuracy import mean
 from raychat.evals.evaluation import Evaluation
+from raychat.intervals import draws_of_mean, interval
 from raychat.log import Progress
 from raychat.recipe import Recipe
 
@@ -51,7 +52,8 @@ def checked(
     """Look for the items of an evaluation in shards, now, and return it with `contamination` among its figures.
 
     It has, by task, how many items were `checked`, how many were `hits`, their `share` of the checked, and
-    `clean_accuracy`: the mean outcome of those that were checked and not hit. None stands for a mean of no items.
+    `clean_accuracy`: the mean outcome of those that were checked and not hit, with its `interval`. None stands for a
+    mean of no items.
 
     Args:
         evaluation: has the figure `outcomes`, of the same tasks and items as the texts.
@@ -78,6 +80,7 @@ def _clean(outcomes: Sequence[float], hits: Sequence[bool | None]) -> dict[str, 
         "hits": num_hits,
         "share": num_hits / len(checked) if checked else None,
         "clean_accuracy": mean(clean) if clean else None,
+        "interval": {"clean_accuracy": list(interval(draws_of_mean(clean)))} if clean else {},
     }
 
 

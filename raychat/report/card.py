@@ -16,7 +16,13 @@ from raychat.report.blocks import (
 from raychat.report.tables import TITLES, dollars, duration
 from raychat.runs import CHAT_STAGES, STAGES
 
-FOLDED = ("CORE by task", "Items in the training text", "Tokenizer: bytes per token", "Made with")
+FOLDED = (
+    "CORE by task",
+    "Time of evaluations",
+    "Items in the training text",
+    "Tokenizer: bytes per token",
+    "Made with",
+)
 
 
 def heading(report: dict[str, Any]) -> tuple[str, str]:

@@ -1,9 +1,10 @@
 """Runs side by side: the figures of every stage, their differences to the first run, and the settings that differ."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from raychat.intervals import Draws, draws_of_mean, interval
+from raychat.intervals import Draws, draws_of_mean, draws_of_ratio, interval
 from raychat.report.blocks import Section, Table, of_table
 from raychat.report.curves import Rows, over_each_other
 from raychat.report.tables import ABSENT, TITLES, dollars, duration, with_interval
@@ -12,6 +13,7 @@ from raychat.runs import STAGES
 Stage = dict[str, Any]
 COMPOSED = {"core": "CORE", "chatcore": "ChatCORE"}
 ITEMS = ("bundle", "task_data", "max_items", "max_problems")  # settings that choose what is asked
+HELD_OUT = ("tasks", "task_data")  # those of RL
 
 
 class Compared(NamedTuple):
@@ -31,7 +33,7 @@ class Difference(NamedTuple):
 
     value: float
     interval: tuple[float, float] | None  # None = the runs recorded no outcomes
-    paired: bool  # on the same problems, one by one
+    paired: bool  # on the same problems or rows of text, one by one
 
 
 def sections(runs: Sequence[Compared]) -> list[Section]:
@@ -60,7 +62,7 @@ def stage_table(name: str, runs: Sequence[Compared]) -> Table:
             row += [_shown(other, figure), ABSENT if found is None else _signed(found)]
             paired |= {found.paired} if found and found.interval else set()
         rows.append(row)
-    kinds = {True: "problem by problem where both answered the same ones", False: "the problems of each drawn apart"}
+    kinds = {True: "item by item where both had the same ones", False: "the items of each drawn apart"}
     note = (
         f"In brackets: 95% intervals by the bootstrap, {' or '.join(kinds[p] for p in sorted(paired))}."
         if paired
@@ -84,7 +86,14 @@ def difference(first: Stage, other: Stage, figure: str) -> Difference | None:
 
 
 def same_problems(first: Stage, other: Stage, figure: str) -> bool:
-    """Tell whether both runs answered the same problems for a figure: of the same data, and as many."""
+    """Tell whether a figure of both runs is of the same problems, of the same data and as many, or of the same text."""
+    if figure == "val_bpb":
+        bytes_ = [stage.get("outcomes", {}).get(figure, {}).get("bytes") for stage in (first, other)]
+        return bool(bytes_[0] == bytes_[1])
+    if not _tasks(first, figure):  # rewards of training are of other problems in every run
+        asked = [[(stage.get("settings") or {}).get(key) for key in HELD_OUT] for stage in (first, other)]
+        num = [len(stage.get("outcomes", {}).get(figure, ())) for stage in (first, other)]
+        return figure == "val_reward" and (asked[0], num[0]) == (asked[1], num[1])
     settings = [stage.get("eval_settings") or {} for stage in (first, other)]
     if any(settings[0].get(key) != settings[1].get(key) for key in ITEMS):
         return False
@@ -96,8 +105,12 @@ def same_problems(first: Stage, other: Stage, figure: str) -> bool:
 
 
 def draws_of(stage: Stage, figure: str, seed: int) -> Draws | None:
-    """Return a task's accuracy, CORE or ChatCORE in each draw of its problems; None without outcomes."""
+    """Return a figure in each draw of its problems, rows of text or steps; None without outcomes."""
     tasks, outcomes = _tasks(stage, figure), stage.get("outcomes", {})
+    if figure == "val_bpb" and figure in outcomes:
+        return draws_of_ratio(outcomes[figure]["nats"], outcomes[figure]["bytes"], seed) / math.log(2)
+    if not tasks and figure in outcomes:
+        return draws_of_mean(outcomes[figure], seed)
     if not tasks or not all(outcomes.get(task) for task in tasks):
         return None
     draws = [draws_of_mean(outcomes[task], 2 * number + seed) for number, task in enumerate(sorted(tasks))]

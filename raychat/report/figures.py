@@ -11,8 +11,9 @@ from raychat.runs import STAGES
 
 # Every stage of a report has these figures; None = not measured.
 ALWAYS = ("val_bpb", "unigram_bpb", "wall_s", "eval_wall_s", "reward_first", "reward_last", "core", "chatcore")
-# What newer evaluations also say; left out where it is not there.
-FROM_EVALUATION = ("interval", "outcomes", "pass_at_k", "guards", "contamination")
+# What newer evaluations, and stages, also say; left out where it is not there.
+FROM_EVALUATION = ("pass_at_k", "guards", "contamination", "seconds")
+FROM_BOTH = ("interval", "outcomes")  # by figure
 FROM_SUMMARY = ("steps", "tokens", "num_params", "workers", "device", "val_reward", "provenance")
 # Rough on-demand prices of specialised clouds in 2026, US dollars per GPU hour, by a part of the GPU's name.
 LIST_PRICES = {"H200": 4.0, "H100": 3.0, "A100": 1.8, "RTX 4090": 0.4}
@@ -59,6 +60,7 @@ def stage_figures(
     found |= {key: evaluation[key] for key in ("val_bpb", "core", "chatcore") if key in evaluation}
     found |= {key: summary[key] for key in (*ALWAYS, *FROM_SUMMARY) if key in summary}
     found |= {key: evaluation[key] for key in FROM_EVALUATION if key in evaluation}
+    found |= {key: both for key in FROM_BOTH if (both := evaluation.get(key, {}) | summary.get(key, {}))}
     # Older code recorded `settings`.
     if settings := summary.get("recipe", {}) | summary.get("runtime", {}) or summary.get("settings"):
         found["settings"] = settings

@@ -24,6 +24,7 @@ def tables_of(report: dict[str, Any]) -> list[Table]:
         _results(report),
         _time(report),
         _core(report),
+        _seconds(report),
         _contamination(report),
         _tokenizer(report),
         _made_with(report),
@@ -83,6 +84,7 @@ def _results(report: dict[str, Any]) -> Table:
         row("ChatCORE", "chatcore"),
         row("mean reward, first steps", "reward_first"),
         row("mean reward, last steps", "reward_last"),
+        row("reward of held-out problems", "val_reward"),
     ]
     header = ["", *(name.upper() for name in STAGES)]
     return Table("Results", header, [r for r in rows if set(r[1:]) != {ABSENT}], _note(stages, chances))
@@ -90,12 +92,14 @@ def _results(report: dict[str, Any]) -> Table:
 
 def _pass_at_k(stages: list[dict[str, Any]]) -> list[list[str]]:
     """Return a row for each task and k: the share of problems that one of k samples solves."""
-    found = [stage.get("pass_at_k", {}) for stage in stages]
-    names = dict.fromkeys((task, k) for tasks in found for task, ks in tasks.items() for k in ks if k != "1")
-    return [
-        [f"{TITLES.get(task, task)}, pass@{k}", *(number(tasks.get(task, {}).get(k)) for tasks in found)]
-        for task, k in names
-    ]
+    rates = [stage.get("pass_at_k", {}) for stage in stages]
+    names = dict.fromkeys((task, k) for tasks in rates for task, ks in tasks.items() for k in ks if k != "1")
+
+    def cell(stage: dict[str, Any], task: str, k: str) -> str:
+        rate = stage.get("pass_at_k", {}).get(task, {}).get(k)
+        return with_interval(rate, stage.get("interval", {}).get(f"{task} pass@{k}"))
+
+    return [[f"{TITLES.get(task, task)}, pass@{k}", *(cell(stage, task, k) for stage in stages)] for task, k in names]
 
 
 def _note(stages: list[dict[str, Any]], chances: dict[str, float]) -> str:
@@ -143,11 +147,30 @@ def _time(report: dict[str, Any]) -> Table:
 
 def _core(report: dict[str, Any]) -> Table:
     rows = [
-        [label, name.upper(), number(task["accuracy"]), number(task["centred"], "+.4f"), number(task["num_items"], "d")]
+        [
+            label,
+            name.upper(),
+            with_interval(task["accuracy"], stage.get("interval", {}).get(label)),
+            number(task["centred"], "+.4f"),
+            number(task["num_items"], "d"),
+            duration(stage.get("seconds", {}).get(label)),
+        ]
         for name, stage in report["stages"].items()
         for label, task in stage["core_tasks"].items()
     ]
-    return Table("CORE by task", ["task", "stage", "accuracy", "centred", "items"], rows)
+    return Table("CORE by task", ["task", "stage", "accuracy", "centred", "items", "time"], rows)
+
+
+def _seconds(report: dict[str, Any]) -> Table:
+    """Return how long the parts of each evaluation took, but for CORE's tasks, which have a table of their own."""
+    rows = [
+        [", ".join(TITLES.get(task, task) for task in part.split(", ")), name.upper(), duration(seconds)]
+        for name, stage in report["stages"].items()
+        for part, seconds in stage.get("seconds", {}).items()
+        if part not in stage["core_tasks"]
+    ]
+    note = "Of all processes together. Tasks that share calls are one part."
+    return Table("Time of evaluations", ["part", "stage", "time"], rows, note)
 
 
 def _contamination(report: dict[str, Any]) -> Table:
@@ -156,7 +179,7 @@ def _contamination(report: dict[str, Any]) -> Table:
             TITLES.get(task, task),
             name.upper(),
             f"{found['hits']} of {found['checked']}",
-            number(found["clean_accuracy"]),
+            with_interval(found["clean_accuracy"], found.get("interval", {}).get("clean_accuracy")),
         ]
         for name, stage in report["stages"].items()
         for task, found in stage.get("contamination", {}).items()

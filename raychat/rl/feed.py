@@ -14,7 +14,8 @@ from raychat.data.batches import Batch, Step, validation_batches
 from raychat.data.shards import TokenRows
 from raychat.engine.engine import Engine
 from raychat.engine.sampling import SamplingParams
-from raychat.evals.bpb import bits_per_byte
+from raychat.evals import bpb
+from raychat.evals.accuracy import mean
 from raychat.evals.chat import Sampling, generate
 from raychat.evals.evaluation import chosen
 from raychat.evals.generate import Group, Question
@@ -35,6 +36,7 @@ from raychat.rl.step import (
     question_at,
     reward_trend,
     speed,
+    spread,
     to_batches,
     weigh,
     weights_of,
@@ -88,6 +90,8 @@ class RolloutFeed:
         self.nll: Nll = learner.model.nll  # not compiled: rollouts have many lengths
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(self._device)
         self._kept_parent: Model | None = None
+        self._val_rewards: list[float] = []  # of the newest evaluation, as are the sums
+        self._val_sums: torch.Tensor | None = None
         self._task = source.task()
         if not self._task.problems:
             raise ValueError(f"task {self._task.name} has no problems to ask")
@@ -221,28 +225,32 @@ class RolloutFeed:
 
     def evaluate(self) -> Metrics:
         """Return the mean reward of the likeliest answers to held-out problems, and the bits per byte. Collective."""
-        metrics = self._val_reward() if self._source.val_task and self._source.num_eval else {}
+        metrics: Metrics = {}
+        if self._source.val_task and self._source.num_eval:
+            self._val_rewards = self._rewards_of_val_task()
+            metrics["val_reward"] = mean(self._val_rewards)
         if self._source.val_rows is not None:
-            metrics["val_bpb"] = self._val_bpb(TokenRows(self._source.val_rows))
+            self._val_sums = self._sums_of(TokenRows(self._source.val_rows))
+            metrics["val_bpb"] = bpb.figures(self._val_sums)["val_bpb"]
         return metrics
 
-    def _val_reward(self) -> Metrics:
+    def _rewards_of_val_task(self) -> list[float]:
         rank, size = dist.world()
         indices = chosen(len(self._val_task.problems), self._source.num_eval)
         greedy = Sampling(max_new_tokens=self._source.params.max_new_tokens)
         mine = generate(self._current_sampler().engine, self._val_task, indices[rank::size], greedy)
         parts = dist.gather([graded.reward for graded in mine])
-        return {"val_reward": sum(sum(part) for part in parts) / len(indices)}
+        return [parts[i % size][i // size] for i in range(len(indices))]
 
-    def _val_bpb(self, rows: TokenRows) -> float:
+    def _sums_of(self, rows: TokenRows) -> torch.Tensor:
         num_rows = max(1, self._device_tokens // self._model.config.sequence_len)
         batches = validation_batches(
             rows, rows.num_rows(), device_rows=num_rows, world=dist.world(), device=self._device
         )
-        return bits_per_byte(self._model.nll, batches, self._token_bytes)
+        return bpb.sums_of_all(self._model.nll, batches, self._token_bytes)
 
     def facts(self) -> dict[str, Any]:
-        """Return how the reward developed, the tokens generated, and some answers of the final model."""
+        """Return how the reward developed, how sure the figures are, and some answers of the final model."""
         source, stage = self._source, self._learner.stage
         rows = read_metrics(stage.folder)
         usual = source.questions_per_step
@@ -260,8 +268,13 @@ class RolloutFeed:
             for question in shown
             for group in sampler.rollout([question])
         ]
+        trend = reward_trend(rows)
+        sure = spread(trend | ({"val_reward": self._val_rewards} if self._val_rewards else {}))
+        if self._val_sums is not None:
+            sure = {name: found | sure[name] for name, found in bpb.spread(self._val_sums).items()}
         return {
-            **reward_trend(rows),
+            **{name: mean(rewards) for name, rewards in trend.items()},
+            **sure,
             "tokens": round(num_tokens * source.samples),
             "samples": samples,
             "unigram_bpb": source.unigram_bpb,

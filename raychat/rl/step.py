@@ -9,6 +9,7 @@ import torch
 
 from raychat.data.batches import Batch
 from raychat.evals.generate import Group, Question, Rollout
+from raychat.intervals import draws_of_mean, interval
 from raychat.model.loss import IGNORE
 from raychat.rl.algorithms import Algorithm, Tokens, token_weights
 from raychat.tasks import Problem
@@ -201,12 +202,18 @@ def speed(groups: Sequence[Group], step_s: float, rollout_s: float) -> Metrics:
     return {**waited, "tok_per_s": round(tokens / step_s, 1)}
 
 
-def reward_trend(rows: Sequence[Mapping[str, Any]]) -> Metrics:
-    """Return the mean reward over the first and the last fifth of a stage's steps, at least one step each.
+def reward_trend(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the rewards of the first and of the last fifth of a stage's steps, at least one step each.
 
     >>> reward_trend([{"step": s, "reward": s} for s in range(1, 11)] + [{"step": 10, "val_reward": 0}])
-    {'reward_first': 1.5, 'reward_last': 9.5}
+    {'reward_first': [1, 2], 'reward_last': [9, 10]}
     """
     all_rewards = [row["reward"] for row in rows if "reward" in row]
     n = max(1, len(all_rewards) // 5)
-    return {"reward_first": sum(all_rewards[:n]) / n, "reward_last": sum(all_rewards[-n:]) / n}
+    return {"reward_first": all_rewards[:n], "reward_last": all_rewards[-n:]}
+
+
+def spread(outcomes: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    """Return `outcomes`, and the `interval` of the mean of those that are at least two."""
+    draws = {name: draws_of_mean(found) for name, found in outcomes.items() if len(found) > 1}
+    return {"outcomes": dict(outcomes), "interval": {name: list(interval(drawn)) for name, drawn in draws.items()}}

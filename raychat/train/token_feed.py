@@ -11,7 +11,7 @@ from raychat import dist, paths
 from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows, manifest
 from raychat.data.text_rows import training_rows
-from raychat.evals.bpb import losses, unigram_bpb
+from raychat.evals.bpb import figures, spread, sums_of_all, unigram_bpb
 from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
@@ -48,6 +48,7 @@ class TokenFeed:
         )
         self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
+        self._val_sums: torch.Tensor | None = None  # of the newest evaluation; None = there was none
 
     def steps(self, start: int) -> Iterator[Step]:
         stop, rows_per_step = self._learner.stage.steps, self._recipe.rows_per_step
@@ -56,14 +57,16 @@ class TokenFeed:
     def evaluate(self) -> Metrics:
         """Return the validation rows' bits per byte and nats per token. Collective."""
         batches = validation_batches(self._val_rows, self._num_val, **self._split)
-        return losses(self.nll, batches, self._token_bytes)
+        self._val_sums = sums_of_all(self.nll, batches, self._token_bytes)
+        return figures(self._val_sums)
 
     def facts(self) -> dict[str, Any]:
-        """Return the data's manifests, and the bits per byte of a unigram model of it, which a model must beat."""
+        """Return the data's manifests, how sure `val_bpb` is, and that of a unigram model, which a model must beat."""
         steps = self._learner.stage.steps
         seen = min(self._rows.available(), steps * self._recipe.rows_per_step, UNIGRAM_ROWS)
         train, val = self._rows.rows(np.arange(seen)), self._val_rows.rows(np.arange(self._num_val))
         bpb = unigram_bpb(train, val, self._learner.tokenizer.token_bytes())
         data = {"train": manifest(self._source.train), "val": manifest(self._source.val)}
         val_rows = paths.relative(self._source.val, self._learner.stage.storage)
-        return {"unigram_bpb": bpb, "val_rows": val_rows, "data": data}
+        sure = {} if self._val_sums is None else spread(self._val_sums)
+        return {"unigram_bpb": bpb, "val_rows": val_rows, "data": data, **sure}
