@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from test_evals_core import lively
-from tiny import byte_tokenizer
+from tiny import byte_tokenizer, scripted_model
 
 from raychat.evals import chat, core
 from raychat.evals.bundle import CoreTask, Item, load_bundle, read_items
@@ -21,14 +21,28 @@ QUERIES = ("zero?", "one?", "two?", "three?", "four?", "five?")
 
 @pytest.fixture
 def task(tmp_path: Path) -> CoreTask:
-    items = tmp_path / "eval_data" / "sides.jsonl"
-    items.parent.mkdir()
     rows = [{"query": query, "choices": ["left", "right"], "gold": i % 2} for i, query in enumerate(QUERIES)]
+    return task_of(tmp_path, "multiple_choice", rows)
+
+
+def task_of(folder: Path, kind: str, rows: list[dict[str, Any]]) -> CoreTask:
+    """Return the only task of a bundle, of two examples."""
+    items = folder / "eval_data" / "sides.jsonl"
+    items.parent.mkdir()
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    entry = {"label": "sides", "dataset_uri": "sides.jsonl", "num_fewshot": [2], "icl_task_type": "multiple_choice"}
-    (tmp_path / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": [entry]}))
-    (tmp_path / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nsides,50\n")
-    return load_bundle(str(tmp_path))[0]
+    entry = {"label": "sides", "dataset_uri": "sides.jsonl", "num_fewshot": [2], "icl_task_type": kind}
+    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": [entry]}))
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\nsides,50\n")
+    return load_bundle(str(folder))[0]
+
+
+def spans(task: CoreTask, index: int) -> tuple[list[str], list[str]]:
+    """Return the texts of an item's candidates behind the BOS, and the part of each that is scored."""
+    tokenizer = byte_tokenizer()
+    rows, counts = core.candidate_rows(task, NANOCHAT.pool(read_items(task), 5), index, tokenizer, NANOCHAT)
+    assert {row[0] for row in rows} == {tokenizer.bos}
+    texts = [tokenizer.decode(row[1:]) for row in rows]
+    return texts, [tokenizer.decode(row[-count:]) for row, count in zip(rows, counts, strict=True)]
 
 
 def reference_prompts(items: list[Item], index: int, num_fewshot: int) -> list[str]:
@@ -55,11 +69,35 @@ def test_prompts_are_nanochats(task: CoreTask) -> None:
         assert core.prompts(task, pool, index, NANOCHAT)[0] == reference_prompts(list(pool), index, 2)
 
 
-def test_spans_are_the_continuations(task: CoreTask) -> None:
-    tokenizer = byte_tokenizer()
-    rows, counts = core.candidate_rows(task, NANOCHAT.pool(read_items(task), 5), 0, tokenizer, NANOCHAT)
-    assert [row[0] for row in rows] == [tokenizer.bos] * 2
-    assert [tokenizer.decode(row[-count:]) for row, count in zip(rows, counts, strict=True)] == ["left", "right"]
+def test_choices_are_scored_on_what_differs(task: CoreTask) -> None:
+    assert spans(task, 0)[1] == ["left", "right"]
+
+
+def test_options_of_a_schema_are_scored_on_the_continuation_that_they_share(tmp_path: Path) -> None:
+    """Also where the options end alike."""
+    rows = [
+        {"context_options": [f"{query} The big cup", f"{query} A cup"], "continuation": "fell.", "gold": i % 2}
+        for i, query in enumerate(QUERIES)
+    ]
+    texts, scored = spans(task_of(tmp_path, "schema", rows), 0)
+    shots = "five? A cup fell.\n\nzero? The big cup fell.\n\n"
+    assert texts == [f"{shots}one? The big cup fell.", f"{shots}one? A cup fell."]
+    assert scored == [" fell."] * 2
+
+
+def test_the_one_candidate_of_language_modeling_is_scored_on_its_continuation(tmp_path: Path) -> None:
+    rows = [{"context": f"  {query} It is ", "continuation": f"the {query[:-1]}"} for query in QUERIES]
+    texts, scored = spans(task_of(tmp_path, "language_modeling", rows), 0)
+    assert texts == ["five? It is the five\n\nzero? It is the zero\n\none? It is the one"]
+    assert scored == [" the one"]
+
+
+def test_language_modeling_is_right_when_every_token_is_the_likeliest(tmp_path: Path) -> None:
+    rows = [{"context": "b", "continuation": end} for end in ("cd", "ce", "cd")]
+    task = task_of(tmp_path, "language_modeling", rows)
+    right = [item.continuations == ["cd"] for item in NANOCHAT.pool(read_items(task), None)]
+    loaded = LoadedModel(scripted_model([list(b"b cd")]), byte_tokenizer())  # a space follows b, c the space, d c
+    assert core.evaluate_items(loaded, task, range(3), protocol=NANOCHAT) == right
 
 
 def test_core_is_evaluated_on_the_pool(task: CoreTask) -> None:
