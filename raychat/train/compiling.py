@@ -18,7 +18,7 @@ WORTH = 2.0  # times its cost, for it to be begun
 
 
 def one_graph(model: Model, tokens: int, compile: bool | None = None, activation_budget: float = 1.0) -> Nll:
-    """Return a model's `nll`, compiled whole for batches of one shape where that pays.
+    """Return a model's `nll`, compiled whole for batches of one shape where that pays; print which, and why.
 
     Compiled code is kept on this machine, so that workers, stages and runs of the same shapes compile once; a folder of
     it that has grown too large is emptied before.
@@ -28,22 +28,28 @@ def one_graph(model: Model, tokens: int, compile: bool | None = None, activation
         compile: whether to compile; None = by the device and the length of the training.
         activation_budget: share of the activations that is kept for the backward pass; it computes the rest anew.
     """
-    if compile is False or (compile is None and not pays(model, tokens)):
+    compiles, reason = pays(model, tokens) if compile is None else (compile, "as --compile says")
+    if dist.world().rank == 0:
+        print(f"{'compiled' if compiles else 'eager'}: {reason}", flush=True)
+    if not compiles:
         return model.nll
     folder = paths.on_this_machine("compiled")
     if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder) == folder:
         disk.empty_if_large(folder)
-    if dist.world().rank == 0:
-        print("compiling the model; the first step takes a minute or two (--compile False: none of it)", flush=True)
     functorch.activation_memory_budget = activation_budget
     torch._dynamo.reset()  # graphs of earlier stages count towards the compiler's limit, and hold their models
     nll: Nll = torch.compile(model.nll, dynamic=False, fullgraph=True)
     return nll
 
 
-def pays(model: Model, tokens: int) -> bool:
-    """Estimate whether compiling saves more time than it takes; False on a CPU without a C++ compiler."""
+def pays(model: Model, tokens: int) -> tuple[bool, str]:
+    """Estimate whether compiling saves more time than it takes, and say why; on a CPU it needs a C++ compiler."""
     if model.device.type == "cuda":
-        return True
+        return True, "the first step takes a minute or two, all others less time (--compile False: eager)"
+    if shutil.which(compiler := os.environ.get("CXX", "g++")) is None:
+        return False, f"there is no C++ compiler {compiler}"
     saved_s = SAVED * tokens * model.flops_per_token() / (EAGER_FLOPS * torch.get_num_threads())
-    return saved_s > WORTH * COMPILE_S and shutil.which(os.environ.get("CXX", "g++")) is not None
+    estimate = f"compiling takes about {COMPILE_S:.0f} s and saves about {saved_s:.0f} s of this training"
+    if saved_s > WORTH * COMPILE_S:
+        return True, f"{estimate} (--compile False: eager)"
+    return False, f"{estimate}; it is done from {WORTH * COMPILE_S:.0f} s on (--compile True: always)"
