@@ -16,6 +16,7 @@ from tiny import random_model, scripted_model
 from tiny_server import http_server
 
 from raychat.model.gpt import GPT
+from raychat.serve.metrics import ServerMetrics
 
 __all__ = ["scripted"]  # a fixture
 CONTEXT = 128
@@ -316,6 +317,7 @@ def test_metrics_count_requests_and_tokens(scripted: openai.OpenAI) -> None:
 
     before = metrics()
     list(ask(scripted, stream=True))
+    ask(scripted)
     with pytest.raises(openai.NotFoundError):
         ask(scripted, model="gpt-4")
     after = metrics()
@@ -323,14 +325,21 @@ def test_metrics_count_requests_and_tokens(scripted: openai.OpenAI) -> None:
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert grown('raychat_requests_total{path="/v1/chat/completions",status="200"}') == 1
+    assert grown('raychat_requests_total{path="/v1/chat/completions",status="200"}') == 2
     assert grown('raychat_requests_total{path="/v1/chat/completions",status="404"}') == 1
-    assert grown("raychat_time_to_first_token_seconds_count") == 1
-    assert grown("raychat_time_per_output_token_seconds_count") == 1
-    assert grown('raychat_prompt_tokens_total{model="tiny-sft"}') == PROMPT_TOKENS
-    assert grown('raychat_generated_tokens_total{model="tiny-sft"}') == 21
+    assert grown("raychat_time_to_first_token_seconds_count") == 2
+    assert grown("raychat_time_per_output_token_seconds_count") == 2
+    assert grown('raychat_prompt_tokens_total{model="tiny-sft"}') == 2 * PROMPT_TOKENS
+    assert grown('raychat_generated_tokens_total{model="tiny-sft"}') == 2 * 21
     assert after['raychat_cache_tokens{model="tiny-sft"}'] >= CONTEXT
     assert all(math.isfinite(value) for value in after.values())
+
+
+def test_metrics_of_several_servers_are_told_apart() -> None:
+    metrics = ServerMetrics({"ingress": "a"})
+    metrics.answered("/health", 200)
+    assert 'raychat_requests_total{ingress="a",path="/health",status="200"} 1.0' in metrics.text()
+    assert 'raychat_queued{ingress="a"} 0.0' in metrics.text()
 
 
 def test_streams_are_what_openai_describes(scripted: openai.OpenAI) -> None:

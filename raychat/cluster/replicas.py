@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -44,13 +45,17 @@ class ModelReplica:
     async def stream(self, request: ChatRequest | CompletionRequest) -> AsyncIterator[list[Delta | Failure]]:
         """Yield the answer in lists: as it grows, or in one at its end when the client does not stream it."""
         held: list[Delta | Failure] = []
+        began = 0.0
         async with contextlib.aclosing(self._models.stream(request)) as deltas:
             async for delta in deltas:
+                began = began or time.perf_counter()
                 held.append(delta)
                 if request.stream:
                     yield held
                     held = []
         if held:
+            if isinstance(held[0], Delta):
+                held[0] = held[0]._replace(held_s=time.perf_counter() - began)
             yield held
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeAnswer | Failure:

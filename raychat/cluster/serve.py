@@ -80,11 +80,13 @@ def build(args: dict[str, Any]) -> Application:
 
     def web() -> FastAPI:
         """Make the web application in an ingress."""
-        replicas = serve.get_deployment_handle(ModelReplica.__name__, serve.get_replica_context().app_name)
+        context = serve.get_replica_context()
+        replicas = serve.get_deployment_handle(ModelReplica.__name__, context.app_name)
         running = _get_global_client()
         assert running is not None  # it runs this
         listening = replace(server, host=running.http_config.host)
-        return make_app(RemoteModels(replicas, Catalog(storage, found.name, settings.run)), listening)
+        models = RemoteModels(replicas, Catalog(storage, found.name, settings.run))
+        return make_app(models, listening, {"ingress": context.replica_id.unique_id})
 
     ingress = serve.deployment(
         name="Ingress",

@@ -1,6 +1,7 @@
 """The OpenAI API and the chat page over HTTP, for any backend that answers requests."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
@@ -50,11 +51,17 @@ _MEANINGS = {
 }
 
 
-def make_app(backend: Backend, settings: ServerSettings | None = None) -> FastAPI:
-    """Return the web application: the OpenAI API below /v1, its neighbours, and the page at /."""
+def make_app(
+    backend: Backend, settings: ServerSettings | None = None, labels: Mapping[str, str] | None = None
+) -> FastAPI:
+    """Return the web application: the OpenAI API below /v1, its neighbours, and the page at /.
+
+    Args:
+        labels: of the server's metrics.
+    """
     settings = settings or ServerSettings()
     app = _App(title="raychat", description="Chat with a raychat model, in the format of the OpenAI API.")
-    metrics = ServerMetrics()
+    metrics = ServerMetrics(labels)
     app.include_router(page_router())
     app.include_router(_state(backend, metrics))
     app.include_router(_api(backend, settings, metrics))

@@ -50,9 +50,14 @@ def engine_metrics(engines: Sequence[tuple[Mapping[str, str], EngineStats]]) -> 
 
 
 class ServerMetrics:
-    """What one HTTP server measures: answers, errors, and how long clients wait for tokens."""
+    """What one HTTP server measures: answers, errors, and how long clients wait for tokens.
 
-    def __init__(self) -> None:
+    Args:
+        labels: of everything, so that servers that answer at one address are told apart.
+    """
+
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        self._labels = labels or {}
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "raychat_requests", "Answers by HTTP status", ["path", "status"], registry=self._registry
@@ -61,13 +66,13 @@ class ServerMetrics:
         self.broken = Counter("raychat_broken_answers", "Answers that broke off", registry=self._registry)
         self._ttft = Histogram(
             "raychat_time_to_first_token_seconds",
-            "From a request to the first token of its stream",
+            "From a request to the first token of its answer",
             buckets=_TTFT_BUCKETS,
             registry=self._registry,
         )
         self._tpot = Histogram(
             "raychat_time_per_output_token_seconds",
-            "Between two tokens of a stream, on average",
+            "Between two tokens of an answer, on average",
             buckets=_TPOT_BUCKETS,
             registry=self._registry,
         )
@@ -76,15 +81,21 @@ class ServerMetrics:
         """Count an answer. path: the route's, so that there are few of them."""
         self._requests.labels(path, str(status)).inc()
 
-    def streamed(self, ttft_s: float, rest_s: float, tokens: int) -> None:
-        """Record a finished stream: seconds to its first token, from there to the last one, and its tokens."""
+    def generated(self, ttft_s: float, rest_s: float, tokens: int) -> None:
+        """Record a finished answer: seconds to its first token, from there to the last one, and its tokens."""
         self._ttft.observe(ttft_s)
         if tokens > 1:
             self._tpot.observe(rest_s / (tokens - 1))
 
     def text(self) -> str:
         """Return the metrics in Prometheus's text format."""
-        return generate_latest(self._registry).decode()
+        return generate_latest(self).decode()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics with their labels, as `generate_latest` asks for them."""
+        for metric in self._registry.collect():
+            metric.samples = [sample._replace(labels={**self._labels, **sample.labels}) for sample in metric.samples]
+            yield metric
 
 
 class CountAnswers:

@@ -68,10 +68,10 @@ class Responder:
         if first is None:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if request.stream:
-            events = self._events(writer, first, deltas, time.perf_counter() - start)
+            events = self._events(writer, first, deltas, start)
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        answer = await unless_gone(http, _whole(writer, first, deltas))
+        answer = await unless_gone(http, self._whole(writer, first, deltas, start))
         return answer or Response(status_code=CLIENT_CLOSED_REQUEST)
 
     async def _name(self, model: str | None) -> str:
@@ -92,9 +92,13 @@ class Responder:
             self._num_queued -= 1
             self._metrics.queued.set(self._num_queued)
 
-    async def _events(self, writer: Writer, first: Delta, rest: Deltas, ttft_s: float) -> AsyncIterator[str]:
-        """Yield a streamed answer as server-sent events. Closing it closes `rest`, which cancels the request."""
-        start, tally = time.perf_counter(), Tally()
+    async def _events(self, writer: Writer, first: Delta, rest: Deltas, asked: float) -> AsyncIterator[str]:
+        """Yield a streamed answer as server-sent events. Closing it closes `rest`, which cancels the request.
+
+        Args:
+            asked: when the request came.
+        """
+        began, tally = time.perf_counter(), Tally()
         tally.add(first)
         yield writer.events(first)
         async with contextlib.aclosing(rest):
@@ -107,21 +111,22 @@ class Responder:
                 if events := writer.events(delta):
                     yield events
         yield writer.last(tally.usage())
-        self._metrics.streamed(ttft_s, time.perf_counter() - start, tally.longest)
+        self._metrics.generated(began - asked, time.perf_counter() - began, tally.longest)
 
-
-async def _whole(writer: Writer, first: Delta, rest: Deltas) -> Response:
-    """Return a whole answer."""
-    tally, choices = Tally(), {first.choice: [first]}
-    tally.add(first)
-    async with contextlib.aclosing(rest):
-        async for delta in rest:
-            if isinstance(delta, Failure):
-                return error_response(delta)
-            tally.add(delta)
-            choices.setdefault(delta.choice, []).append(delta)
-    answer = writer.whole([_gathered(choices[number]) for number in sorted(choices)], tally.usage())
-    return Response(answer.model_dump_json(), media_type="application/json")
+    async def _whole(self, writer: Writer, first: Delta, rest: Deltas, asked: float) -> Response:
+        """Return a whole answer. asked: when the request came."""
+        began = time.perf_counter() - first.held_s
+        tally, choices = Tally(), {first.choice: [first]}
+        tally.add(first)
+        async with contextlib.aclosing(rest):
+            async for delta in rest:
+                if isinstance(delta, Failure):
+                    return error_response(delta)
+                tally.add(delta)
+                choices.setdefault(delta.choice, []).append(delta)
+        self._metrics.generated(began - asked, time.perf_counter() - began, tally.longest)
+        answer = writer.whole([_gathered(choices[number]) for number in sorted(choices)], tally.usage())
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _gathered(deltas: list[Delta]) -> Gathered:

@@ -260,6 +260,7 @@ class Delta(NamedTuple):
     choice: int = 0  # its number
     part: PartType = "text"  # that the text belongs to
     logprobs: tuple[TokenLogprob, ...] = ()
+    held_s: float = 0.0  # that a whole answer's first delta has waited in its replica for the last one
 
 
 class Failure(NamedTuple):
