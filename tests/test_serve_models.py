@@ -259,7 +259,7 @@ def test_model_in_use_is_not_unloaded(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(pool, "ROOM_TIMEOUT_S", 0.05)
         refused = await ask(backend, "tiny-base")
         assert isinstance(refused, Failure)
-        assert (refused.status, "in use" in refused.message) == (503, True)
+        assert (refused.status, "in use" in refused.message) == (429, True)
         monkeypatch.setattr(pool, "ROOM_TIMEOUT_S", 200)
         waiting = asyncio.create_task(ask(backend, "tiny-base"))
         await asyncio.sleep(0.05)
@@ -332,6 +332,29 @@ def test_broken_newer_checkpoint_leaves_the_older_one_in_service(tmp_path: Path)
         assert await ask(backend) == "abab"
 
     asyncio.run(with_broken())
+
+
+def test_newer_checkpoint_without_room_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are saved faster than they load: the second finds its room taken by the first, which is broken."""
+    monkeypatch.setattr(models, "NEWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(pool, "ROOM_TIMEOUT_S", 0.05)
+    write(tmp_path, "sft", 100, "ab")
+    backend, loader = served(tmp_path, max_loaded=1)
+
+    async def saved() -> None:
+        assert await ask(backend) == "abab"
+        broken = write(tmp_path, "sft", 200, "cd")
+        flip_a_bit(Path(broken, "model.safetensors"))
+        gate = loader.gates[broken] = threading.Event()
+        assert await ask(backend) == "abab"
+        write(tmp_path, "sft", 300, "ef")
+        assert await ask(backend) == "abab"
+        gate.set()
+        await until(lambda: len(backend.loaded()) == 1)
+        monkeypatch.setattr(models, "NEWER_TIMEOUT_S", 60.0)
+        assert await ask(backend) == "efef"
+
+    asyncio.run(saved())
 
 
 def test_checkpoint_deleted_meanwhile_is_404_and_the_stage_goes_on(tmp_path: Path) -> None:

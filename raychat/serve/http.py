@@ -116,8 +116,8 @@ def _api(backend: Backend, settings: ServerSettings, metrics: ServerMetrics) -> 
     # The key is only described here; guarded_route looks at it, before the body is read.
     key, refusals = ([Security(HTTPBearer(auto_error=False))], (401, 429)) if settings.api_keys else ([], ())
     router = APIRouter(route_class=guarded_route(settings), dependencies=key)
-    lookup, body = _errors(404, 500, 503, *refusals), _errors(400, 404, 413, 500, 503, *refusals)
-    generation = {**body, **_errors(429), **_streamed()}
+    lookup, body = _errors(404, 500, 503, *refusals), _errors(400, 404, 413, 429, 500, 503, *refusals)
+    generation = {**body, **_streamed()}
 
     @router.get("/v1/models", response_model=ModelList, responses=lookup)
     async def models() -> ModelList:

@@ -168,7 +168,8 @@ class Models:
         await asyncio.wait([model.loading], timeout=NEWER_TIMEOUT_S)
         if model.service is not None or older.service is None:
             return model
-        if model.loading.done() and (error := model.loading.exception()):
+        error = model.loading.exception() if model.loading.done() else None
+        if error and not isinstance(error, NotServed):  # else there was no room
             log.warning("%s cannot be loaded, so the older checkpoint goes on: %s", offer.found.path, error)
             self._broken.add(offer)
         return older

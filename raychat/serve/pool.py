@@ -8,7 +8,7 @@ from raychat.serve.catalog import Offer
 from raychat.serve.service import ChatService
 from raychat.serve.types import Failure
 
-ROOM_TIMEOUT_S = 30.0  # that a model waits for another one to become idle
+ROOM_TIMEOUT_S = 0.5  # that a model waits for another one to become idle; then its requests are refused
 
 
 class NotServed(Exception):
@@ -113,7 +113,7 @@ class ModelPool:
                 await asyncio.wait_for(self._changed.wait(), deadline - loop.time())
             except TimeoutError:
                 message = f"the {self._max_loaded} models that have room in memory are in use; try again in a moment"
-                raise NotServed(Failure(503, message, "model")) from None
+                raise NotServed(Failure(429, message, "model")) from None
 
     def _unload(self, model: PooledModel) -> asyncio.Future[None]:
         service, model.service = model.service, None
