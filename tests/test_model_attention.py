@@ -1,13 +1,15 @@
 """Attention against its definition: an explicit softmax over the visible positions."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import gpt2, random_model, varlen_attn
 from torch import Tensor
+from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
 from raychat.model.attention import (
     _attend_rows,
@@ -99,6 +101,47 @@ def test_a_model_chooses_the_kernel_when_it_is_placed(
     monkeypatch.setattr(f"{type(model).__module__}.use_fastest_kernel", devices.append)
     model.place(torch.device("cpu"), torch.float32)
     assert devices == [torch.device("cpu")]
+
+
+# Stands for the package of FlashAttention 3, which registers its kernels where PyTorch looks for them.
+FA3 = """
+import torch
+
+library = torch.library.Library("flash_attn_3", "FRAGMENT")
+for name in ("fwd", "bwd"):
+    library.define(f"{name}(Tensor q) -> Tensor")
+"""
+
+
+@pytest.fixture
+def hopper_with_fa3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An H100, as far as PyTorch says, with that package."""
+    (tmp_path / "flash_attn_interface.py").write_text(FA3)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    sys.modules.pop("flash_attn_interface", None)
+    yield
+    if current_flash_attention_impl():
+        restore_flash_attention_impl()
+    sys.modules.pop("flash_attn_interface")  # its kernels go with it
+
+
+def test_an_installed_kernel_is_used(
+    hopper_with_fa3: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("raychat.model.attention._try_kernel", lambda device: None)
+    use_fastest_kernel.__wrapped__(torch.device("cuda"))
+    assert current_flash_attention_impl() == "FA3"
+    assert capsys.readouterr().out == "attention on H100: FA3\n"
+
+
+def test_a_kernel_that_does_not_compute_is_not_used(hopper_with_fa3: None, capsys: pytest.CaptureFixture[str]) -> None:
+    use_fastest_kernel.__wrapped__(torch.device("cuda"))
+    assert current_flash_attention_impl() is None
+    refused, chosen = capsys.readouterr().out.splitlines()
+    assert refused.startswith("FA3 is installed, but flash_attn_interface cannot be used: ")
+    assert chosen == "attention on H100: FA2, PyTorch's own"
 
 
 @pytest.mark.gpu

@@ -31,12 +31,29 @@ def use_fastest_kernel(device: torch.device) -> None:
         if installed and torch.cuda.get_device_capability(device)[0] in majors:
             try:
                 activate_flash_attention_impl(name)
-            except (ImportError, RuntimeError) as error:
+                _try_kernel(device)
+            except Exception as error:  # whatever a release raises that was made for another PyTorch
                 print(f"{name} is installed, but {module} cannot be used: {error}", flush=True)
             else:
                 chosen = name
                 break
     print(f"attention on {torch.cuda.get_device_name(device)}: {chosen}", flush=True)
+
+
+def _try_kernel(device: torch.device) -> None:
+    """Attend once in a window, forward and backward; where the kernel fails, go back to PyTorch's own and raise why.
+
+    A package may have the names that PyTorch looks for, and other arguments or results than it expects.
+    """
+    from torch.nn.attention import restore_flash_attention_impl
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.zeros(1, 128, 1, 128, dtype=torch.bfloat16, device=device, requires_grad=True)
+            _attend_rows(x, x, x, window=64).sum().backward()
+    except Exception:
+        restore_flash_attention_impl()
+        raise
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
