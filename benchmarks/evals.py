@@ -70,18 +70,18 @@ def work(run: str) -> None:
     from raychat import checkpoint
     from raychat.actors import InProcess
     from raychat.evals import bundle, chat, core, samples
+    from raychat.evals.questions import QUESTIONS
     from raychat.evals.run import evaluate
 
     torch.set_num_threads(1)
     data = str(Path(run).parent.parent / "data" / "tinyworld")
     tasks = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
-    questions = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")
     beginnings = ("The cat", "In the morning", "Tom has", "Question:", "Rosa is", "There are")
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         if line.strip() == "chat":
             stage = "sft"
-            evaluations = [chat.chat_evaluation(tasks, data, max_problems=100), samples.replies(questions)]
+            evaluations = [chat.chat_evaluation(tasks, data, max_problems=100), samples.replies(QUESTIONS)]
         else:
             stage = "base"
             of_core = core.core_evaluation(bundle.load_bundle(f"{data}/eval_bundle"), 60)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from raychat.cluster import Cluster
+from raychat.evals.questions import QUESTIONS
 from raychat.settings import at_least
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Args:
     data: tuple[str, ...] | None = None  # corpus whose last shard is read, or a text file; None = what was trained on
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
     prompts: tuple[str, ...] | None = None  # texts to continue; None = the beginnings of validation documents
+    questions: tuple[str, ...] = QUESTIONS  # continued, too, as plain text: the chat models' answers stand beside
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ def run(args: Args) -> dict[str, Any]:
         if (prompts := args.prompts) is None:
             prompts = samples.beginnings(map(str, val.read(val.blocks[0])), tokenizer)
         bpb = bpb_evaluation(rows, max_rows=max(1, args.eval_tokens // sequence_len))
-        return [bpb, *core_of(args, recipe), samples.continuations(prompts)]
+        return [bpb, *core_of(args, recipe), samples.continuations(prompts, questions=args.questions)]
 
     settings = {
         "bundle": args.bundle,
@@ -77,6 +79,8 @@ def run(args: Args) -> dict[str, Any]:
         settings["contamination"] = args.contamination
     if args.protocol != "raychat":
         settings["protocol"] = args.protocol
+    if args.questions != QUESTIONS:
+        settings["questions"] = args.questions
     found = evaluate_stage(
         args.cluster.run_folder(args.run, "base"), settings, describe, partial(actors_per_worker, args.cluster)
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from raychat.cluster import Cluster
+from raychat.evals.questions import QUESTIONS
 from raychat.settings import at_least
 
 TASKS = ("arc-easy", "arc-challenge", "mmlu", "gsm8k", "humaneval", "spelling-bee")
@@ -27,7 +28,7 @@ class Args:
     max_new_tokens: int | None = None  # longest answer, in tokens; None = the task's own: 512 for HumanEval, else 256
     contamination: int | None = None  # words of an n-gram, such as 13, by which problems are found in pretraining text
     protocol: Literal["raychat", "nanochat"] = "raychat"  # how multiple choice is worded; nanochat for its checkpoints
-    questions: tuple[str, ...] = ("Hello! Who are you?", "What is 12 plus 30?", "Tell me a short story.")  # shown
+    questions: tuple[str, ...] = QUESTIONS  # shown with their answers
     cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:

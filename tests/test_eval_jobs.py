@@ -66,19 +66,21 @@ def test_base_eval_writes_bpb_core_and_samples(made: Path, storage: Cluster) -> 
     assert 0 < found["val_bpb"] < 20
     assert found["core_tasks"]["colours"]["num_items"] == 12
     assert found["core"] == pytest.approx((found["core_tasks"]["colours"]["accuracy"] - 0.5) / 0.5)
-    assert [s["prompt"] for s in found["samples"]] == ["The cat"]
+    assert [s["prompt"] for s in found["samples"] if "question" not in s] == ["The cat"]
+    assert [s["question"] for s in found["samples"][1:]] == list(chat_eval.Args().questions)
     assert (found["checkpoint"], found["step"]) == ("step_000005", 5)
 
 
 def test_prompts_are_beginnings_of_validation_documents(made: Path, storage: Cluster) -> None:
     found = base_eval.run(base_args(made, storage, max_items=2))
-    assert {s["prompt"] for s in found["samples"]} == {"b: the cat s"}  # twelve tokens, each a byte, of the last shard
+    prompts = {s["prompt"] for s in found["samples"] if "question" not in s}
+    assert prompts == {"b: the cat s"}  # twelve tokens, each a byte, of the last shard
 
 
 def test_one_text_is_validated_on_at_its_end_and_core_is_left_out(made: Path, storage: Cluster) -> None:
     text = "a cat sat. " * 90 + "its hat was flat. " * 10
     (made / "text.txt").write_text(text)
-    found = base_eval.run(base_args(made, storage, tasks=(), data=(str(made / "text.txt"),)))
+    found = base_eval.run(base_args(made, storage, tasks=(), data=(str(made / "text.txt"),), questions=()))
     assert not {"core", "core_tasks"} & found.keys()
     assert [s["prompt"] for s in found["samples"]] == [text[int(0.9 * len(text)) :][:12].strip()]
     assert found["val_loss"] > 0

@@ -282,5 +282,7 @@ def test_samples_are_prompts_with_what_follows() -> None:
     assert results(samples.continuations(["Once", "Twice"], 3), loaded) == {
         "samples": [{"prompt": "Once", "text": "qqq"}, {"prompt": "Twice", "text": "qqq"}]
     }
+    asked = results(samples.continuations(["Once"], 2, ["Who?"]), loaded)["samples"][1]
+    assert asked == {"prompt": "Question: Who?\nAnswer:", "question": "Who?", "text": "qq"}
     assert results(samples.replies(["Hello?"], 2), loaded) == {"samples": [{"prompt": "Hello?", "text": "qq"}]}
     assert results(samples.replies([]), loaded) == {"samples": []}

@@ -43,7 +43,7 @@ def joined(name: str, work: Sequence[Any]) -> Evaluation:
 
 def test_in_this_process(path: str, evaluations: list[Evaluation]) -> None:
     found = evaluate(path, evaluations, partial(actors_per_worker, Cluster(workers=0)))
-    assert found.keys() == {"val_bpb", "val_loss", "interval", "samples", "seconds"}
+    assert found.keys() == {"val_bpb", "val_loss", "outcomes", "interval", "samples", "seconds"}
     assert found["seconds"].keys() == {"bits per byte", "samples"}
     assert min(found["seconds"].values()) > 0
     loaded = LoadedModel.load(path)

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from jobs import report as job
 from raychat import paths, report
 from raychat.cluster import Cluster
-from raychat.report import curves, figures, tables
+from raychat.report import card, curves, figures, tables
 
 H100 = "NVIDIA H100 80GB HBM3"
 EVIL = "<script>alert(1)</script> | *bold* & \n\n# no heading"
@@ -229,6 +229,23 @@ def test_intervals_and_guards_of_newer_evaluations(tmp_path: Path) -> None:
     assert cells(written, "Time of evaluations") == times
     assert "<small>[0.06, 0.21]</small>" in file(run, "report.html")
     assert "ran under seccomp" in file(run, "report.md")
+
+
+def test_base_stands_beside_the_chat_stages_where_it_answered_the_same_questions(tmp_path: Path) -> None:
+    write_run(run := str(tmp_path / "r"))
+    asked = {"prompt": "Question: Who?\nAnswer:", "question": "Who?"}
+    of_base = [{"prompt": "Once", "text": " upon"}, asked | {"text": " Me."}]
+    write_stage(paths.join(run, "base"), None, {"samples": of_base}, [])
+    for stage in ("mid", "sft", "rl"):
+        of_stage = [{"prompt": "Who?", "text": f"I am {stage}."}]
+        write_stage(paths.join(run, stage), None, {"samples": of_stage}, [])
+    found = report.figures.collect(run)[0]["samples"]
+    ((question, _, answers),) = card._side_by_side(found, "texts")[0].rows
+    assert question == "Who?"
+    assert [(answer.model, answer.text) for answer in answers] == [
+        ("BASE", " Me."), ("MID", "I am mid."), ("SFT", "I am sft."), ("RL", "I am rl.")
+    ]  # fmt: skip
+    assert [row[0] for row in card._continuations(found)[0].rows] == ["Once"]
 
 
 def test_every_task_of_core_has_its_interval_and_its_time(tmp_path: Path) -> None:

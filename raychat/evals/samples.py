@@ -20,14 +20,15 @@ def beginnings(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[str, ...
     return tuple(text for ids in firsts if (text := tokenizer.decode(ids).strip("\ufffd")))
 
 
-def continuations(prompts: Sequence[str], max_new_tokens: int = 48) -> Evaluation:
-    """Describe greedy continuations of texts by a base model; the figure is `samples`."""
-    return _samples(_continue, prompts, max_new_tokens)
+def continuations(prompts: Sequence[str], max_new_tokens: int = 48, questions: Sequence[str] = ()) -> Evaluation:
+    """Describe greedy continuations of texts, and of questions as plain text, by a base model; they are `samples`."""
+    asked = [{"question": question, "prompt": f"Question: {question}\nAnswer:"} for question in questions]
+    return _samples(_continue, [*({"prompt": prompt} for prompt in prompts), *asked], max_new_tokens)
 
 
 def replies(questions: Sequence[str], max_new_tokens: int = 128) -> Evaluation:
     """Describe greedy replies of a chat model to questions; the figure is `samples`."""
-    return _samples(_reply, questions, max_new_tokens)
+    return _samples(_reply, [{"prompt": question} for question in questions], max_new_tokens)
 
 
 def sampled(loaded: LoadedModel, start: str, count: int, params: SamplingParams) -> list[str]:
@@ -59,9 +60,12 @@ def _rest(params: SamplingParams, number: int, done: int, ends: tuple[int, ...])
     return replace(params, max_new_tokens=params.max_new_tokens - done, seed=seed, stop_ids=ends)
 
 
-def _samples(call: Callable[..., list[str]], prompts: Sequence[str], max_new_tokens: int) -> Evaluation:
+def _samples(call: Callable[..., list[str]], asked: Sequence[dict[str, str]], max_new_tokens: int) -> Evaluation:
+    """Describe what `call` makes of each `prompt`."""
+    prompts = [sample["prompt"] for sample in asked]
+
     def finish(results: list[list[str]]) -> dict[str, object]:
-        return {"samples": [{"prompt": p, "text": t} for p, t in zip(prompts, results[0], strict=True)]}
+        return {"samples": [{**sample, "text": text} for sample, text in zip(asked, results[0], strict=True)]}
 
     run = partial(call, prompts=prompts, max_new_tokens=max_new_tokens)
     return Evaluation("samples", [Call("samples", run, len(prompts) * max_new_tokens)], finish)

@@ -103,7 +103,7 @@ def _side_by_side(samples: dict[str, Any], kind: str) -> list[SideBySide]:
 
 def _continuations(samples: dict[str, Any]) -> list[SideBySide]:
     replies = {text["prompt"] for stage in CHAT_STAGES for text in samples.get(stage, {}).get("texts", [])}
-    texts = [text for text in samples.get("base", {}).get("texts", []) if text["prompt"] not in replies]
+    texts = [t for t in samples.get("base", {}).get("texts", []) if t.get("question", t["prompt"]) not in replies]
     return [SideBySide([(text["prompt"], "", [Answer("BASE", text["text"])]) for text in texts])] if texts else []
 
 
