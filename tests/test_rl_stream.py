@@ -9,6 +9,7 @@ from tiny_rl import PARAMS, ascii_reward, ascii_task, assert_same
 from raychat.engine.engine import Engine
 from raychat.evals.generate import Question
 from raychat.model.gpt import GPT
+from raychat.model.linear import Linear
 from raychat.rl.sampler import Sampler
 from raychat.rl.step import Padding, logprobs_of, question_at
 from raychat.rl.stream import Stream
@@ -73,6 +74,11 @@ def test_weights_of_a_shared_model_are_not_copied_and_change_the_answers() -> No
     model = tiny_rl.model()
     shared = sampler(model)
     before = shared.rollout([question(0)])
+    linear = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    read = [layer for layer in linear if layer.packed and layer.packed._weight.numel()]
+    # the head, the gate of the smear, and the three matrices of each layer that are not joined, as q, k and v are
+    assert len(read) == 2 + 3 * model.config.n_layer
+    assert all(layer.packed._weight.data_ptr() == layer.weight.data_ptr() for layer in read)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05)

@@ -17,6 +17,9 @@ _ROWS = 32  # that oneDNN's layout is chosen for
 class PackedWeights:
     """The weights of linear layers without bias that read the same activations, as one product.
 
+    A single weight in the dtype of the activations is read as it is, without a copy; of a large one a CPU keeps its own
+    layouts beside it.
+
     Args:
         weights: each (outputs, inputs). One with fewer inputs than the first reads the first channels only.
     """
@@ -44,13 +47,19 @@ class PackedWeights:
     def _pack(self, dtype: torch.dtype) -> None:
         self._transposed = self._blocked = torch.empty(0)
         inputs = self._sources[0].size(1)
-        weights = [F.pad(weight.detach().to(dtype), (0, inputs - weight.size(1))) for weight in self._sources]
+        weights = [_padded(weight.detach().to(dtype), inputs) for weight in self._sources]
         self._weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         if self._weight.numel() >= _LARGE and not self._weight.is_cuda:
             if dtype == torch.float32:  # in bf16 the transposed product takes ten times as long
                 self._transposed = self._weight.t().contiguous()
             if _onednn_packs(dtype):
                 self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
+
+
+def _padded(weight: Tensor, inputs: int) -> Tensor:
+    """Return a weight with zeros for the channels that it does not read; itself, not a copy, where it reads all."""
+    missing = inputs - weight.size(1)
+    return F.pad(weight, (0, missing)) if missing else weight
 
 
 def _onednn_packs(dtype: torch.dtype) -> bool:

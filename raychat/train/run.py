@@ -187,7 +187,7 @@ class _Around:
         self._rows.close()
         if done < stage.steps:
             raise Stopped(f"{stage.name}: stopped at step {done} of {stage.steps}; the same command continues")
-        if self.start == stage.steps:  # the last checkpoint has the figures of its evaluation, and not how sure they are
+        if self.start == stage.steps:  # a checkpoint has the figures of its evaluation, not how sure they are
             self._model.eval()
             self.feed.evaluate()
         if self._rank > 0:
