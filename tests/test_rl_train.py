@@ -76,7 +76,7 @@ def test_learner_and_sampler_multiply_alike(args: rl_train.Args, monkeypatch: py
     monkeypatch.setenv("RAYCHAT_DTYPE", "")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     rounding: list[object] = []
-    monkeypatch.setattr("raychat.train.run.use_bf16", rounding.append)
+    monkeypatch.setattr("raychat.train.start.use_bf16", rounding.append)
     rl_train.run(args)
     assert not rounding
 
