@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import ray
 import toy
+from tiny import byte_tokenizer
 
+from jobs import tok_train
+from raychat import paths
 from raychat.cluster import Cluster, workers
 from raychat.cluster.launch import launch
+from raychat.cluster.prepare import prepare
 from raychat.data.batches import Step
+from raychat.data.pack import pretraining
 from raychat.recipe import Runtime
 from raychat.train.stage import Feed, Learner, Stage
 
@@ -24,8 +30,6 @@ STEPS = 120
 
 def paced(learner: Learner, *, source: Callable[[Learner], Feed]) -> Feed:
     """Note who opens the feed, and take up to 2 s for every step until there is a file `<stage>-go`."""
-    import ray
-
     from raychat import dist
 
     rank, size = dist.world()
@@ -92,9 +96,26 @@ def refused(root: Path) -> None:
             print(error)
 
 
+def apart(root: Path) -> None:
+    """Nodes that do not see what the driver writes, its memory: nothing is counted, nothing is tokenized."""
+    storage = f"memory://{root.name}"
+    cluster = Cluster(workers=2, storage_path=storage)
+    for shard in range(3):
+        paths.write_text(str(root / "text" / f"{shard}.txt"), "How many nodes see this? " * 100)
+    data = (str(root / "text"),)
+    _, packing = pretraining(data, byte_tokenizer(), toy.CONFIG.sequence_len, storage)
+    for begin in (lambda: prepare(packing, cluster), lambda: tok_train.run(tok_train.Args(data=data, cluster=cluster))):
+        try:
+            begin()
+        except ValueError as error:
+            print(error)
+        ray.shutdown()
+    print("made:", [name for name in paths.names(packing.folder) if name.endswith(".npy")])
+
+
 if __name__ == "__main__":
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules["__main__"])  # workers cannot import the tests
     workers._RESIZE_EVERY_S = 1.0
-    {made.__name__: made for made in (elastic, fixed, refused, submitted)}[sys.argv[1]](Path(sys.argv[2]))
+    {made.__name__: made for made in (apart, elastic, fixed, refused, submitted)}[sys.argv[1]](Path(sys.argv[2]))

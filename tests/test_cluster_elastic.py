@@ -170,3 +170,18 @@ def test_nodes_without_a_shared_storage_and_workers_without_room_are_refused(mac
     room = r"^no room for \d+ s for 9:10 workers of 1 CPU; free now: 2 CPUs and 0 GPUs; set --cluster.workers lower, "
     assert re.search(room, printed, re.MULTILINE), printed
     assert not list(tmp_path.rglob("step_*"))
+
+
+def test_nodes_that_do_not_share_the_storage_are_refused_before_anything_is_made(machines: Any, tmp_path: Path) -> None:
+    remove_nodes(machines)
+    add_node(machines)
+    with Driver(machines, "apart", tmp_path) as driver:
+        code, printed = driver.finish()
+    assert code == 0, printed
+    blind = (
+        r"^2 of 2 nodes \([\d.]+, [\d.]+\) do not see what this process writes to memory://.*; "
+        r"set --cluster.storage-path to a folder or bucket that all nodes share$"
+    )
+    assert len(re.findall(blind, printed, re.MULTILINE)) == 2, printed
+    assert "made: []" in printed.splitlines()
+    assert "making" not in printed

@@ -20,7 +20,7 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_cluster_gets_defaults_and_what_the_user_has_set_and_nothing_else(joined: dict[str, Any]) -> None:
-    Cluster(address="ray://head:10001").connect()
+    Cluster(address="ray://head:10001").join()
     variables = joined["runtime_env"]["env_vars"]
     assert joined["address"] == "ray://head:10001"
     assert variables["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:512"
@@ -30,5 +30,5 @@ def test_a_cluster_gets_defaults_and_what_the_user_has_set_and_nothing_else(join
 
 def test_memory_on_gpus_is_in_segments_that_grow_unless_the_user_says_otherwise(joined: dict[str, Any]) -> None:
     del os.environ["PYTORCH_ALLOC_CONF"]
-    Cluster(address="ray://head:10001").connect()
+    Cluster(address="ray://head:10001").join()
     assert joined["runtime_env"]["env_vars"]["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -257,3 +258,12 @@ def test_killed_task_is_done_again(ray_cluster: None, tmp_path: Path) -> None:
     folder = prepare(numbers(tmp_path / "tokens", partial(dies_once, str(tmp_path))), Cluster(workers=1), log=quiet)
     assert (tmp_path / "died").exists()
     assert all_rows(folder)[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.ray
+def test_a_node_that_does_not_see_the_folder_is_named(ray_cluster: None) -> None:
+    """The memory of the driver's process stands for a disk that the tasks do not see."""
+    work = numbers(Path("unused"), two_rows)._replace(folder=f"memory://{uuid.uuid4().hex}/tokens")
+    seen = r"the node [\d.]+ does not see memory://.*/plan.json; set --cluster.storage-path to a folder or bucket"
+    with pytest.raises(RuntimeError, match=seen):
+        prepare(work, Cluster(workers=1), log=quiet)

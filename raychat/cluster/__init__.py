@@ -73,23 +73,35 @@ class Cluster:
         return paths.join(self.storage(), "runs", run, *names)
 
     def connect(self) -> None:
-        """Join the Ray cluster at `address` or RAY_ADDRESS, or start one on this machine; once per process."""
+        """Join a cluster whose nodes share the storage, or start one on this machine; once per process.
+
+        Raises:
+            ValueError: some nodes do not see what is written to the storage.
+        """
+        if self.join():
+            from raychat.cluster.nodes import check_nodes
+
+            check_nodes(self.storage())
+
+    def join(self) -> bool:
+        """Join the Ray cluster at `address` or RAY_ADDRESS, or start one on this machine; False if done before."""
         import ray
 
         if ray.is_initialized():
-            return
+            return False
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address and address != "local":
             forwarded = {k: v for k, v in os.environ.items() if k.startswith(_FORWARDED)}
             ray.init(address=address, runtime_env={"env_vars": forwarded})
-            return
+            return True
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # Processes inherit this one's variables. With a runtime environment each would import Ray twice.
         cpus, level = max(_LOGICAL_CPUS, os.cpu_count() or 1), logging.WARNING
         # Ray Train asks the dashboard about its own actors, and people like to look at it
         ray.init("local", num_cpus=cpus, include_dashboard=True, logging_level=level)
+        return True
 
     def gpus(self) -> int:
         """Return the GPUs of each worker or actor: `gpus_per_worker`, else 1 where there are GPUs, else 0."""

@@ -21,6 +21,7 @@ from raychat.cluster import Cluster
 from raychat.cluster.map import num_cores
 from raychat.data import shards
 from raychat.data.pack import Packing, make_block
+from raychat.data.packing import Packed
 from raychat.data.shards import BlockCounts
 from raychat.log import Progress
 
@@ -137,13 +138,26 @@ def _on_the_cluster(packing: Packing, missing: Sequence[int], cluster: Cluster) 
     cpus = 1.0 if ray.cluster_resources().get("CPU", 1) >= cluster.max_workers + 2 else 0.0
     tasks = ray.data.TaskPoolStrategy(size=num_cores(cluster))
     data = data.map(_on_row(lambda _, block: read(block)), num_cpus=cpus / 4, compute=tasks)
-    make = _on_row(lambda block, documents: make_block(folder, block, pack, documents))
+    make = _on_row(lambda block, documents: _make_where_seen(folder, block, pack, documents))
     data = data.map(make, num_cpus=cpus, compute=tasks)
     for row in data.iter_rows():
         made = cloudpickle.loads(row["value"])
         if isinstance(made, _TaskFailed):
             raise made
         yield made
+
+
+def _make_where_seen(folder: str, block: int, pack: Callable[[Any], Packed], documents: Any) -> BlockCounts:
+    """Make a block on a node that sees the folder's plan. Raises ValueError on another one, which may have joined late.
+
+    Its block would be seen by nobody, and all would wait for it.
+    """
+    if not paths.exists(plan := paths.join(folder, shards.PLAN_FILE)):
+        raise ValueError(
+            f"the node {ray.util.get_node_ip_address()} does not see {plan}; set --cluster.storage-path to a folder or "
+            "bucket that all nodes share"
+        )
+    return make_block(folder, block, pack, documents)
 
 
 def _on_row(step: Callable[[int, Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -151,7 +151,7 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
     if not joined:
         port = _free_port(host, port)
         set_environment()
-    cluster.connect()
+    cluster.join()  # serving only reads the storage
     host, port = _start_serve(host, port)
     serve.run(build(settings), name=APPLICATION)
     announce(_server(_settings(settings), host), port, _on_head(statistics_ports))
