@@ -27,7 +27,7 @@ test-long: $(INSTALLED) ## tests that are left out there: machines and replicas 
 	$(PYTHON_IN_VENV) -m pytest -m long $(PYTEST_ARGS)
 
 .PHONY: gpu-check
-gpu-check: ## tests and speed on one CUDA GPU, in eight minutes; needs PyTorch and pytest in PYTHON, no installation
+gpu-check: ## tests and speed on one CUDA GPU, in eight minutes at most; needs PyTorch, numpy and pytest in PYTHON, nothing else
 	PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py $(GPU_CHECK_ARGS)
 
 .PHONY: install

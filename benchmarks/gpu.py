@@ -1,20 +1,26 @@
 """What a GPU makes of raychat: its GPU tests, training steps and decoding, on random tokens. `make gpu-check` runs it.
 
-    python3 benchmarks/gpu.py [--depths 12 24] [--seconds 15]
+    python3 benchmarks/gpu.py [--depths 12 24] [--seconds 15] [--minutes 8]
 
-It needs PyTorch for CUDA, pytest and small packages (safetensors, tiktoken, rich, fsspec, PyYAML, hypothesis), but
-neither Ray nor the crate nor a network. On a CPU it runs, too, for the sake of its test. The last line is JSON:
+It needs PyTorch for CUDA, numpy and pytest: no other package, no crate, no network. It ends after 8 minutes at most;
+what is not measured by then is named under `skipped`. On a CPU it runs, too, for the sake of its test. The last line is
+JSON:
 
     tests                      exit code of pytest, 0 = all passed
     train.d12                  first_step_s (with compiling), tok_s, mfu, rows of a micro-batch, peak_gib, estimated_gib
     fp8.d12                    the same with --fp8 and mfu still that of bf16's peak, and `speedup`: tok_s over bf16's;
                                null without fp8 hardware
     decode.d12.16              tok_s with CUDA graphs and without, share of the memory's or the products' limit
+    skipped                    names of what was cut short by the deadline, or not begun
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,8 +52,9 @@ PARAMS = SamplingParams(temperature=1.0, top_k=50, stop_ids=(), seed=1, max_new_
 
 def run_tests() -> int:
     """Run the tests that need a GPU; return pytest's exit code."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *GPU_TESTS]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    bare = ["-c", os.devnull, "--rootdir", root, "-p", "no:cacheprovider"]  # the project's settings name plugins
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *bare, *GPU_TESTS]
     return subprocess.run(command, cwd=root, check=False).returncode
 
 
@@ -111,9 +118,10 @@ def train(
     }
 
 
-def decode(model: Model, batch: int, budget_s: float) -> dict[str, float]:
+def decode(depth: int, batch: int, device: torch.device, budget_s: float, sizes: dict[str, int]) -> dict[str, float]:
     """Measure decode steps of `batch` sequences, with CUDA graphs and without."""
-    vocab_size, device = model.config.vocab_size, model.device
+    model = build(depth, device, sizes).eval()
+    vocab_size = model.config.vocab_size
     fillers = [i.to_bytes(3, "big") for i in range(vocab_size - 256 - len(SPECIAL_TOKENS))]
     tokenizer = Tokenizer([bytes([i]) for i in range(256)] + fillers)
     found: dict[str, float] = {}
@@ -133,28 +141,60 @@ def decode(model: Model, batch: int, budget_s: float) -> dict[str, float]:
     return found | {"share_of_limit": round(limit * max(found.values()) / batch, 3)}
 
 
+class Late(BaseException):
+    """The time is over. No `Exception`: the compiler must not take it for an error of its own."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Leave the block after so many seconds, wherever it is."""
+
+    def late(*_: object) -> None:
+        raise Late
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with contextlib.suppress(Late):
+        yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def measurements(args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Return what there is to measure by its name in the result, in the order of its worth."""
+    sizes = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size}
+    first, *others = args.depths
+
+    def trained(depth: int) -> dict[str, Callable[[], Any]]:
+        in_bf16 = functools.partial(train, depth, device, args.seconds, sizes)
+        in_fp8 = functools.partial(in_bf16, in_fp8=True) if fp8.lacks_fp8(device) is None else lambda: None
+        return {f"train.d{depth}": in_bf16, f"fp8.d{depth}": in_fp8}
+
+    plan: dict[str, Callable[[], Any]] = {"tests": run_tests} if args.tests else {}
+    plan |= trained(first)
+    for batch in args.batches:
+        plan[f"decode.d{first}.{batch}"] = functools.partial(decode, first, batch, device, args.seconds, sizes)
+    for depth in others:
+        plan |= trained(depth)
+    return plan
+
+
 def main(args: argparse.Namespace) -> None:
-    """Run everything and print it; the last line is JSON."""
+    """Run everything that the time allows, and print it; the last line is JSON."""
     device = devices.default_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    sizes = {"sequence_len": args.sequence_len, "vocab_size": args.vocab_size}
-    result: dict[str, Any] = {"benchmark": "gpu", "device": name, "torch": torch.__version__}
-    result["tests"] = run_tests() if args.tests else None
-    result["train"], result["fp8"], result["decode"] = {}, {}, {}
-    for depth in args.depths:
-        result["train"][f"d{depth}"] = found = train(depth, device, args.seconds, sizes)
-        print(f"d{depth}, training: {found}", flush=True)
-        result["fp8"][f"d{depth}"] = None
-        if fp8.lacks_fp8(device) is None:
-            eight = train(depth, device, args.seconds, sizes, in_fp8=True)
-            result["fp8"][f"d{depth}"] = eight | {"speedup": round(eight["tok_s"] / found["tok_s"], 3)}
-            print(f"d{depth}, training in fp8: {result['fp8'][f'd{depth}']}", flush=True)
-    model = build(args.depths[0], device, sizes).eval()
-    result["decode"][f"d{args.depths[0]}"] = by_batch = {}
-    for batch in args.batches:
-        by_batch[str(batch)] = decode(model, batch, args.seconds)
-        print(f"d{args.depths[0]}, decoding {batch}: {by_batch[str(batch)]}", flush=True)
-    print(json.dumps(result))
+    result: dict[str, Any] = {"benchmark": "gpu", "device": name, "torch": torch.__version__, "tests": None}
+    result |= {"train": {}, "fp8": {}, "decode": {f"d{args.depths[0]}": {}}}
+    plan, done = measurements(args, device), set[str]()
+    with deadline(60 * args.minutes):
+        for path, measure in plan.items():
+            *parts, last = path.split(".")
+            place = functools.reduce(operator.getitem, parts, result)
+            place[last] = found = measure()
+            if parts == ["fp8"] and found:
+                found["speedup"] = round(found["tok_s"] / result["train"][last]["tok_s"], 3)
+            done.add(path)
+            print(f"{path}: {found}", flush=True)
+    print(json.dumps(result | {"skipped": [path for path in plan if path not in done]}))
 
 
 if __name__ == "__main__":
@@ -162,6 +202,7 @@ if __name__ == "__main__":
     parser.add_argument("--depths", type=int, nargs="+", default=[12, 24])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64], help="of sequences that are decoded")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement, after compiling")
+    parser.add_argument("--minutes", type=float, default=8, help="after which the rest is skipped")
     parser.add_argument("--sequence-len", type=int, default=2048)
     parser.add_argument("--vocab-size", type=int, default=2**15)
     parser.add_argument("--no-tests", dest="tests", action="store_false")

@@ -7,12 +7,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
-
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raychat import paths
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 Report = Callable[[dict[str, Any]], None]
 Result = TypeVar("Result")
@@ -47,8 +47,7 @@ class Progress:
         self._first: tuple[int, float] | None = None  # the first step shown, and when
         self._bar: Bar | None = None
         if log is None and sys.stderr.isatty():
-            times, note = (TimeElapsedColumn(), TimeRemainingColumn()), TextColumn("{task.fields[note]}")
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times, note)
+            self._bar = _new_bar()
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -86,6 +85,15 @@ class Progress:
         if first < step < self._steps:
             line += f" eta {(time.monotonic() - started) / (step - first) * (self._steps - step):.0f}s"
         self._log(line)
+
+
+def _new_bar() -> "Bar":
+    from rich import progress as rich
+
+    times, note = (rich.TimeElapsedColumn(), rich.TimeRemainingColumn()), rich.TextColumn("{task.fields[note]}")
+    return rich.Progress(
+        rich.TextColumn("{task.description}"), rich.BarColumn(), rich.MofNCompleteColumn(), *times, note
+    )
 
 
 def describe(row: dict[str, Any]) -> str:

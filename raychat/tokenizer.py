@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
-import tiktoken
 
 from raychat import paths
 
 if TYPE_CHECKING:
+    import tiktoken
     from raychat_bpe import Counts, Encoder, Texts
 
 # GPT-4's split pattern, but with at most two digits in a word, so that a small vocabulary is not spent on numbers.
@@ -201,8 +201,10 @@ class Tokenizer:
         """Return the text of the ids. A special token gives its name, bytes that are not UTF-8 give U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def to_tiktoken(self) -> tiktoken.Encoding:
+    def to_tiktoken(self) -> "tiktoken.Encoding":
         """Export as a `tiktoken.Encoding` with the same ids."""
+        import tiktoken
+
         return tiktoken.Encoding(
             name=f"raychat-{self.fingerprint}",
             pat_str=self.pattern,

@@ -4,7 +4,6 @@ recording that runs the same function again on the same tensors."""
 from collections.abc import Callable
 
 import pytest
-import test_engine
 import torch
 from tiny import byte_tokenizer, random_model, varlen_attn
 
@@ -52,6 +51,8 @@ def completions(engine: Engine, params: list[SamplingParams] | SamplingParams) -
 
 def test_replayed_steps_give_the_same_tokens(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of every kind end one after the other, so steps of all numbers of rows run, and slots grow."""
+    import test_engine  # here: it needs hypothesis, and the test on a GPU runs without
+
     model = random_model(sequence_len=600)
     params = [
         SamplingParams(0.8, max_new_tokens=n, seed=i, stop_ids=(), logprobs=2 if i == 1 else None, **kind)
@@ -84,6 +85,8 @@ def test_new_weights_are_recorded_anew(recorded: list[int]) -> None:
 
 
 def test_forced_tokens_are_replayed(recorded: list[int]) -> None:
+    import test_engine
+
     test_engine.test_tool_answer_is_forced()
     assert recorded
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raychat import checkpoint
 from raychat.chat.tools import calculator
 from raychat.device import default_device, to_device
 from raychat.engine.graphs import DecodeGraphs
@@ -48,6 +47,8 @@ class Engine:
     @classmethod
     def load(cls, path: str, max_sequences: int) -> Self:
         """Make an engine with the model of a checkpoint, on this process's device."""
+        from raychat import checkpoint  # here, so that a model in memory needs no safetensors
+
         model, _ = checkpoint.load_model(path, default_device())
         return cls(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences)
 
