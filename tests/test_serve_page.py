@@ -384,6 +384,17 @@ def test_commands(page: Any, url: str) -> None:
         expect(page.locator("#input")).to_have_value("")
     body = sent(page, "Two")
     assert (body["messages"][0]["content"], body["temperature"], body["seed"]) == ("Be brief.", 0.3, 5)
+    for command, answer in (
+        ("/system", "Be brief."),
+        ("/set top_k none", "top_k is none"),
+        ("/set", "temperature is 0.3, top_p is none, top_k is none, min_p is none, max_tokens is 512, seed is 5"),
+        ("/system none", "This conversation has no system prompt now."),
+        ("/system", "This conversation has no system prompt."),
+        ("/set seed none", "seed is none"),
+    ):
+        page.fill("#input", command)
+        page.keyboard.press("Enter")
+        expect(page.locator("#notice")).to_contain_text(answer, ignore_case=True)
     page.fill("#input", "/undo")
     page.keyboard.press("Enter")
     expect(page.locator("#input")).to_have_value("Two")
@@ -403,6 +414,8 @@ def test_commands(page: Any, url: str) -> None:
         ("/nothing", "There is no command /nothing; /help lists them"),
         ("/set temperature 9", "Temperature should be from 0 to 2"),
         ("/set temperature", "Temperature should be a number"),
+        ("/set temperature none", "Temperature should be a number"),
+        ("/set seed", "Seed should be a number"),
         ("/set heat 1", "There is no setting heat; expected one of temperature"),
         ("/model gpt-4", "There is no model gpt-4; expected one of tiny-sft"),
         ("/undo", "There is no question yet"),

@@ -105,11 +105,13 @@ const page = {
     keep(chat);
     showAll();
   },
+  system: () => chat.system || "This conversation has no system prompt.",
   setSystem(text) {
     chat.system = text;
     keep(chat);
     return text ? "The system prompt is set for this conversation." : "This conversation has no system prompt now.";
   },
+  settings: () => settings,
   set(changes) {
     Object.assign(settings, changes);
     saveSettings(storage, settings);

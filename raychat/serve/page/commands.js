@@ -1,7 +1,7 @@
 // The commands of the message box: /new, /set temperature 0.2 and so on.
 
 import { element } from "./dom.js";
-import { checked } from "./settings.js";
+import { checked, FIELDS } from "./settings.js";
 
 // name: what may follow, what it does, and how. `page` is what app.js can do. A command returns what to tell the user.
 export const COMMANDS = {
@@ -17,11 +17,11 @@ export const COMMANDS = {
     run: (page, id) => page.compare(id ? find(page, id) : null),
   },
   system: {
-    argument: "text",
-    help: "set the system prompt; without text: none",
-    run: (page, text) => page.setSystem(text),
+    argument: "[text|none]",
+    help: "set the system prompt; alone: show it",
+    run: (page, text) => (text ? page.setSystem(text === "none" ? "" : text) : page.system()),
   },
-  set: { argument: "name value", help: "temperature, top_p, top_k, min_p, max_tokens, seed", run: set },
+  set: { argument: "[name value]", help: "change how tokens are sampled; alone: list the settings", run: set },
   regenerate: { help: "answer the last question again", run: (page) => page.regenerate() },
   undo: { help: "remove the last question and its answer", run: (page) => page.undo() },
   rename: { argument: "title", help: "name this conversation", run: (page, title) => page.rename(title) },
@@ -39,12 +39,14 @@ function find(page, id) {
 }
 
 function set(page, text) {
+  const shown = (name, value) => `${name} is ${value === FIELDS[name].neutral ? "none" : value}`;
+  if (!text) return Object.keys(FIELDS).map((name) => shown(name, page.settings()[name])).join(", ");
   const [name, value] = text.split(/\s+/);
-  const number = name === "seed" && (value ?? "none") === "none" ? null : Number(value || NaN);
+  const number = value === "none" ? FIELDS[name]?.neutral : Number(value || NaN);
   const wrong = number === null ? null : checked(name, number);
   if (wrong) throw new Error(wrong);
   page.set({ [name]: number });
-  return `${name} is ${number ?? "new each time"}`;
+  return shown(name, number);
 }
 
 // Return the commands whose name begins with what is typed; none once an argument is being typed.
