@@ -47,10 +47,9 @@ class Engine:
     @classmethod
     def load(cls, path: str, max_sequences: int) -> Self:
         """Make an engine with the model of a checkpoint, on this process's device."""
-        from raychat import checkpoint  # here, so that a model in memory needs no safetensors
+        from raychat.checkpoint import load_model, load_tokenizer  # here: a model in memory needs no safetensors
 
-        model, _ = checkpoint.load_model(path, default_device())
-        return cls(model.eval(), checkpoint.load_tokenizer(path), max_sequences=max_sequences)
+        return cls(load_model(path, default_device())[0].eval(), load_tokenizer(path), max_sequences=max_sequences)
 
     def __init__(
         self,
