@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from raychat.engine.sampling import Draws, SamplingParams, penalise, sample, uniforms
@@ -87,6 +87,45 @@ def test_any_accepted_sampling_draws_a_possible_token(
     assert row[token] > -math.inf
     if temperature == 0:
         assert row[token] == max(row)
+
+
+changes = st.floats(-1e6, 1e6) | st.sampled_from([-1e6, 0.0, 1e6])
+places = st.lists(st.integers(0, 8), max_size=5)
+
+
+@given(
+    st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.just(-math.inf), min_size=9, max_size=9),
+    st.floats(0, BELOW_ONE) | st.sampled_from([0.0, BELOW_ONE]),
+    st.sampled_from([0.0, 1e-310, 1.0, 1e308]),
+    st.floats(1e-6, 1e6) | st.sampled_from([1e-6, 1.0, 1e6]),
+    changes,
+    changes,
+    st.lists(st.tuples(st.integers(0, 8), changes), max_size=5),
+    places,
+    places,
+)
+def test_any_accepted_change_of_logits_leaves_a_possible_token(
+    row: list[float],
+    uniform: float,
+    temperature: float,
+    repetition: float,
+    frequency: float,
+    presence: float,
+    biases: list[tuple[int, float]],
+    prompt: list[int],
+    generated: list[int],
+) -> None:
+    """Nine tokens; the largest logits leave room for the largest penalty."""
+    assume(max(row) > -math.inf)
+    penalties = {"repetition_penalty": repetition, "frequency_penalty": frequency, "presence_penalty": presence}
+    params = SamplingParams(temperature=temperature, logit_bias=tuple(biases), **penalties)
+    logits = torch.tensor(row)
+    penalise(logits, params, torch.tensor(prompt, dtype=torch.int64), torch.tensor(generated, dtype=torch.int64))
+    token = int(sample(logits[None], Draws.one(torch.tensor([uniform], dtype=torch.float64), params)))
+    assert 0 <= token < len(row)
+    assert row[token] > -math.inf
+    if temperature == 0:
+        assert logits[token] == logits.max()
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-50])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import hmac
 import json
 import threading
 import time
@@ -18,7 +19,7 @@ from test_serve import ASK, END, START, ask, client, num_open, service, slow_ser
 from tiny import scripted_model
 from tiny_server import http_server
 
-from raychat.serve.limits import BoundedRequest, RateLimit, excess
+from raychat.serve.limits import BoundedRequest, RateLimit, excess, known_key
 from raychat.serve.settings import API_KEYS_VARIABLE, ServerSettings
 
 
@@ -74,6 +75,18 @@ def test_api_keys_are_asked_for() -> None:
             assert httpx.post(f"{url}/{path}", json={}).status_code == 401
         for path in ("", "health", "ready", "metrics"):
             assert httpx.get(f"{url}/{path}").status_code == 200
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append((known, given))
+        return known == given
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert known_key("Bearer one", ("one", "two")) == "one"
+    assert compared == [(b"one", b"one"), (b"two", b"one")]
 
 
 def test_rate_of_a_key_is_limited() -> None:
@@ -241,6 +254,7 @@ def test_overload_is_refused_at_once_and_ends() -> None:
         refused = post(url, {"messages": ASK})
         assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
         assert int(refused.headers["retry-after"]) > 0
+        assert (answers, num_open(slow)) == ([], 3)  # it has waited for nobody, and the engine has not seen it
         assert httpx.get(f"{url}/health").status_code == 200
         first.close()
         for thread in waiting:

@@ -10,6 +10,8 @@ from test_serve import END, START, service
 from tiny import scripted_model
 from tiny_server import http_server
 
+from raychat.serve.settings import ServerSettings
+
 OPERATIONS = [
     ("GET", "/health"),
     ("GET", "/ready"),
@@ -48,6 +50,14 @@ def test_document_says_how_errors_look(url: str) -> None:
                 assert answer["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorAnswer")
 
 
+def test_other_methods_are_405_as_an_error_of_openai(url: str) -> None:
+    """A document describes operations, so it cannot say what others get."""
+    for method, path in OPERATIONS:
+        answer = httpx.put(f"{url}{path}")
+        assert (answer.status_code, answer.headers["allow"]) == (405, method)
+        assert answer.json()["error"]["message"] == f"PUT {path}: Method Not Allowed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method, path, mode",
@@ -55,6 +65,21 @@ def test_document_says_how_errors_look(url: str) -> None:
     + [(*operation, "NEGATIVE") for operation in OPERATIONS if operation[0] == "POST"],
 )
 def test_server_does_what_the_document_says(url: str, method: str, path: str, mode: str) -> None:
+    conforms_to_its_document(url, method, path, mode)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["secret", "wrong"])
+def test_server_with_keys_does_what_the_document_says(key: str) -> None:
+    model = scripted_model([[START, *b"abc", END]], sequence_len=32)
+    with http_server(service(model, max_sequences=64), ServerSettings(api_keys=("secret",))) as guarded:
+        for method, path in (("GET", "/v1/models"), ("POST", "/tokenize")):
+            conforms_to_its_document(guarded, method, path, "POSITIVE", {"Authorization": f"Bearer {key}"})
+
+
+def conforms_to_its_document(
+    url: str, method: str, path: str, mode: str, headers: dict[str, str] | None = None
+) -> None:
     """No server error, no status, content type or body that is not in the document."""
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi import checks
@@ -70,6 +95,6 @@ def test_server_does_what_the_document_says(url: str, method: str, path: str, mo
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     def conforms(case: object) -> None:
-        case.call_and_validate(checks=wanted, timeout=60)  # type: ignore[attr-defined]
+        case.call_and_validate(checks=wanted, timeout=60, headers=headers)  # type: ignore[attr-defined]
 
     conforms()

@@ -105,9 +105,14 @@ def varlen_attn(
     offsets: Tensor,
     *_: int,
     seqused_k: Tensor | None = None,
+    num_splits: int | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Attend as PyTorch's kernel does, one sequence after the other."""
+    """Attend as PyTorch's kernel does, one sequence after the other.
+
+    Over a cache it must be asked for one split: else a sequence's sums depend on what else is in the batch.
+    """
+    assert num_splits == (None if seqused_k is None else 1)
     out, (window, _) = torch.empty_like(q), settings["window_size"]
     for i, seen in enumerate((offsets.diff() if seqused_k is None else seqused_k).tolist()):
         rows, entries = slice(bounds[i], bounds[i + 1]), slice(offsets[i], offsets[i] + seen)
