@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -15,6 +16,7 @@ import openai
 import pytest
 from test_cluster_serve import LETTERS, application, engines, trained_tokenizer
 from test_serve import ask, wait_until
+from test_serve_models import request, served, write
 
 from raychat.serve.types import ChatRequest, CompletionRequest
 from raychat.tokenizer import Tokenizer
@@ -198,6 +200,22 @@ def test_prompts_with_the_same_beginning_go_to_the_same_replicas(choose: Callabl
     for beginning in "abcdefgh":  # a replica that goes away moves only the prompts that it had
         first = choose(REPLICAS, "sft", beginning)[0]
         assert "d" in first or choose(without, "sft", beginning)[0] == first
+
+
+def test_whole_answer_says_how_long_its_first_token_was_held(tmp_path: Path) -> None:
+    from raychat.cluster.replicas import ModelReplica
+
+    write(tmp_path, "sft", 100, "ab")
+
+    async def first(stream: bool) -> Any:
+        replica = ModelReplica.__new__(ModelReplica)
+        await replica.__init__(lambda: served(tmp_path)[0])  # as Serve makes it
+        asked = request(None, 50).model_copy(update={"stream": stream})
+        lists = [deltas async for deltas in replica.stream(asked)]
+        return lists[0][0]
+
+    assert asyncio.run(first(stream=False)).held_s > 0
+    assert asyncio.run(first(stream=True)).held_s == 0
 
 
 def test_all_turns_of_a_chat_begin_alike() -> None:
