@@ -286,3 +286,8 @@ def test_samples_are_prompts_with_what_follows() -> None:
     assert asked == {"prompt": "Question: Who?\nAnswer:", "question": "Who?", "text": "qq"}
     assert results(samples.replies(["Hello?"], 2), loaded) == {"samples": [{"prompt": "Hello?", "text": "qq"}]}
     assert results(samples.replies([]), loaded) == {"samples": []}
+
+
+def test_a_base_models_answer_ends_where_it_asks_further_questions() -> None:
+    found = samples.continuations(["Once"], 9, ["Who?"]).finish([["\nQuestion: a", " I am.\n\nQuestion: b"]])
+    assert [sample["text"] for sample in found["samples"]] == ["\nQuestion: a", "I am."]

@@ -586,7 +586,7 @@ LINES = b"ab\n"
 def growing() -> Any:
     """A model whose answer is ever more short lines."""
     model = scripted_model([[START, *LINES, LINES[0]]], sequence_len=1024)
-    model.register_forward_pre_hook(lambda module, args: time.sleep(0.005))
+    model.lm_head.register_forward_pre_hook(lambda module, args: time.sleep(0.005))
     return service(model)
 
 

@@ -21,7 +21,10 @@ def beginnings(documents: Iterable[str], tokenizer: Tokenizer) -> tuple[str, ...
 
 
 def continuations(prompts: Sequence[str], max_new_tokens: int = 48, questions: Sequence[str] = ()) -> Evaluation:
-    """Describe greedy continuations of texts, and of questions as plain text, by a base model; they are `samples`."""
+    """Describe greedy continuations of texts, and of questions as plain text, by a base model; they are `samples`.
+
+    A base model goes on with further questions; what it says before them is its answer.
+    """
     asked = [{"question": question, "prompt": f"Question: {question}\nAnswer:"} for question in questions]
     return _samples(_continue, [*({"prompt": prompt} for prompt in prompts), *asked], max_new_tokens)
 
@@ -65,7 +68,11 @@ def _samples(call: Callable[..., list[str]], asked: Sequence[dict[str, str]], ma
     prompts = [sample["prompt"] for sample in asked]
 
     def finish(results: list[list[str]]) -> dict[str, object]:
-        return {"samples": [{**sample, "text": text} for sample, text in zip(asked, results[0], strict=True)]}
+        answers = [
+            text.partition("\nQuestion:")[0].strip() if "question" in sample else text
+            for sample, text in zip(asked, results[0], strict=True)
+        ]
+        return {"samples": [{**sample, "text": answer} for sample, answer in zip(asked, answers, strict=True)]}
 
     run = partial(call, prompts=prompts, max_new_tokens=max_new_tokens)
     return Evaluation("samples", [Call("samples", run, len(prompts) * max_new_tokens)], finish)
