@@ -55,15 +55,15 @@ class Args:
 
 def run(args: Args) -> dict[str, Any]:
     """Fine-tune, or find that it is done; return the stage's summary."""
-    if args.dry_run:
-        return dry_run(args)
-
     from functools import partial
 
     from raychat.cluster.launch import train_on_tokens
-    from raychat.train.finetune import packings
+    from raychat.report import dry_run
+    from raychat.train.finetune import described, packings
 
     stage = stage_of(args)
+    if args.dry_run:
+        return dry_run.show(stage, args.cluster.max_workers, described(stage))
     return train_on_tokens(stage, partial(packings, stage, masked=True), args.cluster)
 
 
@@ -90,23 +90,6 @@ def stage_of(args: Args, planned: "Recipe | None" = None) -> "Stage":
         schedule=partial(schedule.sft, peak=args.lr),
         runtime=Runtime.of(args),
     )
-
-
-def dry_run(args: Args, planned: "Recipe | None" = None, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Print what the stage will take, and return its figures. Nothing is read but the parent's recipe.
-
-    Args:
-        planned: as for `stage_of`.
-        price_per_hour: US dollars, of all machines together; None = list prices.
-
-    Raises:
-        ValueError: A setting is one that the run would refuse, or there is no parent.
-    """
-    from raychat.report import dry_run
-    from raychat.train.finetune import described
-
-    stage = stage_of(args, planned)
-    return dry_run.show(stage, args.cluster.max_workers, described(stage), price_per_hour)
 
 
 if __name__ == "__main__":

@@ -232,6 +232,9 @@ def check_tasks(steps: Pipeline) -> None:
 def dry_run(args: Args) -> dict[str, Any]:
     """Print what base, mid and SFT will take; return their figures. How long RL takes depends on its answers."""
     from raychat import checkpoint
+    from raychat.report import dry_run
+    from raychat.train.finetune import described
+    from raychat.train.stage import Stage
 
     steps = pipeline(args)
     check_tasks(steps)
@@ -242,10 +245,13 @@ def dry_run(args: Args) -> dict[str, Any]:
         trained = checkpoint.latest(args.cluster.run_folder(steps.report.run, stage))
         return None if trained else figures["recipe"]
 
+    def child(stage: Stage) -> dict[str, Any]:
+        return dry_run.show(stage, args.cluster.max_workers, described(stage), args.price_per_hour)
+
     tok_train.finished(folder, tok_train.settings_of(steps.tok_train), overwrite=False)
     base = base_train.dry_run(steps.base_train, steps.tok_train.vocab_size, args.price_per_hour)
-    mid = mid_train.dry_run(steps.mid_train, unless_trained("base", base), args.price_per_hour)
-    sft = sft_train.dry_run(steps.sft_train, unless_trained("mid", mid), args.price_per_hour)
+    mid = child(mid_train.stage_of(steps.mid_train, unless_trained("base", base)))
+    sft = child(sft_train.stage_of(steps.sft_train, unless_trained("mid", mid)))
     print("RL and the evaluations are not counted: how long they take depends on the length of answers.")
     return {"base": base, "mid": mid, "sft": sft}
 
