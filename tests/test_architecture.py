@@ -15,7 +15,7 @@ REPO = Path(__file__).parent.parent
 
 # A module or subpackage of raychat imports from lines above its own, or from its own line without cycles.
 LAYERS = [
-    "paths disk dist device log recipe settings actors lease provenance intervals",
+    "paths disk dist device log transcript recipe settings actors lease provenance intervals",
     "tokenizer huggingface chat model",
     "optim tasks tinyworld",
     "data checkpoint engine",

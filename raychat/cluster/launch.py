@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from raychat import paths
 from raychat.cluster import Cluster
 from raychat.cluster.prepare import Preparation
 from raychat.cluster.workers import Ready, run_on_workers
@@ -19,13 +20,14 @@ from raychat.train.run import run_stage
 from raychat.train.stage import Stage
 from raychat.train.stop import stop_at_signals
 from raychat.train.token_feed import TokenSource
+from raychat.transcript import transcript
 
 
 def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> dict[str, Any]:
     """Run a training stage on every train worker; return its summary.
 
-    This terminal shows the rows that rank 0 reports as progress. With 0 workers the stage runs in this process, without
-    Ray.
+    This terminal shows the rows that rank 0 reports as progress; `log.txt` in the stage's folder keeps what it shows.
+    With 0 workers the stage runs in this process, without Ray.
 
     Args:
         ready: returns when the stage can begin; it is called while the workers start.
@@ -36,7 +38,8 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
         SystemExit: SIGTERM or SIGINT arrived; the stage has saved a checkpoint, and the same command continues.
         ray.train.TrainingFailedError: Workers failed too often; it holds their errors.
     """
-    with lease(stage.folder), Progress(stage.name, stage.steps) as progress:
+    log = paths.join(stage.folder, "log.txt")
+    with lease(stage.folder), transcript(log), Progress(stage.name, stage.steps) as progress:
         if cluster.max_workers == 0:
             ready()
             with stop_at_signals() as stop:

@@ -267,9 +267,7 @@ def _nucleus(logits: Tensor, largest: Tensor, draws: Draws) -> tuple[Tensor, Ten
 def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: Tensor) -> None:
     """Change a row of logits (V,) in place by the biases and penalties of its request, without waiting for the device.
 
-    Args:
-        prompt: (P,) int64, the prompt's tokens.
-        generated: (N,) int64, the tokens after it.
+    prompt (P,) and generated (N,): the prompt's tokens, int64, and those after it.
     """
     if params.logit_bias:
         ids, biases = (to_device(np.array(column), logits.device) for column in zip(*params.logit_bias, strict=True))
