@@ -65,7 +65,7 @@ def test_format_1_is_read(tmp_path: Path) -> None:
     assert (meta.step, meta.metrics, meta.wall_s, meta.commit) == (450, {"val_bpb": 0.278}, 120.5, "1a79e07")
     assert meta.runtime == Runtime(device_rows=None, eval_every=200, save_every=100, workers=2)
     now = Recipe(MODEL, 2048, 0.4, 0.7, steps=450, tokenizer="abc", data=("tinyworld",), inputs="0123")
-    assert finished(folder, now) == {"settings": BASE, "steps": 450}
+    assert finished(folder, now) == {"settings": BASE, "steps": 450, "checkpoint": path}
     with pytest.raises(ValueError, match=r"batch_tokens: there 2048, now 4096"):
         finished(folder, replace(now, batch_tokens=4096))
     child = child_recipe(path, str(tmp_path), tasks=("gsm8k",), lr=0.8, seed=1)

@@ -160,7 +160,8 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _streamed() -> dict[int | str, dict[str, Any]]:
     description = "The answer; with `stream` as server-sent events, each with a part of it, the last one [DONE]"
-    return {200: {"description": description, "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+    return {200: {"description": description, "content": {"text/event-stream": {"itemSchema": event}}}}
 
 
 def _handle_errors(app: FastAPI) -> None:
