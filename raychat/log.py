@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Report = Callable[[dict[str, Any]], None]
 Result = TypeVar("Result")
 _LINE_EVERY_S = 10.0  # between lines where there is no terminal to draw a bar on
-_UPLOAD_EVERY_S = 30.0  # between uploads of the metrics to an object store
+_UPLOAD_EVERY_S = 30.0  # between uploads of a growing file to an object store
 
 
 class Throttle:
@@ -118,12 +118,42 @@ def describe(row: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
+class GrowingFile:
+    """A text that is appended to. On an object store the whole file is written again at times and when flushed."""
+
+    def __init__(self, path: str, begin: str | None = None) -> None:
+        """Begin with a text; None = with what is there."""
+        self._path, self._uploads = path, Throttle(_UPLOAD_EVERY_S)
+        self._texts: list[str] | None = None  # all of it, for an object store
+        if begin is not None:
+            paths.write_text(path, begin)
+        if paths.is_local(path):
+            os.makedirs(paths.parent(path), exist_ok=True)
+        elif begin is None:
+            self._texts = [paths.read_text(path)] if paths.exists(path) else []
+        else:
+            self._texts = [begin]
+
+    def append(self, text: str) -> None:
+        if self._texts is None:
+            with open(self._path, "a", encoding="utf-8") as f:
+                f.write(text)
+            return
+        self._texts.append(text)
+        if self._uploads.due():
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet."""
+        if self._texts is not None:
+            paths.write_text(self._path, "".join(self._texts))
+
+
 class MetricsLog:
     """The rows of a stage in `metrics.jsonl`, and in wandb and TensorBoard where these are asked for.
 
-    A resumed stage drops the rows after the step it resumes from, so the file reads like an uninterrupted run. Local
-    files grow by a line a row. On an object store the whole file is written again at times and when flushed: flush
-    before every checkpoint, then a kill loses no row of a step that the checkpoint includes.
+    A resumed stage drops the rows after the step it resumes from, so the file reads like an uninterrupted run. Flush
+    before every checkpoint: then a kill loses no row of a step that the checkpoint includes, on an object store too.
     """
 
     def __init__(
@@ -145,21 +175,14 @@ class MetricsLog:
             wandb: log to wandb also where no WANDB_* variable of the environment asks for it.
             tensorboard: log to `folder`/tensorboard.
         """
-        self._path = paths.join(folder, "metrics.jsonl")
-        self._lines = [json.dumps(row) for row in read_metrics(folder) if row["step"] <= start]
-        self._uploads = Throttle(_UPLOAD_EVERY_S)
-        self._write()
+        rows = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= start]
+        self._file = GrowingFile(paths.join(folder, "metrics.jsonl"), "".join(rows))
         self._wandb = _wandb_run(folder, name, settings) if _wandb_wanted(wandb) else None
         self._tensorboard = _tensorboard_writer(folder, start) if tensorboard else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it must have a `step`."""
-        self._lines.append(json.dumps(row))
-        if paths.is_local(self._path):
-            with open(self._path, "a", encoding="utf-8") as f:
-                f.write(self._lines[-1] + "\n")
-        elif self._uploads.due():
-            self._write()
+        self._file.append(json.dumps(row) + "\n")
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
         if self._tensorboard is not None:
@@ -169,8 +192,7 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Write what is not written yet."""
-        if not paths.is_local(self._path):
-            self._write()
+        self._file.flush()
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -181,9 +203,6 @@ class MetricsLog:
             self._wandb.finish()
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-    def _write(self) -> None:
-        paths.write_text(self._path, "".join(line + "\n" for line in self._lines))
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:

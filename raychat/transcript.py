@@ -1,18 +1,14 @@
 """What a driver prints, kept in a file beside what it makes."""
 
 import contextlib
-import io
-import os
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-from raychat import paths
-from raychat.log import Throttle
+from raychat.log import GrowingFile
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-_UPLOAD_EVERY_S = 30.0
 
 
 @contextlib.contextmanager
@@ -22,54 +18,27 @@ def transcript(path: str) -> Iterator[None]:
     Colours are left out, and so are progress bars, which a terminal draws over themselves. An object store gets the
     file now and then and at the end. What cannot be written is lost, and nothing else.
     """
-    kept = _Kept(path)
-    out, err = (cast(TextIO, _Both(stream, kept)) for stream in (sys.stdout, sys.stderr))
+    file = GrowingFile(path)
+    out, err = (cast(TextIO, _Both(stream, file)) for stream in (sys.stdout, sys.stderr))
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     finally:
-        kept.close()
-
-
-class _Kept:
-    """The file. A local one grows by what is printed; on an object store it is written whole."""
-
-    def __init__(self, path: str) -> None:
-        self._path, self._uploads = path, Throttle(_UPLOAD_EVERY_S)
-        self._file: TextIO = io.StringIO()
-        if paths.is_local(path):
-            os.makedirs(paths.parent(path), exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115  (`close` closes it)
-        elif paths.exists(path):
-            self._file.write(paths.read_text(path))
-
-    def write(self, text: str) -> None:
-        text = _COLOUR.sub("", text)
-        if self._file.closed or "\x1b" in text or "\r" in text:  # a thread that is late, or a bar
-            return
         with contextlib.suppress(OSError):
-            self._file.write(text)
-            if self._uploads.due():
-                self._upload()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._upload()
-            self._file.close()
-
-    def _upload(self) -> None:
-        if isinstance(self._file, io.StringIO):
-            paths.write_text(self._path, self._file.getvalue())
+            file.flush()
 
 
 class _Both:
-    """A stream whose text is also kept."""
+    """A stream whose text is also kept in a file."""
 
-    def __init__(self, stream: TextIO, kept: _Kept) -> None:
-        self._stream, self._kept = stream, kept
+    def __init__(self, stream: TextIO, file: GrowingFile) -> None:
+        self._stream, self._file = stream, file
 
     def write(self, text: str) -> int:
-        self._kept.write(text)
+        kept = _COLOUR.sub("", text)
+        if "\x1b" not in kept and "\r" not in kept:  # else a bar
+            with contextlib.suppress(OSError):
+                self._file.append(kept)
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

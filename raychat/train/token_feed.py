@@ -48,7 +48,7 @@ class TokenFeed:
         )
         self._split: dict[str, Any] = {"device_rows": rows, "world": dist.world(), "device": learner.device}
         self._token_bytes = torch.from_numpy(learner.tokenizer.token_bytes()).to(learner.device)
-        self._val_sums: torch.Tensor | None = None  # of the newest evaluation; None = there was none
+        self._val_sums: torch.Tensor | None = None  # of the newest evaluation; the last step has one
 
     def steps(self, start: int) -> Iterator[Step]:
         stop, rows_per_step = self._learner.stage.steps, self._recipe.rows_per_step
@@ -68,5 +68,5 @@ class TokenFeed:
         bpb = unigram_bpb(train, val, self._learner.tokenizer.token_bytes())
         data = {"train": manifest(self._source.train), "val": manifest(self._source.val)}
         val_rows = paths.relative(self._source.val, self._learner.stage.storage)
-        sure = {} if self._val_sums is None else spread(self._val_sums)
-        return {"unigram_bpb": bpb, "val_rows": val_rows, "data": data, **sure}
+        assert self._val_sums is not None
+        return {"unigram_bpb": bpb, "val_rows": val_rows, "data": data, **spread(self._val_sums)}
