@@ -129,6 +129,7 @@ class GrowingFile:
             paths.write_text(path, begin)
         if paths.is_local(path):
             os.makedirs(paths.parent(path), exist_ok=True)
+            self.append("")  # so it is there at once
         elif begin is None:
             self._texts = [paths.read_text(path)] if paths.exists(path) else []
         else:
