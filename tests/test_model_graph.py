@@ -7,6 +7,7 @@ import torch
 from tiny import on_fake_gpu
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from raychat.model import base
 from raychat.model.gpt import GPTConfig
 from raychat.train.compiling import one_graph
 
@@ -23,6 +24,7 @@ def test_training_and_evaluation_are_one_graph_each(monkeypatch: pytest.MonkeyPa
         return graph
 
     compile_ = torch.compile
+    monkeypatch.setattr(base, "MANY_LOGITS", 1)
     monkeypatch.setattr(torch, "compile", lambda f, **settings: compile_(f, backend=backend, **settings))
     config = GPTConfig(
         sequence_len=T, vocab_size=265, n_layer=3, n_head=4, n_kv_head=2, n_embd=64, window_pattern=window_pattern

@@ -5,9 +5,15 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from raychat.model.cache import KVCache
 from raychat.model.loss import token_nll
+
+# Of a pass that is not compiled, measured on CPUs (docs/LOG.md): from how many logits on they are not kept, and the
+# tokens whose logits are then computed together.
+MANY_LOGITS = 2**27
+PART = 512
 
 
 def padded(vocab_size: int) -> int:
@@ -82,8 +88,19 @@ class Model(nn.Module, ABC):
         """Compute fp32 logits (..., V) of the next tokens from hidden states (..., C)."""
 
     def nll(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """Compute what training minimises: `token_nll` of targets (B, T) after ids (B, T), in nats (B, T) fp32."""
-        return token_nll(self(idx), targets)
+        """Compute what training minimises: `token_nll` of targets (B, T) after ids (B, T), in nats (B, T) fp32.
+
+        Very many logits are not kept but computed again in the backward pass, those of some tokens at a time.
+        """
+        x = self.hidden(idx)
+        if torch.compiler.is_compiling() or targets.numel() * self.config.vocab_size < MANY_LOGITS:
+            return self._head_nll(x, targets)
+        parts = zip(x.flatten(0, 1).split(PART), targets.flatten().split(PART), strict=True)
+        of_parts = [checkpoint(self._head_nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.cat(of_parts).view_as(targets)
+
+    def _head_nll(self, x: Tensor, targets: Tensor) -> Tensor:
+        return token_nll(self.logits(x), targets)
 
     @abstractmethod
     def init_weights(self, seed: int = 0) -> None:

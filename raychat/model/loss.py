@@ -10,12 +10,11 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the negative log-likelihood of every target, in nats.
 
     Args:
-        logits: (B, T, V) fp32.
-        targets: (B, T) int64, -1 where there is nothing to predict.
+        logits: (..., V) fp32.
+        targets: (...) int64, -1 where there is nothing to predict.
 
     Returns:
-        (B, T) fp32, 0 where the target is -1.
+        (...) fp32, 0 where the target is -1.
     """
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(
-        targets.shape
-    )
+    flat = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return flat.view(targets.shape)
