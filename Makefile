@@ -67,6 +67,7 @@ fmt: $(INSTALLED) ## rewrite Python and Rust in the house's layout
 
 .PHONY: constraints
 constraints: $(INSTALLED) ## write the versions that are installed now to constraints.txt
+	@$(PYTHON_IN_VENV) -m pip install -q -e '.[gpu]'
 	@{ sed -n '/^#/p' constraints.txt; $(PYTHON_IN_VENV) -m pip freeze --exclude-editable --exclude raychat-bpe; } > $(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
 	@touch $(INSTALLED)

@@ -1,9 +1,14 @@
 """Attention against its definition: an explicit softmax over the visible positions."""
 
+import importlib.util
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +17,9 @@ from torch import Tensor
 from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
 
 from raychat.model.attention import (
+    _KERNELS,
     _attend_rows,
+    _try_kernel,
     attend,
     attend_chunk,
     attend_slots,
@@ -84,6 +91,7 @@ def test_a_kernel_that_cannot_be_used_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "flash_attn_interface.py").touch()
+    monkeypatch.setattr("raychat.model.attention._KERNELS", _KERNELS[:1])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
@@ -117,6 +125,7 @@ for name in ("fwd", "bwd"):
 def hopper_with_fa3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """An H100, as far as PyTorch says, with that package."""
     (tmp_path / "flash_attn_interface.py").write_text(FA3)
+    monkeypatch.setattr("raychat.model.attention._KERNELS", _KERNELS[:1])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
@@ -142,6 +151,35 @@ def test_a_kernel_that_does_not_compute_is_not_used(hopper_with_fa3: None, capsy
     refused, chosen = capsys.readouterr().out.splitlines()
     assert refused.startswith("FA3 is installed, but flash_attn_interface cannot be used: ")
     assert chosen == "attention on H100: FA2, PyTorch's own"
+
+
+def test_a_kernel_is_tried_on_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is right passes; one that is off in one pass alone, forward, backward or over a cache, does not."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    _try_kernel(torch.device("cpu"))
+
+    def off(wrong: str, *tensors: Any, **settings: Any) -> Tensor:
+        (left, right), cached = settings["window_size"], "seqused_k" in settings
+        inputs = [2 * x - x.detach() if wrong == "backward" and x is tensors[1] else x for x in tensors]
+        if (wrong == "cache" and cached) or (wrong == "forward" and not cached):
+            settings["window_size"] = (left + 8, right)
+        return varlen_attn(*inputs, **settings)
+
+    for wrong in ("forward", "backward", "cache"):
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", partial(off, wrong))
+        with pytest.raises(AssertionError):
+            _try_kernel(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+def test_flash_attention_4_compiles_as_pytorch_calls_it(arch: int) -> None:
+    """For H100s and B200s, which need not be there."""
+    if importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("needs FlashAttention 4: pip install -c constraints.txt -e '.[gpu]'")
+    script = Path(__file__).parent / "fa4_compiles.py"
+    environment = os.environ | {"FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "0"}
+    done = subprocess.run([sys.executable, str(script), str(arch)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

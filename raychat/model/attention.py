@@ -6,12 +6,16 @@ lengths (`varlen_attn`). `use_fastest_kernel` puts FlashAttention 3 or 4 under i
 """
 
 import importlib.util
-from functools import lru_cache
+import os
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from raychat import paths
 
 _BEFORE_2_13 = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 # PyTorch's names of faster kernels, the modules that hold them, and the GPUs (major compute capability) that run them.
@@ -25,6 +29,9 @@ def use_fastest_kernel(device: torch.device) -> None:
         return
     from torch.nn.attention import activate_flash_attention_impl
 
+    # FlashAttention 4 is compiled where it is used, in a minute; kept on this machine, that is done once.
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", paths.on_this_machine("compiled/attention"))
     chosen = "FA2, PyTorch's own"
     for name, module, majors in _KERNELS:
         installed = importlib.util.find_spec(module.split(".")[0]) is not None
@@ -33,7 +40,8 @@ def use_fastest_kernel(device: torch.device) -> None:
                 activate_flash_attention_impl(name)
                 _try_kernel(device)
             except Exception as error:  # whatever a release raises that was made for another PyTorch
-                print(f"{name} is installed, but {module} cannot be used: {error}", flush=True)
+                why = " ".join(str(error).split())
+                print(f"{name} is installed, but {module} cannot be used: {why}", flush=True)
             else:
                 chosen = name
                 break
@@ -41,19 +49,39 @@ def use_fastest_kernel(device: torch.device) -> None:
 
 
 def _try_kernel(device: torch.device) -> None:
-    """Attend once in a window, forward and backward; where the kernel fails, go back to PyTorch's own and raise why.
+    """Attend in a window, forward, backward and over a cache; where that is not right, go back to PyTorch's own.
 
     A package may have the names that PyTorch looks for, and other arguments or results than it expects.
+
+    Raises:
+        Exception: What the kernel raised, or how far its numbers are off.
     """
     from torch.nn.attention import restore_flash_attention_impl
 
+    window = 16
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            x = torch.zeros(1, 128, 1, 128, dtype=torch.bfloat16, device=device, requires_grad=True)
-            _attend_rows(x, x, x, window=64).sum().backward()
+            generator = torch.Generator(device).manual_seed(0)
+            shapes = [(2, 160, heads, 128) for heads in (2, 1, 1, 2)]
+            q, k, v, grad = (torch.randn(s, generator=generator, device=device, dtype=torch.bfloat16) for s in shapes)
+            expected = _pass(partial(attend, window=window), q.float(), k.float(), v.float(), grad.float())
+            tried = _pass(partial(_attend_rows, window=window), q, k, v, grad)
+            for ours, theirs in zip(tried, expected, strict=True):
+                torch.testing.assert_close(ours.float(), theirs, rtol=5e-2, atol=5e-2)  # bf16 has 8 bits
+            rows = torch.arange(3, dtype=torch.int32, device=device)
+            packed = PackedSequences(rows, rows * q.size(1), torch.full_like(rows[:2], q.size(1)), longest=1)
+            last = attend_packed(q[:, -1], k, v, packed, window)  # as the engine decodes
+            torch.testing.assert_close(last.float(), expected[0][:, -1], rtol=5e-2, atol=5e-2)
     except Exception:
         restore_flash_attention_impl()
         raise
+
+
+def _pass(attention: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return what attention makes of q, k and v, and their gradients where the last tensor is the result's."""
+    inputs = [tensor.clone().requires_grad_() for tensor in tensors[:3]]
+    out = attention(*inputs)
+    return out.detach(), *torch.autograd.grad(out, inputs, tensors[3])
 
 
 def rotary_table(length: int, head_dim: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
