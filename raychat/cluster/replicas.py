@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from grpc import RpcError
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -133,6 +134,12 @@ class RemoteModels:
 
         Models that Serve has scaled down to no replica are healthy: the next request starts one.
         """
+        client = _get_global_client()
+        assert client is not None  # Serve runs this
+        overview = await asyncio.to_thread(client.get_serve_status, self._replicas.app_name)
+        deployment = overview.get_deployment_status(self._replicas.deployment_name)
+        if deployment is not None and deployment.status == "HEALTHY":
+            return  # without Serve's `status`, which pickles the router here and in the controller: 30 ms of each
         status = await asyncio.to_thread(serve.status)
         models = status.applications[self._replicas.app_name].deployments[self._replicas.deployment_name]
         if models.status != "HEALTHY" and "RUNNING" not in models.replica_states:
