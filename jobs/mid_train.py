@@ -71,22 +71,15 @@ def stage_of(args: Args, planned: "Recipe | None" = None) -> "Stage":
     """Return the stage. planned: the recipe of a parent without a checkpoint yet; None = the checkpoint has it."""
     from functools import partial
 
-    from raychat import checkpoint, paths
     from raychat.optim import schedule
     from raychat.recipe import Runtime
-    from raychat.train.finetune import child_recipe, inherited
+    from raychat.train.finetune import recipe_of
     from raychat.train.stage import Stage
 
-    cluster, storage = args.cluster, args.cluster.storage()
-    if planned is None:
-        parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("base",)))
-        recipe = child_recipe(parent, storage, args)
-    else:
-        recipe = inherited(planned, args)
     return Stage(
         name=f"{args.run}/mid",
-        storage=storage,
-        recipe=recipe,
+        storage=args.cluster.storage(),
+        recipe=recipe_of(args, ("base",), planned),
         schedule=partial(schedule.linear_to_zero, peak=args.lr),
         runtime=Runtime.of(args),
     )

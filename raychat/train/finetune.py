@@ -16,6 +16,19 @@ _VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MI
 _MIN_VAL = 50
 
 
+def recipe_of(job: Any, stages: Sequence[str], planned: Recipe | None = None) -> Recipe:
+    """Return the recipe of a job that starts from --parent, or else from what its run has of the first of some stages.
+
+    Args:
+        job: the job's settings.
+        planned: the recipe of a parent that has no checkpoint yet, in place of a checkpoint.
+    """
+    if planned is not None:
+        return inherited(planned, job)
+    parent = job.parent or checkpoint.latest_of(job.cluster.run_folder(job.run), stages)
+    return child_recipe(paths.absolute(parent), job.cluster.storage(), job)
+
+
 def child_recipe(parent: str, storage: str, job: object = None, **changes: Any) -> Recipe:
     """Return the recipe of a stage that starts from the checkpoint `parent`: the parent's, with these changes.
 
