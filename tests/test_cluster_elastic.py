@@ -56,8 +56,10 @@ def add_node(machines: Any, *, num_cpus: int = 1, **settings: Any) -> Any:
 
 
 def remove_nodes(machines: Any) -> None:
+    """Kill all nodes but the head, and wait until Ray knows."""
     for node in list(machines.worker_nodes):
         machines.remove_node(node, allow_graceful=False)
+    machines.wait_for_nodes(timeout=60)
 
 
 def drain(machines: Any, node: str, notice_s: float) -> None:
