@@ -74,7 +74,6 @@ def run(args: Args) -> dict[str, Any]:
     """Reinforce, or find that it is done; return the stage's summary."""
     from functools import partial
 
-    from raychat import checkpoint, paths
     from raychat.cluster.launch import launch
     from raychat.cluster.rollout import num_actors, rollout_pool
     from raychat.data import corpus
@@ -85,13 +84,13 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.rl.feed import RolloutSource
     from raychat.rl.reward import load_reward, task_for
     from raychat.rl.sampler import Sampler
-    from raychat.train.finetune import child_recipe
+    from raychat.train.finetune import child_recipe, parent_of
     from raychat.train.finished import finished
     from raychat.train.stage import Stage
 
     cluster, storage = args.cluster, args.cluster.storage()
     reward = None if args.reward is None else load_reward(args.reward)
-    parent = paths.absolute(args.parent or checkpoint.latest_of(cluster.run_folder(args.run), ("sft", "mid")))
+    parent = parent_of(args, ("sft", "mid"))
     stage = Stage(
         name=f"{args.run}/rl",
         storage=storage,

@@ -16,8 +16,13 @@ _VAL_FRAC = 0.02  # of the conversations of each task are held out, at least _MI
 _MIN_VAL = 50
 
 
+def parent_of(job: Any, stages: Sequence[str]) -> str:
+    """Return what a job starts from: --parent, or else the newest checkpoint of the first of these that its run has."""
+    return paths.absolute(job.parent or checkpoint.latest_of(job.cluster.run_folder(job.run), stages))
+
+
 def recipe_of(job: Any, stages: Sequence[str], planned: Recipe | None = None) -> Recipe:
-    """Return the recipe of a job that starts from --parent, or else from what its run has of the first of some stages.
+    """Return the recipe of a job that starts from `parent_of` these stages.
 
     Args:
         job: the job's settings.
@@ -25,8 +30,7 @@ def recipe_of(job: Any, stages: Sequence[str], planned: Recipe | None = None) ->
     """
     if planned is not None:
         return inherited(planned, job)
-    parent = job.parent or checkpoint.latest_of(job.cluster.run_folder(job.run), stages)
-    return child_recipe(paths.absolute(parent), job.cluster.storage(), job)
+    return child_recipe(parent_of(job, stages), job.cluster.storage(), job)
 
 
 def child_recipe(parent: str, storage: str, job: object = None, **changes: Any) -> Recipe:
