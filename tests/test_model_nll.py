@@ -3,20 +3,14 @@
 import pytest
 import torch
 import toy
+from tiny import gpt2
 from torch import Tensor
 
 from raychat.model import base
 from raychat.model.base import Model
-from raychat.model.gpt2 import GPT2, GPT2Config
 
-IDS = torch.randint(0, 250, (3, 17), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, 250, (4, 33), generator=torch.Generator().manual_seed(0))
 LOGITS = IDS[:, 1:].numel() * toy.VOCAB_SIZE
-
-
-def gpt2() -> GPT2:
-    model = GPT2(GPT2Config(sequence_len=32, vocab_size=toy.VOCAB_SIZE, n_layer=2, n_head=2, n_embd=32))
-    model.init_weights()
-    return model
 
 
 def pass_over(model: Model) -> tuple[Tensor, list[Tensor], int]:
@@ -44,7 +38,7 @@ def test_parts_have_the_losses_and_gradients_of_the_whole(build, monkeypatch: py
     expected, gradients, kept = pass_over(model)
     assert kept >= LOGITS
     monkeypatch.setattr(base, "MANY_LOGITS", LOGITS)
-    monkeypatch.setattr(base, "PART", 7)  # the last of 48 is smaller
+    monkeypatch.setattr(base, "PART", 7)  # the last of 128 is smaller
     losses, in_parts, kept = pass_over(model)
     assert kept < LOGITS
     torch.testing.assert_close(losses, expected)
@@ -59,7 +53,7 @@ def test_evaluation_computes_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(model, "logits", lambda x: sizes.append(x.shape[:-1].numel()) or logits(x))
     expected = model.nll(IDS[:, :-1], IDS[:, 1:]).detach()
     monkeypatch.setattr(base, "MANY_LOGITS", LOGITS)
-    monkeypatch.setattr(base, "PART", 20)
+    monkeypatch.setattr(base, "PART", 50)
     with torch.no_grad():
         torch.testing.assert_close(model.nll(IDS[:, :-1], IDS[:, 1:]), expected)
-    assert sizes == [48, 20, 20, 8]
+    assert sizes == [128, 50, 50, 28]
