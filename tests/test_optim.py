@@ -3,6 +3,7 @@ import math
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,10 +60,10 @@ def build(
     params: dict[str, nn.Parameter],
     lr_scale: float = 0.5,
     weight_decay: float = 0.3,
-    max_grad_norm: float | None = None,
+    **options: Any,
 ) -> MuonAdamW:
     rates = {name: rates_of(name, p.dim(), DIM) for name, p in params.items()}
-    return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+    return MuonAdamW(params.items(), rates, lr_scale=lr_scale, weight_decay=weight_decay, **options)
 
 
 def train(
@@ -409,6 +410,12 @@ def _worker(rank: int, size: int, folder: Path) -> None:
     torch.save({name: p.detach() for name, p in params.items()}, folder / f"weights-{size}-{rank}.pt")
     torch.save(optimizer.state(), folder / f"state-{size}-{rank}.pt")
     params = make()
+    rounding = build(params, matrices_read_as=torch.bfloat16)
+    train(params, rounding, range(3), rank, size)
+    torch.save({name: p.detach() for name, p in params.items()}, folder / f"rounded-{size}-{rank}.pt")
+    rounding.send_exact()
+    torch.save({name: p.detach() for name, p in params.items()}, folder / f"exact-{size}-{rank}.pt")
+    params = make()
     train(params, build(params, max_grad_norm=MAX_NORM), range(3), rank, size, SCALES)
     torch.save({name: p.detach() for name, p in params.items()}, folder / f"clipped-{size}-{rank}.pt")
     if size == 2:
@@ -451,6 +458,20 @@ def test_workers_scale_the_gradient_down_as_one(size: int, runs: Path) -> None:
         for name, p in params.items():
             torch.testing.assert_close(got[name], p.detach(), rtol=1e-4, atol=1e-5)
     assert (params["wte.weight"] - unclipped["wte.weight"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_matrices_of_other_workers_are_rounded_until_they_are_sent_exactly(size: int, runs: Path) -> None:
+    """Each is exact on the one worker that updates it, also in the steps that follow; everything else always is."""
+    expected = torch.load(runs / f"weights-{size}-0.pt")
+    rounded = [torch.load(runs / f"rounded-{size}-{rank}.pt") for rank in range(size)]
+    for name, p in expected.items():
+        num_exact = sum(weights[name].equal(p) for weights in rounded)
+        assert num_exact == (1 if name.startswith("blocks.") else size), name
+        assert all(weights[name].bfloat16().equal(p.bfloat16()) for weights in rounded)
+    for rank in range(size):
+        exact = torch.load(runs / f"exact-{size}-{rank}.pt")
+        assert all(exact[name].equal(p) for name, p in expected.items())
 
 
 def test_state_moves_between_any_numbers_of_workers_bit_by_bit(runs: Path) -> None:

@@ -64,26 +64,33 @@ def model_of(depth: int) -> Model:
     return model
 
 
-def count(depth: int, num_workers: int) -> Step:
+def count(depth: int, num_workers: int, read_as: torch.dtype) -> Step:
     with FakeTensorMode():
         model = model_of(depth)
-        optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.1)
+        optimizer = build_optimizer(model, lr_scale=1.0, weight_decay=0.1, matrices_read_as=read_as)
         for p in model.parameters():
             p.grad = torch.empty_like(p)
         with Collectives(num_workers) as collectives:
             optimizer.step()
         slots = [slot for group in optimizer._groups for slot in group.slots()]
         kept = sum(slot.rows.numel() * 4 for slot in slots)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
         rates = model.optimizer_rates()
+        gradients = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights = sum(
+            p.numel() * (read_as.itemsize if isinstance(rates[name], Muon) else p.element_size())
+            for name, p in model.named_parameters()
+        )
         state = sum(p.numel() * (4 if isinstance(rates[name], Muon) else 8) for name, p in model.named_parameters())
-    return Step(collectives.sent, kept, 2 * weights * (num_workers - 1) / num_workers, state)
+    return Step(collectives.sent, kept, (gradients + weights) * (num_workers - 1) / num_workers, state)
 
 
 @pytest.mark.parametrize("depth", [12, 24])
 @pytest.mark.parametrize("process_group", WORKERS, indirect=True)
-def test_traffic_and_state_of_a_worker_are_those_of_zero_2(process_group: int, depth: int) -> None:
-    step = count(depth, process_group)
+@pytest.mark.parametrize("read_as", [torch.float32, torch.bfloat16])
+def test_traffic_and_state_of_a_worker_are_those_of_zero_2(
+    process_group: int, depth: int, read_as: torch.dtype
+) -> None:
+    step = count(depth, process_group, read_as)
     assert step.sent == pytest.approx(step.ideal_sent, rel=0.001)  # the gates' padding and the scalars' sum
     assert step.kept == pytest.approx(step.state / process_group, rel=0.01)  # Muon's second moments are not in `state`
 

@@ -83,6 +83,8 @@ def begin_checkpoint(
         FloatingPointError: A weight is NaN or infinite on some worker; nothing was written.
     """
     final = paths.join(folder, f"step_{meta.step:06d}")
+    if optimizer is not None:
+        optimizer.send_exact()
     _check_finite(final, model)
     # A local folder is filled under a temporary name and renamed; an object store gets meta.json last.
     target = paths.join(folder, f".tmp-step_{meta.step:06d}") if paths.is_local(folder) else final

@@ -108,6 +108,17 @@ class Matrix(NamedTuple):
         return (*self.p.shape, self.lr)
 
 
+class Place(NamedTuple):
+    """A matrix and where it begins in the buffer of all."""
+
+    member: Matrix
+    start: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        """Return the view of the buffer that is the matrix."""
+        return flat[self.start :][: self.member.p.numel()].view(self.member.p.shape)
+
+
 class Stack:
     """State and update of matrices of one kind, (M, R, C), that begin at `start` in a worker's range of the buffers."""
 
@@ -118,12 +129,19 @@ class Stack:
         self._momentum = torch.zeros(M, R, C, device=device)
         self._variance = torch.zeros((M, R, 1) if R >= C else (M, 1, C), device=device)
 
+    def write(self, weights: Tensor) -> Tensor:
+        """Write the matrices to their place in `weights`, a worker's range; return that place, (M, R, C)."""
+        return torch.stack([member.p for member in self._members], out=self._place(weights))
+
     def update(self, weights: Tensor, grad: Tensor, at: StepRates, decay: float) -> None:
-        """Write the updated matrices to their place in `weights`, given the gradients in `grad`; both are ranges."""
-        weights, grad = (own[self._start :][: self.numel].view_as(self._momentum) for own in (weights, grad))
-        torch.stack([member.p for member in self._members], out=weights)
+        """Update the matrices, given their gradients in `grad`, and write them to `weights`; both are ranges."""
+        stack = self.write(weights)
         rates = {"lr": self._lr * at.lr, "momentum": at.momentum, "weight_decay": decay * at.weight_decay}
-        muon_(weights, grad, self._momentum, self._variance, **rates)
+        muon_(stack, self._place(grad), self._momentum, self._variance, **rates)
+        torch._foreach_copy_([member.p for member in self._members], stack.unbind())
+
+    def _place(self, own: Tensor) -> Tensor:
+        return own[self._start :][: self.numel].view_as(self._momentum)
 
     def slots(self) -> Iterator[Slot]:
         for i, member in enumerate(self._members):
@@ -136,10 +154,12 @@ class Matrices:
 
     Gradients and weights travel in one flat buffer with a range for each worker: its matrices, then at most a little
     padding. Dealing out each shape on its own would pad more: 10 matrices on 8 workers to 16.
+
+    After an update a worker has its own matrices as they are, those of others rounded to `sent_as`, until `send_exact`.
     """
 
-    def __init__(self, members: Sequence[Matrix], decay: float, world: World) -> None:
-        self._decay = decay
+    def __init__(self, members: Sequence[Matrix], decay: float, sent_as: torch.dtype, world: World) -> None:
+        self._decay, self._sent_as = decay, sent_as
         owners = deal([member.p.numel() for member in members], world.size)
         shares = [
             sorted((member for member, owner in zip(members, owners, strict=True) if owner == rank), key=Matrix.kind)
@@ -147,33 +167,57 @@ class Matrices:
         ]
         starts = [list(accumulate((member.p.numel() for member in share), initial=0)) for share in shares]
         chunk = max(total for *_, total in starts)
-        self._split = Split(chunk * world.size, world)
-        self._members = [member for share in shares for member in share]  # in the order of the buffer
-        self._starts = [rank * chunk + start for rank, found in enumerate(starts) for start in found[:-1]]
+        self._split, own = Split(chunk * world.size, world), shares[world.rank]
+        places = [
+            [Place(member, rank * chunk + start) for member, start in zip(share, starts[rank], strict=False)]
+            for rank, share in enumerate(shares)
+        ]
+        self._places = [place for share in places for place in share]
+        self._foreign = [place for rank, share in enumerate(places) if rank != world.rank for place in share]
         self._stacks, start = list[Stack](), 0
-        for _, alike in groupby(shares[world.rank], Matrix.kind):
+        for _, alike in groupby(own, Matrix.kind):
             self._stacks.append(Stack(list(alike), start))
             start += self._stacks[-1].numel
 
     def reduce(self) -> Wait:
-        flat = torch.zeros(self._split.num_rows, device=self._members[0].p.device)  # padding has no norm
-        torch._foreach_copy_(self._parts(flat), [gradient(member.p) for member in self._members])
+        flat = self._zeros(self._split.num_rows)  # padding has no norm
+        gradients = [gradient(place.member.p) for place in self._places]
+        torch._foreach_copy_([place.of(flat) for place in self._places], gradients)
         return self._split.reduce(flat)
 
     def update(self, grad: Tensor, at: StepRates) -> Callable[[], object]:
         own = torch.empty_like(grad)
         for stack in self._stacks:
             stack.update(own, grad, at, self._decay)
-        wait = self._split.gather(own)
-        return lambda: torch._foreach_copy_([member.p for member in self._members], self._parts(wait()))
+        return self._send(own, self._sent_as)
 
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        """Return the views of the buffer that are the members."""
-        places = zip(self._starts, self._members, strict=True)
-        return [flat[start : start + member.p.numel()].view(member.p.shape) for start, member in places]
+    def send_exact(self) -> None:
+        """Give every worker the matrices of the others as these have them."""
+        if self._sent_as != torch.float32:
+            own = self._zeros(self._split.stop - self._split.start)
+            for stack in self._stacks:
+                stack.write(own)
+            self._send(own, torch.float32)()
+
+    def _send(self, own: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+        """Begin to exchange the workers' ranges in `dtype`; what is returned waits and puts in place what came."""
+        if self._split.world.size == 1:
+            return lambda: None
+        wait = self._split.gather(own.to(dtype))
+
+        def finish() -> None:
+            flat = wait()
+            if self._foreign:
+                parts = [place.of(flat) for place in self._foreign]
+                torch._foreach_copy_([place.member.p for place in self._foreign], parts)
+
+        return finish
+
+    def _zeros(self, num_elements: int) -> Tensor:
+        return torch.zeros(num_elements, device=self._places[0].member.p.device)
 
     def slot_names(self) -> list[str]:
-        return [f"{member.name}/{slot}" for member in self._members for slot in MUON_SLOTS]
+        return [f"{place.member.name}/{slot}" for place in self._places for slot in MUON_SLOTS]
 
     def slots(self) -> Iterator[Slot]:
         for stack in self._stacks:

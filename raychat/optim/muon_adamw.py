@@ -32,6 +32,8 @@ class MuonAdamW:
         lr_scale: times every learning rate that grows with the batch.
         weight_decay: Muon's.
         max_grad_norm: to which the gradient of all parameters together is scaled down; None = never.
+        matrices_read_as: dtype in which every pass reads Muon's matrices. A worker's matrices are sent in it, so what
+            passes compute is the same with float32; before they are read in another way, call `send_exact`.
 
     Raises:
         ValueError: A parameter has no rates.
@@ -47,6 +49,7 @@ class MuonAdamW:
         lr_scale: float = 1.0,
         weight_decay: float = 0.28,
         max_grad_norm: float | None = None,
+        matrices_read_as: torch.dtype = torch.float32,
     ) -> None:
         self.num_steps = 0  # taken so far; AdamW's bias correction counts them
         self._world, self._max_grad_norm = world(), max_grad_norm
@@ -66,8 +69,8 @@ class MuonAdamW:
             else:
                 large.append(ShardedAdam(name, p, rate, self._world))
         # The matrices first: their update takes longest, and the others' sums are on their way meanwhile.
-        self._groups: list[ParamGroup] = [Matrices(matrices, weight_decay, self._world)] if matrices else []
-        self._groups += large
+        self._matrices = Matrices(matrices, weight_decay, matrices_read_as, self._world) if matrices else None
+        self._groups: list[ParamGroup] = [self._matrices, *large] if self._matrices else large
         if small:
             self._groups.append(ReplicatedAdam(small, self._world))
 
@@ -102,6 +105,12 @@ class MuonAdamW:
         square = sum_everywhere(torch.stack(mine).sum() if mine else grads[0].new_zeros(()), self._world)()
         factor = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         return [partial(torch.mul, grad, factor.to(grad.dtype)) for grad in grads]
+
+    @torch.no_grad()
+    def send_exact(self) -> None:
+        """Give every worker all weights as their owners have them. Every worker must call it."""
+        if self._matrices is not None:
+            self._matrices.send_exact()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -59,7 +59,7 @@ class Fp8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         x8, x_scale = quantized(x, FORWARD)
-        weight8, weight_scale = quantized(weight, FORWARD)
+        weight8, weight_scale = quantized(weight.to(x.dtype), FORWARD)  # as other passes read it
         ctx.save_for_backward(x8, x_scale, weight8, weight_scale)
         ctx.dtypes = x.dtype, weight.dtype
         return scaled_product(x8, weight8.t(), x_scale, weight_scale, x.dtype, fast=True)

@@ -75,7 +75,13 @@ def build(stage: Stage, origin: Origin, device: torch.device, dtype: torch.dtype
         use_fp8(model)
     elif not stage.matrices_only and product_dtype(device) != dtype:
         use_bf16(model)
-    optimizer = build_optimizer(model, lr_scale=recipe.lr_scale, weight_decay=recipe.weight_decay, adamw=recipe.adamw)
+    optimizer = build_optimizer(
+        model,
+        lr_scale=recipe.lr_scale,
+        weight_decay=recipe.weight_decay,
+        adamw=recipe.adamw,
+        matrices_read_as=dtype,
+    )
     if origin.path is not None and origin.has_momenta:
         checkpoint.load_optimizer(origin.path, optimizer)
     return model.train(), optimizer
