@@ -62,7 +62,7 @@ def test_parameters_and_rates_are_the_optimizers() -> None:
     assert groups["matrices"].num_params == sum(p.numel() for p in model.blocks.parameters())
     assert groups["scalars (x0_scale)"].num_params == toy.CONFIG.n_layer
     optimizer = build_optimizer(model, lr_scale=0.3, weight_decay=0.1)
-    muon = {m.lr for group in optimizer._groups if isinstance(group, Matrices) for m in group._members}
+    muon = {place.member.lr for group in optimizer._groups if isinstance(group, Matrices) for place in group._places}
     assert muon == {groups["matrices"].lr}
     adam = {own.rates.lr for group in optimizer._groups if not isinstance(group, Matrices) for own in owned(group)}
     assert adam == {group.lr for group in groups.values() if group.optimizer == "AdamW"}
