@@ -99,7 +99,6 @@ def core_of(args: Args, recipe: "Recipe") -> list["Evaluation"]:
     """Describe CORE on a model of this recipe, with the check of its items if asked for; nothing without tasks."""
     from functools import partial
 
-    from raychat import paths
     from raychat.cluster.map import actors_per_core
     from raychat.data import corpus
     from raychat.evals import contamination
@@ -110,11 +109,7 @@ def core_of(args: Args, recipe: "Recipe") -> list["Evaluation"]:
     if args.tasks == ():
         return []
     storage = args.cluster.storage()
-    if args.bundle == "tinyworld":
-        bundle = paths.join(corpus.tinyworld_root(storage), "eval_bundle")
-    else:  # actors have another working folder
-        bundle = paths.absolute(args.bundle)
-    tasks, protocol = load_bundle(bundle, args.tasks), PROTOCOLS[args.protocol]
+    tasks, protocol = load_bundle(corpus.bundle_root(args.bundle, storage), args.tasks), PROTOCOLS[args.protocol]
     evaluation = core_evaluation(tasks, args.max_items, protocol)
     if args.contamination is None:
         return [evaluation]

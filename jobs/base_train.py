@@ -33,6 +33,8 @@ class Args:
     lr_scale: float | None = None  # factor on every learning rate; None = sqrt(batch_tokens / 2^19), at least 0.4
     eval_every: int = 250  # steps between validations; 0 = at the end only
     eval_tokens: int = 80 * 524288  # validation tokens to measure on, at most
+    core_items: int = 0  # items of each of CORE's tasks that every validation scores, too; 0 = none
+    bundle: str = "tinyworld"  # CORE's tasks: tinyworld, or a folder with core.yaml, eval_meta_data.csv and eval_data/
     save_every: int = 500  # steps between checkpoints; 0 = at the end only
     keep: int = 2  # newest checkpoints that stay, and the one of the lowest val_bpb; 0 = all, to chat with every age
     seed: int = 0  # seed of the initial weights
@@ -56,6 +58,7 @@ class Args:
             steps=1,
             batch_tokens=1,
             eval_tokens=1,
+            core_items=0,
             seed=0,
         )
         above(self, ratio=0, lr_scale=0)
@@ -67,9 +70,14 @@ def run(args: Args) -> dict[str, Any]:
     if args.dry_run:
         return dry_run(args)
 
+    from functools import partial
+
     from raychat.cluster.launch import train_on_tokens
+    from raychat.data import corpus
     from raychat.data.pack import Packing, pretraining
+    from raychat.evals.bundle import load_bundle
     from raychat.tokenizer import Tokenizer
+    from raychat.train.token_feed import TokenSource
 
     tokenizer = Tokenizer.load(args.cluster.run_folder(args.run, "tokenizer"))
     stage = stage_of(args, tokenizer.vocab_size, tokenizer.fingerprint)
@@ -78,8 +86,13 @@ def run(args: Args) -> dict[str, Any]:
         num_shards = num_shards_of(args, stage.recipe)
         return pretraining(args.data, tokenizer, args.sequence_len, stage.storage, num_shards)
 
-    max_val_rows = max(1, args.eval_tokens // args.sequence_len)
-    summary = train_on_tokens(stage, packings, args.cluster, max_val_rows=max_val_rows)
+    source = partial(
+        TokenSource,
+        max_val_rows=max(1, args.eval_tokens // args.sequence_len),
+        core=tuple(load_bundle(corpus.bundle_root(args.bundle, stage.storage))) if args.core_items else (),
+        core_items=args.core_items,
+    )
+    summary = train_on_tokens(stage, packings, args.cluster, source=source)
     print(f"base: {summary['checkpoint']} val_bpb {summary['val_bpb']:.4f} (unigram {summary['unigram_bpb']:.4f})")
     return summary
 

@@ -92,6 +92,8 @@ def run(args: Args) -> dict[str, Any]:
             GPT-2's tokenizer could not be downloaded.
         ConnectionError: the data could not be downloaded.
     """
+    from functools import partial
+
     from raychat.cluster.launch import train_on_tokens
     from raychat.data import corpus
     from raychat.data.pack import Packing, pretraining
@@ -99,6 +101,7 @@ def run(args: Args) -> dict[str, Any]:
     from raychat.evals.evaluation import LoadedModel
     from raychat.evals.samples import sampled
     from raychat.report import dry_run
+    from raychat.train.token_feed import TokenSource
 
     parent = parent_of(args)
     tokenizer = tokenizer_of(args, parent)
@@ -111,8 +114,8 @@ def run(args: Args) -> dict[str, Any]:
     def packings() -> tuple[Packing, Packing]:
         return pretraining(args.data, tokenizer, args.sequence_len, stage.storage, num_shards)
 
-    max_val_rows = max(1, args.eval_tokens // args.sequence_len)
-    summary = train_on_tokens(stage, packings, args.cluster, max_val_rows=max_val_rows)
+    source = partial(TokenSource, max_val_rows=max(1, args.eval_tokens // args.sequence_len))
+    summary = train_on_tokens(stage, packings, args.cluster, source=source)
     params = SamplingParams(0.8, top_k=200, max_new_tokens=500, seed=0)
     for text in sampled(LoadedModel.load(summary["checkpoint"]), "", 2, params):
         print(text, end="\n---------------\n")

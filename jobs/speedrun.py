@@ -48,6 +48,7 @@ def tiny() -> Pipeline:
             steps=700,
             lr_scale=1.2,  # the rule's least, 0.4, is timid for a few hundred small steps
             eval_every=200,
+            core_items=60,
             save_every=100,
             keep=0,  # to talk to the model at every age
             eval_tokens=60_000,
@@ -88,7 +89,7 @@ def _hub(depth: int, ratio: float = 12.0) -> Pipeline:
     return Pipeline(
         tok_train.Args(data=("climbmix",), num_shards=9),
         tok_eval.Args(data=("climbmix",), num_shards=9),
-        base_train.Args(data=("climbmix",), depth=depth, ratio=ratio),
+        base_train.Args(data=("climbmix",), depth=depth, ratio=ratio, core_items=100),
         base_eval.Args(max_items=500),
         mid_train.Args(task_data="hub"),
         sft_train.Args(task_data="hub"),
@@ -158,7 +159,12 @@ def pipeline(args: Args) -> Pipeline:
     shared |= {"wandb": args.wandb, "tensorboard": args.tensorboard}
     own: dict[str, dict[str, Any]] = {
         "tok_train": {"vocab_size": args.vocab_size},
-        "base_train": {"depth": args.depth, "sequence_len": args.sequence_len, "steps": args.base_steps},
+        "base_train": {
+            "depth": args.depth,
+            "sequence_len": args.sequence_len,
+            "steps": args.base_steps,
+            "bundle": args.bundle,
+        },
         "base_eval": {"bundle": args.bundle, "max_items": args.max_problems},
         "mid_train": {"tasks": args.mid_tasks, "steps": args.mid_steps},
         "sft_train": {"tasks": args.sft_tasks, "steps": args.sft_steps},

@@ -41,7 +41,7 @@ def write_run(run: str) -> None:
     paths.write_json(paths.join(tokenizer, "eval.json"), {"texts": rates})
 
     loss = [{"step": s, "loss": 6 * math.exp(-s / 60) + 2, "tok_per_s": 900.0 + s, "t": s * 1.0} for s in range(1, 201)]
-    loss += [{"step": s, "val_bpb": 3.0 - s / 200, "t": s * 1.0} for s in (100, 200)]
+    loss += [{"step": s, "val_bpb": 3.0 - s / 200, "val_core": s / 500, "t": s * 1.0} for s in (100, 200)]
     base = {"steps": 200, "tokens": 819200, "wall_s": 1800.0, "workers": 8, "device": H100, "num_params": 123456}
     base |= {"val_bpb": 2.0, "unigram_bpb": 4.0, "settings": {"depth": 2}}
     core_tasks = {"copying": {"accuracy": 0.75, "centred": 0.5, "num_items": 40}}
@@ -191,7 +191,18 @@ def test_conversation_comes_first(run: str) -> None:
 
 def test_picture_shows_the_curves(run: str) -> None:
     found = "".join(ET.fromstring(file(run, "curves.svg")).itertext())
-    for words in ("BASE", "SFT", "RL", curves.LOSS, curves.BPB, curves.SCORES, curves.REWARD, "30 min 00 s", "36 min"):
+    for words in (
+        "BASE",
+        "SFT",
+        "RL",
+        curves.LOSS,
+        curves.BPB,
+        curves.SCORES,
+        curves.CORE,
+        curves.REWARD,
+        "30 min 00 s",
+        "36 min",
+    ):
         assert words in found, words
     assert "MID" not in found
 

@@ -50,14 +50,18 @@ def launch(stage: Stage, cluster: Cluster, *, ready: Ready = lambda: None) -> di
 
 
 def train_on_tokens(
-    stage: Stage, packings: Callable[[], tuple[Packing, Packing]], cluster: Cluster, *, max_val_rows: int | None = None
+    stage: Stage,
+    packings: Callable[[], tuple[Packing, Packing]],
+    cluster: Cluster,
+    *,
+    source: Callable[[str, str], TokenSource] = TokenSource,
 ) -> dict[str, Any]:
     """Train a stage on token shards, which are made meanwhile, or find that it is trained; return its summary.
 
     Args:
         stage: its source is the packings; without `steps` in its recipe it makes one pass over them.
         packings: called only when there is something to do; returns what to train and what to validate on.
-        max_val_rows: rows of an evaluation; None = all.
+        source: from the folders of what to train and what to validate on to the stage's source.
     """
     if (summary := finished(stage.folder, stage.recipe)) is not None:
         return summary
@@ -67,8 +71,7 @@ def train_on_tokens(
         if (steps := recipe.steps) is None:
             validation.result()  # if it is empty, do not wait for the other one
             steps = max(1, TokenRows(training.result()).num_rows() // recipe.rows_per_step)
-        source = TokenSource(train.folder, val.folder, max_val_rows)
-        stage = replace(stage, recipe=recipe, steps=steps, source=source)
+        stage = replace(stage, recipe=recipe, steps=steps, source=source(train.folder, val.folder))
         print(f"{stage.name}: {steps} steps of {recipe.rows_per_step} rows, from {stage.parent or 'fresh weights'}")
         return launch(stage, cluster, ready=validation.result)
 

@@ -115,6 +115,13 @@ def tinyworld_root(storage: str) -> str:
     return root
 
 
+def bundle_root(bundle: str, storage: str) -> str:
+    """Return the folder of CORE's tasks: tinyworld's (written if missing), or the one that is named."""
+    if bundle == "tinyworld":
+        return paths.join(tinyworld_root(storage), "eval_bundle")
+    return paths.absolute(bundle)  # workers and actors have another working folder
+
+
 def task_root(task_data: str, storage: str) -> str:
     """Return the root for `tasks.load`: "hub" unchanged, tinyworld's root (written if missing), or a folder.
 

@@ -133,7 +133,12 @@ def score(task: CoreTask, correct: Sequence[bool]) -> Score:
     return Score(share, accuracy.centred(share, task.chance), len(correct))
 
 
-def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None, protocol: Protocol = OWN) -> Evaluation:
+def core_evaluation(
+    tasks: Sequence[CoreTask],
+    max_items: int | None = None,
+    protocol: Protocol = OWN,
+    items_per_call: int = ITEMS_PER_CALL,
+) -> Evaluation:
     """Describe CORE, the mean centred accuracy, over these tasks, each over at most `max_items` of its items.
 
     The figures are those of `accuracy.figures`, for `core`, and under `core_tasks` every task's `Score`. All files are
@@ -148,7 +153,7 @@ def core_evaluation(tasks: Sequence[CoreTask], max_items: int | None = None, pro
         return {"core_tasks": scores, **accuracy.figures("core", outcomes, {task.label: task.chance for task in tasks})}
 
     items = {task: chosen(len(protocol.pool(read_items(task), max_items)), max_items) for task in tasks}
-    calls = [call for task in tasks for call in parts_of({task: items[task]}, ITEMS_PER_CALL)]
+    calls = [call for task in tasks for call in parts_of({task: items[task]}, items_per_call)]
     label: Callable[[CoreTask], str] = attrgetter("label")
     run = partial(_evaluate, protocol=protocol, max_items=max_items)
     return over_tasks("CORE", calls, run, figures, label=label, cost=_tokens_per_item)

@@ -24,9 +24,11 @@ TaskT = TypeVar("TaskT")
 class LoadedModel:
     """A model under evaluation and its tokenizer."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer, *, pack: bool = True) -> None:
+        """pack: False for a model in training, whose compiled passes would be compiled anew."""
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.model.pack()  # now, and not with the engine: every call computes with the same layout
+        if pack:
+            self.model.pack()  # now, and not with the engine: every call computes with the same layout
 
     @classmethod
     def load(cls, path: str) -> "LoadedModel":

@@ -13,7 +13,8 @@ Rows = list[dict[str, Any]]
 LEAST_SHARE = 0.14  # of the time line that a stage gets, however short it was
 MOST_POINTS = 240  # of a line
 FEW = 30  # points that are shown as points, not smoothed
-LOSS, BPB, SCORES, REWARD = "training loss, nats per token", "validation bits per byte", "CORE, ChatCORE", "mean reward"
+LOSS, BPB, CORE = "training loss, nats per token", "validation bits per byte", "CORE in training"
+SCORES, REWARD = "CORE, ChatCORE", "mean reward"
 
 
 def time_line(rows: dict[str, Rows], stages: dict[str, dict[str, Any]]) -> list[Picture]:
@@ -44,6 +45,7 @@ def _panels(rows: dict[str, Rows], stages: dict[str, Any], bands: dict[str, Poin
         bpb += curve(place("val_bpb"), colour)
         rewards += curve(place("reward"), colour, "rollouts")
         rewards += [line._replace(kind="dots") for line in curve(place("val_reward"), colour, "held out")]
+        scores += curve(place("val_core"), colour, CORE)
         for key in ("core", "chatcore"):
             if (score := stages[name].get(key)) is not None:
                 bars = [stages[name].get("interval", {}).get(key, (score, score))]
@@ -92,7 +94,7 @@ def over_each_other(runs: dict[str, dict[str, Rows]]) -> list[Picture]:
     """Return a picture for each stage of several runs: their curves over the steps, a colour for each run."""
     made = []
     for stage in STAGES:
-        keys = {"reward": REWARD} if stage == "rl" else {"loss": LOSS, "val_bpb": BPB}
+        keys = {"reward": REWARD} if stage == "rl" else {"loss": LOSS, "val_bpb": BPB, "val_core": CORE}
         panels = []
         for key, title in keys.items():
             lines = []

@@ -12,11 +12,15 @@ from raychat.data.batches import Step, steps_of, validation_batches
 from raychat.data.shards import TokenRows, manifest
 from raychat.data.text_rows import training_rows
 from raychat.evals.bpb import figures, spread, sums_of_all, unigram_bpb
+from raychat.evals.bundle import CoreTask
+from raychat.evals.core import core_evaluation
+from raychat.evals.evaluation import LoadedModel
 from raychat.train.compiling import one_graph
 from raychat.train.memory import device_rows
 from raychat.train.stage import Learner, Metrics
 
 UNIGRAM_ROWS = 4096  # training rows that the unigram model is counted on
+CORE_ITEMS_PER_CALL = 16  # few, so that all workers have some
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class TokenSource:
     train: str
     val: str
     max_val_rows: int | None = None  # rows of an evaluation; None = all
+    core: tuple[CoreTask, ...] = ()  # tasks that are scored with it
+    core_items: int | None = None  # of each of them; None = all
 
     def __call__(self, learner: Learner) -> "TokenFeed":
         return TokenFeed(self, learner)
@@ -55,10 +61,18 @@ class TokenFeed:
         return steps_of(self._rows, rows_per_step=rows_per_step, start=start, stop=stop, **self._split)
 
     def evaluate(self) -> Metrics:
-        """Return the validation rows' bits per byte and nats per token. Collective."""
+        """Return the validation rows' bits per byte and nats per token, and CORE where it is asked for. Collective."""
         batches = validation_batches(self._val_rows, self._num_val, **self._split)
         self._val_sums = sums_of_all(self.nll, batches, self._token_bytes)
-        return figures(self._val_sums)
+        return figures(self._val_sums) | (self._core() if self._source.core else {})
+
+    def _core(self) -> Metrics:
+        """Return CORE, of whose calls every worker makes its share."""
+        evaluation = core_evaluation(self._source.core, self._source.core_items, items_per_call=CORE_ITEMS_PER_CALL)
+        loaded = LoadedModel(self._learner.model, self._learner.tokenizer, pack=False)
+        (rank, size), calls = dist.world(), evaluation.calls
+        results = dist.together(lambda: [call(loaded) for call in calls[rank::size]])
+        return {"val_core": evaluation.finish([results[i % size][i // size] for i in range(len(calls))])["core"]}
 
     def facts(self) -> dict[str, Any]:
         """Return the data's manifests, how sure `val_bpb` is, and that of a unigram model, which a model must beat."""
