@@ -2,11 +2,14 @@
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from raychat.actors import InProcess
+from raychat.cluster import Cluster
+from raychat.cluster.map import actors_per_core
 from raychat.data import reading
 from raychat.evals import contamination
 
@@ -35,18 +38,31 @@ def holds(documents: list[str], item: str, n: int) -> bool:
     return any(f" {gram} " in f" {document} " for gram in grams for document in documents)
 
 
-@pytest.mark.parametrize("n", [8, 9, 13])
-def test_items_are_found_as_by_a_slow_search(tmp_path: Path, documents: list[str], n: int) -> None:
+def items_of(documents: list[str]) -> list[str]:
+    """Items of which some are in the documents, whole or in part."""
     draw = random.Random(1)
     inside = [" ".join(draw.choice(documents).split()[3 : 3 + draw.randrange(8, 20)]) for _ in range(40)]
     items = [item for item in inside if len(item.split()) >= 8]
-    items += [f"{text(draw, 10)} {item} {text(draw, 10)}" for item in items] + [text(draw, 30) for _ in range(30)]
+    return items + [f"{text(draw, 10)} {item} {text(draw, 10)}" for item in items] + [text(draw, 30) for _ in range(30)]
+
+
+@pytest.mark.parametrize("n", [8, 9, 13])
+def test_items_are_found_as_by_a_slow_search(tmp_path: Path, documents: list[str], n: int) -> None:
+    items = items_of(documents)
     expected = [holds(documents, item, n) for item in items]
     assert len(set(expected)) == 2
     blocks = blocks_of(tmp_path, documents)
     assert len(blocks) > 1
     found = contamination.find({"t": items, "none": []}, blocks, InProcess(type(None)), n)
     assert found == {"t": expected, "none": []}
+
+
+@pytest.mark.ray
+def test_actors_find_them_over_ray(tmp_path: Path, documents: list[str], ray_cluster: None) -> None:
+    items, blocks = items_of(documents), blocks_of(tmp_path, documents)
+    with closing(actors_per_core(Cluster(gpus_per_worker=0), len(blocks), name="scan")) as actors:
+        found = contamination.find({"t": items}, blocks, actors, 9)
+    assert found == {"t": [holds(documents, item, 9) for item in items]}
 
 
 def test_case_and_punctuation_do_not_matter_and_documents_are_not_joined(tmp_path: Path) -> None:
