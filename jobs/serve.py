@@ -26,6 +26,7 @@ class Args:
     max_models: int = 2  # in the memory of one replica; the least used one makes room for another
     min_replicas: int = 1  # model replicas when there are no requests
     max_replicas: int = 2  # model replicas at most, as requests become more
+    cpus_per_replica: int | None = None  # also its threads; None = what this machine has, shared out; 1 on a cluster
     max_queued: int = 128  # answers of one ingress that wait for their first token; more requests get status 429
     requests_per_minute: int | None = None  # of one API key, at each of Ray's two ingresses; None = no limit
     cors_origins: tuple[str, ...] = ()  # web pages of these origins may call the API; "*" = all
@@ -33,7 +34,7 @@ class Args:
 
     def __post_init__(self) -> None:
         at_least(self, max_sequences=1, max_models=1, min_replicas=0, max_replicas=1)
-        at_least(self, max_queued=1, requests_per_minute=1)
+        at_least(self, cpus_per_replica=1, max_queued=1, requests_per_minute=1)
 
 
 def run(args: Args) -> None:
@@ -64,6 +65,8 @@ def run(args: Args) -> None:
         "gpus_per_replica": args.cluster.gpus_per_worker,
         **server,
     }
+    if args.cpus_per_replica is not None:
+        settings["cpus_per_replica"] = args.cpus_per_replica
     serve_on_ray(settings, args.host, args.port, args.cluster)
 
 

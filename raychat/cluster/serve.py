@@ -144,11 +144,13 @@ def _server(settings: ServeArgs, host: str, port: int = 0) -> ServerSettings:
 def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluster) -> None:
     """Serve `build(settings)` on the Ray cluster, joined or started, until SIGINT or SIGTERM.
 
-    A cluster that was joined keeps Ray Serve and its other applications.
+    A cluster that was joined keeps Ray Serve and its other applications. Without one the most replicas that there can
+    be share out the CPUs of this machine, unless the settings say how many each of them has.
     """
     _server(_settings(settings), host, port)  # fail before Ray starts
     joined = ray.is_initialized() or (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if not joined:
+        settings = _shared_out(settings, os.cpu_count() or 1)
         port = _free_port(host, port)
         set_environment()
     cluster.join()  # serving only reads the storage
@@ -163,6 +165,17 @@ def serve_on_ray(settings: dict[str, Any], host: str, port: int, cluster: Cluste
         serve.delete(APPLICATION)
     else:
         serve.shutdown()
+
+
+def _shared_out(settings: dict[str, Any], num_cpus: int) -> dict[str, Any]:
+    """Let as many replicas as there can be share out a machine's CPUs, unless the settings say how many each has.
+
+    >>> _shared_out({"max_replicas": 3}, 8)
+    {'cpus_per_replica': 2, 'max_replicas': 3}
+    >>> _shared_out({"max_replicas": 3, "cpus_per_replica": 5}, 8)["cpus_per_replica"]
+    5
+    """
+    return {"cpus_per_replica": max(1, num_cpus // _settings(settings).max_replicas), **settings}
 
 
 def _start_serve(host: str, port: int) -> tuple[str, int]:
