@@ -14,7 +14,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: speedrun-tiny
-speedrun-tiny: $(INSTALLED) ## the whole pipeline at toy size: six to eleven minutes on two CPU cores
+speedrun-tiny: $(INSTALLED) ## the whole pipeline at toy size: seven to thirteen minutes on two CPU cores
 	$(PYTHON_IN_VENV) jobs/speedrun.py --preset tiny --cluster.workers 2
 
 .PHONY: test
