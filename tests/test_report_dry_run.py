@@ -195,7 +195,7 @@ def test_speedrun_counts_the_preset(raychat_home: Path, capsys: pytest.CaptureFi
     for figures in said.values():
         assert figures["devices"]["H100"].cost == pytest.approx(2.0 * figures["devices"]["H100"].wall_s / 3600)
     printed = capsys.readouterr().out
-    assert all(f"| steps | {steps} |" in printed for steps in planned)
+    assert all(f"| steps | {steps:,} |" in printed for steps in planned)
     paths.write_json(str(raychat_home / "runs" / "tiny" / "tokenizer" / "train.json"), {"settings": {"vocab_size": 9}})
     byte_tokenizer().save(str(raychat_home / "runs" / "tiny" / "tokenizer"))
     with pytest.raises(ValueError, match="has a tokenizer trained with"):
