@@ -19,15 +19,17 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 REQUIRED = frozenset({"landlock", "seccomp"})
+GVISOR = "gvisor"  # is enough by itself
 ALLOW_OPEN = "RAYCHAT_ALLOW_OPEN_SANDBOX"  # a property of a machine, such as one in a network of its own
 START = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import sandbox_child; sandbox_child.main()"
 GRACE_S = 60.0  # for the processes to start and end on a busy machine
@@ -65,38 +67,74 @@ def judge(program: str, tests: str, name: str, *, timeout_s: float = 5.0, memory
     'AssertionError: wrong'
     """
     guards()
-    return _judge(program, tests, name, timeout_s, memory_bytes)
+    return _judge(program, tests, name, timeout_s, memory_bytes, runsc())
 
 
 @functools.cache  # once per process
 def guards() -> tuple[str, ...]:
     """Return the protections that hold on this machine. Raises ValueError if they are too few to run programs."""
-    outcome = _judge("def nothing(): pass", "nothing()", "nothing", GRACE_S, 256 << 20)
+    outcome, _ = _judge_nothing(runsc())
     if not outcome.passed:
         raise RuntimeError(f"the sandbox does not work on this machine: {outcome.error}")
-    missing = sorted(REQUIRED.difference(outcome.guards))
+    missing = lacking(outcome.guards)
     if missing and not os.environ.get(ALLOW_OPEN):
         raise ValueError(
             f"programs that a model wrote run only behind {' and '.join(sorted(REQUIRED))}, and this machine lacks "
-            f"{' and '.join(missing)} (it has {', '.join(outcome.guards)}); use Linux 6.2 or newer with both, or, on a "
-            f"machine that has nothing to lose, set {ALLOW_OPEN}=1"
+            f"{' and '.join(missing)} (it has {', '.join(outcome.guards)}); use Linux 6.2 or newer with both, install "
+            f"gVisor's `runsc`, or, on a machine that has nothing to lose, set {ALLOW_OPEN}=1"
         )
     return outcome.guards
 
 
-def _judge(program: str, tests: str, name: str, timeout_s: float, memory_bytes: int) -> Outcome:
+def lacking(guards: Collection[str]) -> list[str]:
+    """Return which protections are missing: none in gVisor, else those of REQUIRED that are not among `guards`."""
+    return [] if GVISOR in guards else sorted(REQUIRED.difference(guards))
+
+
+@functools.cache  # once per process
+def runsc() -> str:
+    """Return the path of gVisor's `runsc`; "" where it is not installed, or does not work, which is printed."""
+    path = shutil.which("runsc")
+    if path is None:
+        return ""
+    outcome, printed = _judge_nothing(path)
+    if outcome.passed:
+        return path
+    reason = (printed.splitlines() or [outcome.error])[-1]
+    print(f"going on without gVisor: {path} does not work on this machine: {reason}", file=sys.stderr, flush=True)
+    return ""
+
+
+@functools.cache
+def _judge_nothing(runsc: str) -> tuple[Outcome, str]:
+    """Return the outcome of a program that does nothing, and what it printed."""
+    with _file("") as errors:
+        outcome = _judge("def nothing(): pass", "nothing()", "nothing", GRACE_S, 256 << 20, runsc, errors)
+        errors.seek(0)
+        return outcome, errors.read().decode(errors="replace").strip()
+
+
+def _judge(
+    program: str,
+    tests: str,
+    name: str,
+    timeout_s: float,
+    memory_bytes: int,
+    runsc: str,
+    errors: IO[bytes] | int = subprocess.DEVNULL,
+) -> Outcome:
     with _file(program) as source, _file(tests) as checks:
         # fmt: off
         command = [
             sys.executable, "-I", "-S", "-X", "utf8", "-c", START,
-            name, str(checks.fileno()), str(memory_bytes), str(timeout_s),
+            name, str(checks.fileno()), str(memory_bytes), str(timeout_s), runsc,
         ]
         # fmt: on
         with subprocess.Popen(
             command,
             stdin=source,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=errors,
             cwd="/",
             env={},
             pass_fds=(checks.fileno(),),

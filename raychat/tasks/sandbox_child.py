@@ -1,7 +1,8 @@
 """The processes of the sandbox: A runs the program, B runs the tests, and this one, their parent, watches both.
 
 `sandbox.judge` starts `main` with the standard library only, so that it starts in milliseconds. Standard input is the
-program. Arguments: the function's name, the tests' file descriptor, memory in bytes, time in seconds.
+program. Arguments: the function's name, the tests' file descriptor, memory in bytes, time in seconds, the path of
+gVisor's `runsc`, in which A runs, or nothing.
 Standard output gets {"guards": [...], "error": text or null}.
 
 B calls the program's function over two pipes of JSON lines. Only literals cross. A is forked before anything reads the
@@ -10,6 +11,7 @@ tests, and B alone reports whether they passed, so nothing in A knows what is ex
 
 import builtins
 import contextlib
+import functools
 import json
 import math
 import os
@@ -21,12 +23,14 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import gvisor  # type: ignore[import-not-found]
 import sandbox_locks as locks  # type: ignore[import-not-found]
 
 MAX_ANSWER_BYTES = 4 << 20
 MAX_ERROR_CHARS = 2000
 MAX_THREADS = 64
 POLL_MS = 20  # between looks at the clock and the number of threads
+END_S = 5.0  # for a container to say how its program ended
 ENDED = "the program ended before it answered"
 
 
@@ -93,11 +97,15 @@ def execute(source: bytes, scope: dict[str, Any]) -> None:
     exec(compile(source.decode("utf-8", "surrogatepass"), f"<{scope['__name__']}>", "exec"), scope)
 
 
-def answer_calls(name: str, calls: int, answers: int, limits: tuple[int, int]) -> None:
-    """Be process A: run the program of standard input, then its function for each line of `calls`."""
+def answer_calls(name: str, calls: int, answers: int, limits: tuple[int, int], inside: str = "") -> None:
+    """Be process A: run the program of standard input, then its function for each line of `calls`.
+
+    Args:
+        inside: the container that it runs in, whose folder to write to is mounted; "" = none.
+    """
     source, program = sys.stdin.buffer.read(), new_module("program")
-    folder = locks.own_folder()
-    guards = [*locks.lock_in(*limits, folder), *["tmpfs"] * (folder is not None)]
+    folder = locks.FOLDER if inside else locks.own_folder()
+    guards = [*locks.lock_in(*limits, folder), *["tmpfs"] * (folder is not None), *[inside] * bool(inside)]
 
     def outcome(action: Callable[..., Any], *args: Any) -> str:
         try:
@@ -120,6 +128,11 @@ def revive(name: str, message: str) -> Exception:
         with contextlib.suppress(TypeError):  # a few need more than a message
             return kind(message)
     return RuntimeError(f"{name}: {message}")
+
+
+def answer_in_gvisor(runsc: str, name: str, calls: int, answers: int, limits: tuple[int, int]) -> None:
+    """Be process A in a container."""
+    gvisor.run(runsc, f"answer_calls({name!r}, 3, 4, {limits!r}, 'gvisor')", (calls, answers))
 
 
 def examine(name: str, calls: int, answers: int, tests: int, report: int, limits: tuple[int, int]) -> None:
@@ -172,6 +185,8 @@ def fork(close: Sequence[int], role: Callable[..., None], *args: Any) -> int:
             for fd in close:
                 os.close(fd)
             role(*args)
+        except OSError as problem:
+            os.write(2, f"{problem}\n".encode())
         finally:
             os._exit(1)
     return pid
@@ -186,38 +201,67 @@ def num_threads(pid: int) -> int:
         return 0
 
 
-def watch(report: int, program: int, timeout_s: float) -> dict[str, Any]:
-    """Return process B's report, or one of why the program was stopped."""
+def watch(report: int, counted: int | None, timeout_s: float) -> dict[str, Any]:
+    """Return process B's report, or one of why the program was stopped; count the threads of the process `counted`."""
     deadline = time.monotonic() + timeout_s
     poll = select.poll()
     poll.register(report, select.POLLIN)
     while not poll.poll(POLL_MS):
         if time.monotonic() >= deadline:
             return {"guards": [], "error": f"timed out after {timeout_s:g} s"}
-        if num_threads(program) > MAX_THREADS:
+        if counted is not None and num_threads(counted) > MAX_THREADS:
             return {"guards": [], "error": f"started more than {MAX_THREADS} threads"}
     with os.fdopen(report, "rb") as file:
         return json.loads(file.read() or b'{"guards": [], "error": "the tests ended without a verdict"}')
 
 
+def end(program: int, examiner: int, patience_s: float) -> int:
+    """Kill both processes, wait for all they have started, and return how the program ended, as `waitpid` does.
+
+    Args:
+        patience_s: the program may take this long to end by itself.
+    """
+    deadline = time.monotonic() + patience_s
+    pid, status = 0, 0
+    while not pid and time.monotonic() < deadline:
+        pid, status = os.waitpid(program, os.WNOHANG)
+        time.sleep(0 if pid else POLL_MS / 1000)
+    if not pid:
+        os.kill(program, signal.SIGKILL)
+        status = os.waitpid(program, 0)[1]
+    os.kill(examiner, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while True:  # what A's container leaves behind comes to this process, and dies
+            os.wait()
+    return status
+
+
+def killed_by(status: int) -> str | None:
+    """Return the name of the signal that ended a program or, 128 more, was told by its container; None for SIGKILL."""
+    code = os.waitstatus_to_exitcode(status)
+    names = {number.value: number.name for number in signal.Signals if number != signal.SIGKILL}
+    return names.get(-code if code < 0 else code - 128)
+
+
 def main() -> None:
-    name, tests_fd, memory_bytes, timeout = sys.argv[1:]
+    name, tests_fd, memory_bytes, timeout, runsc = sys.argv[1:]
     del sys.argv[1:], sys.path[0]  # the program imports the standard library alone
     locks.die_with_parent()
+    locks.adopt_orphans()
     tests, timeout_s = int(tests_fd), float(timeout)
     limits = int(memory_bytes), math.ceil(timeout_s / 3) + 1  # a busy machine still gives a third of a core
     calls, answers = os.pipe(), os.pipe()
-    program = fork((tests, calls[1], answers[0]), answer_calls, name, calls[0], answers[1], limits)
+    role = functools.partial(answer_in_gvisor, runsc) if runsc else answer_calls
+    program = fork((tests, calls[1], answers[0]), role, name, calls[0], answers[1], limits)
     report = os.pipe()  # A has been forked without it
     theirs = (calls[0], answers[1])
     examiner = fork((0, *theirs, report[0]), examine, name, calls[1], answers[0], tests, report[1], limits)
     for fd in (0, *theirs, calls[1], answers[0], tests, report[1]):
         os.close(fd)
-    verdict = watch(report[0], program, timeout_s)
-    for pid in (program, examiner):
-        os.kill(pid, signal.SIGKILL)
-    status, _ = os.waitpid(program, 0)[1], os.waitpid(examiner, 0)
-    if verdict["error"] == ENDED and os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
-        verdict["error"] = f"the program was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    verdict = watch(report[0], None if runsc else program, timeout_s)
+    ended = verdict["error"] == ENDED
+    status = end(program, examiner, END_S if ended and runsc else 0.0)
+    if ended and (signal_name := killed_by(status)):
+        verdict["error"] = f"the program was killed by {signal_name}"
     os.write(1, json.dumps(verdict).encode())
     os._exit(0)  # at once, without tidying up

@@ -6,6 +6,7 @@ import resource
 import struct
 import sys
 
+FOLDER = "/dev/shm"  # where a tmpfs is mounted for a program to write to
 FOLDER_BYTES, FOLDER_NAMES = 16 << 20, 1000
 MAX_OPEN_FILES = 64
 
@@ -47,15 +48,25 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, sigkill, 0, 0, 0)
 
 
-def own_folder() -> str | None:
+def adopt_orphans() -> None:
+    """Become the parent of all descendants whose own parent dies."""
+    if sys.platform == "linux":
+        pr_set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+
+
+def own_folder(may_execute: bool = False) -> str | None:
     """Mount a small tmpfs that only this process sees and enter it; return its path, None where that is not permitted.
+
+    Args:
+        may_execute: whether programs in it could be run, or in what is mounted there.
 
     Source: Linux, user_namespaces(7), mount_namespaces(7), tmpfs(5).
     """
     if sys.platform != "linux":
         return None
-    libc, path, uid, gid = ctypes.CDLL(None), "/dev/shm", os.geteuid(), os.getegid()
-    new_user, new_mounts, nosuid_nodev_noexec = 0x10000000, 0x20000, 2 | 4 | 8
+    libc, uid, gid = ctypes.CDLL(None), os.geteuid(), os.getegid()
+    new_user, new_mounts, nosuid_nodev, noexec = 0x10000000, 0x20000, 2 | 4, 8
     if libc.unshare(new_user | new_mounts) != 0:
         return None
     try:
@@ -65,10 +76,11 @@ def own_folder() -> str | None:
     except OSError:
         return None
     options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_NAMES},mode=700".encode()
-    if libc.mount(b"tmpfs", path.encode(), b"tmpfs", nosuid_nodev_noexec, options) != 0:
+    flags = nosuid_nodev | (0 if may_execute else noexec)
+    if libc.mount(b"tmpfs", FOLDER.encode(), b"tmpfs", flags, options) != 0:
         return None
-    os.chdir(path)
-    return path
+    os.chdir(FOLDER)
+    return FOLDER
 
 
 def limit_resources(memory_bytes: int, cpu_s: int) -> list[str]:
@@ -96,6 +108,12 @@ def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
     return bool(libc.capset(header, none) == 0)
 
 
+def libraries() -> list[str]:
+    """Return the folders of the libraries of Python and the system, some of which may not exist."""
+    stdlib = os.path.dirname(os.path.realpath(os.__file__))
+    return [stdlib, os.path.dirname(stdlib), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
+
+
 def restrict_files(libc: ctypes.CDLL, folder: str | None) -> int:
     """Allow reads of the libraries of Python and the system, and everything in `folder`; forbid all other files.
 
@@ -116,9 +134,7 @@ def restrict_files(libc: ctypes.CDLL, folder: str | None) -> int:
     if ruleset < 0:
         return 0
     read_file, read_folder = 1 << 2, 1 << 3
-    stdlib = os.path.dirname(os.path.realpath(os.__file__))
-    readable = [stdlib, os.path.dirname(stdlib), "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
-    rules = dict.fromkeys(readable, read_file | read_folder)
+    rules = dict.fromkeys(libraries(), read_file | read_folder)
     rules |= {"/dev/null": read_file | 1 << 1, "/dev/urandom": read_file}
     if folder:
         rules[folder] = rights & ~1  # no EXECUTE
