@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import urllib.request
 import uuid
@@ -16,6 +17,7 @@ import pytest
 from chromium import find_chromium, launch
 
 from raychat.serve.transport import set_environment
+from raychat.tasks import sandbox
 
 REPO = Path(__file__).parent.parent
 
@@ -143,6 +145,32 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets in {folder}")
     return folder
+
+
+@pytest.fixture(scope="module", params=["processes", "gvisor"])
+def isolation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How `sandbox.judge` isolates programs: in "processes", gVisor is hidden; in "gvisor", skipped without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "gvisor":
+            try:
+                command = ["runsc", "--rootless", "--network=none", "--ignore-cgroups", "do", "true"]
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+            except OSError:
+                pytest.skip("needs gVisor: runsc on the PATH")
+            except subprocess.SubprocessError as e:
+                pytest.skip(f"runsc does not work on this machine: {e.stderr or e}")
+        else:
+            patch.setenv("PATH", os.devnull)
+        forget_machine()
+        assert bool(sandbox.runsc()) == (request.param == "gvisor")
+        yield request.param
+    forget_machine()
+
+
+def forget_machine() -> None:
+    """Let `sandbox` look anew at what protections there are."""
+    for cached in (sandbox.runsc, sandbox.guards, sandbox._judge_nothing):
+        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")

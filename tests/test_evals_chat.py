@@ -236,7 +236,7 @@ def test_no_hostile_program_of_a_model_passes_and_the_guards_are_told(tmp_path: 
         guards = sandbox.guards()
     except ValueError as e:
         pytest.skip(str(e))
-    if missing := sandbox.REQUIRED.difference(guards):
+    if missing := sandbox.lacking(guards):
         pytest.skip(f"this system has no {missing}")
     problem = {"task_id": "0", "prompt": "def f(n):\n", "entry_point": "f", "canonical_solution": "    return 2 * n\n"}
     problem["test"] = "def check(candidate):\n    assert candidate(2) == 4\n"

@@ -15,7 +15,8 @@ import sandbox_locks as locks  # type: ignore[import-not-found]
 
 CODE = "/sandbox"  # where the container has the files of the sandbox
 FILES = ("sandbox_child.py", "sandbox_locks.py", "gvisor.py")
-KERNEL_HEAP_BYTES = 1 << 30
+START = f"import sys; sys.path.insert(0, {CODE!r}); import sandbox_child; del sys.path[0]; sandbox_child."
+KERNEL_HEAP_BYTES = 1 << 30  # of gVisor's kernel itself: what it keeps for names of files, threads, mappings
 NOBODY = 65534
 
 
@@ -69,13 +70,13 @@ def specification(code: str) -> dict[str, Any]:
     }
 
 
-def run(runsc: str, call: str, pipes: Sequence[int]) -> NoReturn:
-    """Become `runsc` with a container that calls a function of `sandbox_child` and has stdin, stdout, stderr and pipes.
+def run(runsc: str, code: str, pipes: Sequence[int]) -> NoReturn:
+    """Become `runsc` with a container that runs Python code and has this process's stdin, stdout, stderr and pipes.
 
     What `runsc` writes lies in a tmpfs that this process and its children alone see, and is gone when they are.
 
     Args:
-        call: the function and its arguments, as source code.
+        code: `START` and a call runs a function of `sandbox_child`.
         pipes: file descriptors of this process; the container has them as 3, 4, ...
     """
     os.dup2(os.open("/proc/self/fd/0", os.O_RDONLY), 0)  # the program's file, not to be written to
@@ -83,7 +84,6 @@ def run(runsc: str, call: str, pipes: Sequence[int]) -> NoReturn:
     if folder is None:
         raise OSError("this system permits no mount in a user namespace of its own")
     os.mkdir("rootfs")
-    code = f"import sys; sys.path.insert(0, {CODE!r}); import sandbox_child; del sys.path[0]; sandbox_child.{call}"
     with open("config.json", "w") as file:
         json.dump(specification(code), file)
     resource.setrlimit(resource.RLIMIT_DATA, (KERNEL_HEAP_BYTES, KERNEL_HEAP_BYTES))
@@ -92,5 +92,6 @@ def run(runsc: str, call: str, pipes: Sequence[int]) -> NoReturn:
         os.set_inheritable(fd, True)
         passed += ["--pass-fd", f"{fd}:{inside}"]
     locks.die_with_parent()  # a new user namespace may have undone it
-    settings = ["--rootless", "--network=none", "--ignore-cgroups", "--overlay2=none", f"--root={folder}/state"]
-    os.execve(runsc, [runsc, *settings, "run", "--bundle", folder, *passed, "program"], {})
+    settings = f"--rootless --network=none --ignore-cgroups --overlay2=none --root={folder}/state"
+    settings += " --file-access-mounts=exclusive"  # nobody else writes to them, so their names are cached
+    os.execve(runsc, [runsc, *settings.split(), "run", "--bundle", folder, *passed, "program"], {})

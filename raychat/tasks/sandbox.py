@@ -100,7 +100,7 @@ def runsc() -> str:
     outcome, printed = _judge_nothing(path)
     if outcome.passed:
         return path
-    reason = (printed.splitlines() or [outcome.error])[-1]
+    reason = (printed.splitlines() or [str(outcome.error)])[-1]
     print(f"going on without gVisor: {path} does not work on this machine: {reason}", file=sys.stderr, flush=True)
     return ""
 

@@ -132,7 +132,7 @@ def revive(name: str, message: str) -> Exception:
 
 def answer_in_gvisor(runsc: str, name: str, calls: int, answers: int, limits: tuple[int, int]) -> None:
     """Be process A in a container."""
-    gvisor.run(runsc, f"answer_calls({name!r}, 3, 4, {limits!r}, 'gvisor')", (calls, answers))
+    gvisor.run(runsc, f"{gvisor.START}answer_calls({name!r}, 3, 4, {limits!r}, 'gvisor')", (calls, answers))
 
 
 def examine(name: str, calls: int, answers: int, tests: int, report: int, limits: tuple[int, int]) -> None:
