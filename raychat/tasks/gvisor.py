@@ -49,7 +49,7 @@ def interpreter() -> str:
 
 
 def specification(code: str) -> dict[str, Any]:
-    """Return the container that runs Python code as nobody, with an empty environment and no capabilities.
+    """Return the container that runs Python code as nobody, with HOME as its environment and no capabilities.
 
     Source: Open Container Initiative, runtime specification 1.0.
     """

@@ -11,7 +11,11 @@ What holds on Linux for both processes (`sandbox_locks.py`; `guards()` lists wha
 - writes: A has a tmpfs of 16 MiB of its own where the system permits the mount, else no place to write to;
 - inheritance: an empty environment, no other file descriptors, no capabilities, no site-packages.
 
-What does not hold: it is not a virtual machine, so a kernel bug is a way out. Where Landlock or seccomp is missing
+Where gVisor's `runsc` works, A runs in a container of its own (`gvisor.py`), which needs no Landlock: with another
+kernel, libraries mounted read-only, no network, and nothing else of this machine but the two pipes. Its threads are
+not counted: its address space and CPU time limit them, and the memory that gVisor's kernel keeps for them is limited.
+
+What does not hold: without gVisor a kernel bug is a way out. Where gVisor is missing, and Landlock or seccomp too
 (macOS, Linux before 6.2, some containers), `judge` refuses, unless the variable RAYCHAT_ALLOW_OPEN_SANDBOX is set.
 """
 
@@ -39,7 +43,7 @@ class Outcome(NamedTuple):
     """The result of the tests; `error` is None exactly when all passed."""
 
     error: str | None = None  # "AssertionError: ...", "timed out after 5 s", "the program was killed by SIGSEGV", ...
-    guards: tuple[str, ...] = ()  # protections in force: rlimit_*, no_new_privs, landlock, seccomp, tmpfs
+    guards: tuple[str, ...] = ()  # protections in force: rlimit_*, no_new_privs, landlock, seccomp, tmpfs, gvisor
 
     @property
     def passed(self) -> bool:
