@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def run(code: str) -> str:
     """Return what code prints that runs in the container without seccomp and other limits."""
     start = f"import sys; sys.path.insert(0, {str(TASKS)!r}); import gvisor; gvisor.run(sys.argv[1], sys.argv[2], ())"
     command = [sys.executable, "-c", start, sandbox.runsc(), code]
-    with open(REPO / "README.md") as program:
+    with tempfile.TemporaryFile() as program:  # which may be written to
         done = subprocess.run(command, stdin=program, capture_output=True, text=True, timeout=PATIENT_S)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -155,6 +156,20 @@ except ChildProcessError: print(ended)
     assert int(done.stdout) >= 6, done.stderr  # judge, parent, tests, and runsc with its kernel and its file server
     assert list(tmp_path.iterdir()) == []
     assert not {name for name in names() - before if re.search("runsc|gvisor|state|rootfs|config", name)}
+
+
+@in_gvisor
+def test_machine_without_user_namespaces_judges_without_gvisor(isolation: str) -> None:
+    script = "from raychat.tasks import sandbox; print(sandbox.judge('def f(): pass', 'f()', 'f', timeout_s=60))"
+    shell = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", shell, sys.executable, script]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENT_S)
+    assert done.stdout.startswith("Outcome(error=None"), done
+    assert "gvisor" not in done.stdout
+    assert re.fullmatch(
+        r"going on without gVisor: .*runsc does not work .*: this system permits no mount.*\n", done.stderr
+    )
 
 
 def test_runsc_that_does_not_work_is_told_once_and_not_used(

@@ -32,6 +32,7 @@ MAX_THREADS = 64
 POLL_MS = 20  # between looks at the clock and the number of threads
 END_S = 5.0  # for a container to say how its program ended
 ENDED = "the program ended before it answered"
+NOT_STARTED = "the program was not started"
 
 
 def pack(value: Any) -> Any:
@@ -146,7 +147,8 @@ def examine(name: str, calls: int, answers: int, tests: int, report: int, limits
     def reply() -> Any:
         line = lines.readline(MAX_ANSWER_BYTES)
         if not line.endswith(b"\n"):
-            end(ENDED if len(line) < MAX_ANSWER_BYTES else f"an answer is longer than {MAX_ANSWER_BYTES} bytes")
+            ended = ENDED if guards else NOT_STARTED
+            end(ended if len(line) < MAX_ANSWER_BYTES else f"an answer is longer than {MAX_ANSWER_BYTES} bytes")
         return json.loads(line)
 
     def result() -> Any:
@@ -185,7 +187,7 @@ def fork(close: Sequence[int], role: Callable[..., None], *args: Any) -> int:
             for fd in close:
                 os.close(fd)
             role(*args)
-        except OSError as problem:
+        except OSError as problem:  # for `sandbox.runsc`, which prints why gVisor does not work
             os.write(2, f"{problem}\n".encode())
         finally:
             os._exit(1)
