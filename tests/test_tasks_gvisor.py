@@ -22,12 +22,18 @@ in_gvisor = pytest.mark.parametrize("isolation", ["gvisor"], indirect=True)
 TASKS = Path(sandbox.__file__).parent
 
 
-def run(code: str) -> str:
-    """Return what code prints that runs in the container without seccomp and other limits."""
-    start = f"import sys; sys.path.insert(0, {str(TASKS)!r}); import gvisor; gvisor.run(sys.argv[1], sys.argv[2], ())"
+def contain(code: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run code in the container without seccomp and other limits, and code in the process that becomes `runsc`."""
+    start = f"import sys; sys.path.insert(0, {str(TASKS)!r}); import gvisor; {before}"
+    start += "; gvisor.run(sys.argv[1], sys.argv[2], ())"
     command = [sys.executable, "-c", start, sandbox.runsc(), code]
     with tempfile.TemporaryFile() as program:  # which may be written to
-        done = subprocess.run(command, stdin=program, capture_output=True, text=True, timeout=PATIENT_S)
+        return subprocess.run(command, stdin=program, capture_output=True, text=True, timeout=PATIENT_S)
+
+
+def run(code: str) -> str:
+    """Return what code prints in the container."""
+    done = contain(code)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -115,6 +121,14 @@ def test_memory_and_time_limit_what_nothing_counts(isolation: str, bomb: str, er
     got = judge(program, "", "f", timeout_s=15.0)
     assert got.error is not None
     assert got.error.startswith((error, "timed out")), got.error
+
+
+@in_gvisor
+@pytest.mark.parametrize(("megabytes", "fits"), [(1024, True), (192, False)])
+def test_memory_of_the_containers_kernel_is_limited(isolation: str, megabytes: int, fits: bool) -> None:
+    many = "import os\nfor number in range(60_000): os.mkdir(f'/dev/shm/{number}' + 40 * '-')\nprint('done')"
+    done = contain(many, f"gvisor.KERNEL_HEAP_BYTES = {megabytes} << 20")
+    assert ("done" in done.stdout) == fits, done.stderr
 
 
 @in_gvisor
