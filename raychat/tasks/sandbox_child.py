@@ -30,7 +30,6 @@ MAX_ANSWER_BYTES = 4 << 20
 MAX_ERROR_CHARS = 2000
 MAX_THREADS = 64
 POLL_MS = 20  # between looks at the clock and the number of threads
-END_S = 5.0  # for a container to say how its program ended
 ENDED = "the program ended before it answered"
 NOT_STARTED = "the program was not started"
 
@@ -217,21 +216,13 @@ def watch(report: int, counted: int | None, timeout_s: float) -> dict[str, Any]:
         return json.loads(file.read() or b'{"guards": [], "error": "the tests ended without a verdict"}')
 
 
-def end(program: int, examiner: int, patience_s: float) -> int:
-    """Kill both processes, wait for all they have started, and return how the program ended, as `waitpid` does.
-
-    Args:
-        patience_s: the program may take this long to end by itself.
-    """
-    deadline = time.monotonic() + patience_s
-    pid, status = 0, 0
-    while not pid and time.monotonic() < deadline:
-        pid, status = os.waitpid(program, os.WNOHANG)
-        time.sleep(0 if pid else POLL_MS / 1000)
-    if not pid:
-        os.kill(program, signal.SIGKILL)
-        status = os.waitpid(program, 0)[1]
-    os.kill(examiner, signal.SIGKILL)
+def end(program: int, examiner: int) -> int:
+    """Kill both processes, wait for all they have started, and return how the program ended, as `waitpid` does."""
+    for pid in (program, examiner):
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(program, 0)[
+        1
+    ]  # `runsc` holds the pipes until it ends: where B has seen their end, it had ended
     with contextlib.suppress(ChildProcessError):
         while True:  # what A's container leaves behind comes to this process, and dies
             os.wait()
@@ -261,9 +252,8 @@ def main() -> None:
     for fd in (0, *theirs, calls[1], answers[0], tests, report[1]):
         os.close(fd)
     verdict = watch(report[0], None if runsc else program, timeout_s)
-    ended = verdict["error"] == ENDED
-    status = end(program, examiner, END_S if ended and runsc else 0.0)
-    if ended and (signal_name := killed_by(status)):
+    signal_name = killed_by(end(program, examiner))
+    if verdict["error"] == ENDED and signal_name:
         verdict["error"] = f"the program was killed by {signal_name}"
     os.write(1, json.dumps(verdict).encode())
     os._exit(0)  # at once, without tidying up
