@@ -10,6 +10,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fsspec
@@ -17,7 +18,6 @@ import pytest
 from chromium import find_chromium, launch
 
 from raychat.serve.transport import set_environment
-from raychat.tasks import sandbox
 
 REPO = Path(__file__).parent.parent
 
@@ -161,16 +161,19 @@ def isolation(request: pytest.FixtureRequest) -> Iterator[str]:
                 pytest.skip(f"runsc does not work on this machine: {e.stderr or e}")
         else:
             patch.setenv("PATH", os.devnull)
-        forget_machine()
+        sandbox = forget_machine()
         assert bool(sandbox.runsc()) == (request.param == "gvisor")
         yield request.param
     forget_machine()
 
 
-def forget_machine() -> None:
-    """Let `sandbox` look anew at what protections there are."""
+def forget_machine() -> ModuleType:
+    """Let `sandbox` look anew at what protections there are; return it."""
+    from raychat.tasks import sandbox  # imports numpy: after the settings
+
     for cached in (sandbox.runsc, sandbox.guards, sandbox._judge_nothing):
         cached.cache_clear()
+    return sandbox
 
 
 @pytest.fixture(scope="module")
