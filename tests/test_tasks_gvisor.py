@@ -23,7 +23,7 @@ in_gvisor = pytest.mark.parametrize("isolation", ["gvisor"], indirect=True)
 TASKS = Path(sandbox.__file__).parent
 
 
-def contain(code: str, before: str = "pass") -> "subprocess.CompletedProcess[str]":
+def contain(code: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
     """Run code in the container without seccomp and other limits, and code in the process that becomes `runsc`."""
     start = f"import sys; sys.path.insert(0, {str(TASKS)!r}); import gvisor; {before}"
     start += "; gvisor.run(sys.argv[1], sys.argv[2], ())"

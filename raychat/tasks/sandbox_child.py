@@ -220,9 +220,8 @@ def end(program: int, examiner: int) -> int:
     """Kill both processes, wait for all they have started, and return how the program ended, as `waitpid` does."""
     for pid in (program, examiner):
         os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(program, 0)[
-        1
-    ]  # `runsc` holds the pipes until it ends: where B has seen their end, it had ended
+    # B sees the pipes' end when `runsc` ends, which holds them too: then it has its exit code, and is not killed
+    status = os.waitpid(program, 0)[1]
     with contextlib.suppress(ChildProcessError):
         while True:  # what A's container leaves behind comes to this process, and dies
             os.wait()
