@@ -110,18 +110,27 @@ for family, address in ((socket.AF_INET, ('127.0.0.1', PORT)), (socket.AF_UNIX, 
 
 @in_gvisor
 @pytest.mark.parametrize(
-    ("bomb", "error"),
+    "bomb",
     [
-        ("threading.Thread(target=time.sleep, args=(10**6,), daemon=True).start()", "RuntimeError: can't start new"),
-        ("kept.append(mmap.mmap(-1, 4096, prot=1 + len(kept) % 2 * 2))", "OSError: [Errno 12] Cannot allocate memory"),
-        ("os.mkdir(str(len(kept))); kept.append(0)", "the program was killed by SIGXCPU"),
+        "threading.Thread(target=time.sleep, args=(10**6,), daemon=True).start()",
+        "kept.append(mmap.mmap(-1, 4096, prot=1 + len(kept) % 2 * 2))",
+        "os.mkdir(str(len(kept))); kept.append(0)",
     ],
 )
-def test_memory_and_time_limit_what_nothing_counts(isolation: str, bomb: str, error: str) -> None:
+def test_memory_and_time_limit_what_nothing_counts(isolation: str, bomb: str) -> None:
     program = f"import mmap, os, threading, time; kept = []; threading.stack_size(32 << 10)\nwhile True: {bomb}"
-    got = judge(program, "", "f", timeout_s=15.0)
-    assert got.error is not None
-    assert got.error.startswith((error, "timed out")), got.error
+    error = judge(program, "", "f", timeout_s=15.0).error
+    # Which is met first depends on the machine: address space, CPU time, memory of the container's kernel, the clock.
+    limits = (
+        "RuntimeError: can't start",
+        "OSError: [Errno 12]",
+        "the program was killed",
+        "the program ended",
+        "timed out",
+    )
+    assert error is not None
+    assert error.startswith(limits), error
+    assert judge("def f(): return 1", "assert f() == 1", "f", timeout_s=PATIENT_S).passed
 
 
 @in_gvisor
