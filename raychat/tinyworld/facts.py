@@ -11,14 +11,13 @@ ASKED_ABOUT = ("people", "animals", "places", "things", "food")
 
 
 def asked(fact: Fact, rng: random.Random) -> Turn:
-    """Ask for a fact, in one of the wordings of relations.txt or asked.txt, or guess its value.
-
-    The answer states the fact, without Yes or No: a small model says these by chance (docs/LOG.md).
-    """
+    """Ask for a fact, in one of the wordings of relations.txt or asked.txt, or guess its value."""
     relation = fact.relation
     wordings = [*((question,) for question in relation.questions), *rows("asked", f"{relation.kind} {relation.name}")]
     question, *before = rng.choice(wordings)
     guess = fact.value if rng.random() < 0.5 else rng.choice(fact.wrong_values)
+    if "guess}" in question:
+        before = ["Yes." if guess == fact.value else "No."]
     return Turn(fact.state(question, guess=guess, a_guess=article(guess)), " ".join([*before, fact.answer()]))
 
 

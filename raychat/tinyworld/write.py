@@ -24,7 +24,7 @@ from raychat.tinyworld.world import TinyWorld
 
 T = TypeVar("T")
 
-VERSION = 12  # of the generator: raise it when the bytes change, so that older folders are written again
+VERSION = 11  # of the generator: raise it when the bytes change, so that older folders are written again
 DONE = "meta.json"  # written last
 
 NUM_SHARDS = 8  # of which the last is validation
